@@ -1,0 +1,205 @@
+import type { Memory } from '../platform/memory.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import type { DomainMemory } from '../platform/platform.js';
+import type { PagePool } from './page-pool.js';
+
+/** Bytes of the buffer that each packet owns: room for a header in front, then the linear data. */
+export const PACKET_BUFFER_SIZE = 512;
+/** Bytes left free before the data, for a virtio-net header or a VLAN tag. */
+export const PACKET_HEADROOM = 32;
+/** The longest linear part that the packet's own buffer takes. */
+export const PACKET_LINEAR_MAX = PACKET_BUFFER_SIZE - PACKET_HEADROOM;
+/** Fragments a packet can have: 19 slots are the most that a frontend may send (netback's limit). */
+export const MAX_FRAGMENTS = 20;
+/** `source` of a fragment in local memory; otherwise it is the domid whose grant the fragment is. */
+export const FRAGMENT_LOCAL = -1;
+
+/** What is known of a packet's transport checksum; the values are Linux's ip_summed. */
+export const CHECKSUM_NONE = 0;
+export const CHECKSUM_UNNECESSARY = 1;
+export const CHECKSUM_PARTIAL = 3;
+
+export const GSO_NONE = 0;
+export const GSO_TCPV4 = 1;
+export const GSO_TCPV6 = 2;
+
+/** Who must learn that the last user of a packet's data is done. */
+export interface PacketOwner {
+  packetDone(packet: Packet): void;
+}
+
+/**
+ * A network packet: our sk_buff. A linear part in local memory, in which headers are read, and up to
+ * MAX_FRAGMENTS fragments behind it, each in local memory or still in another domain's granted page.
+ *
+ * Packets are pooled: who holds a reference calls `release` once, and the last release returns the pages,
+ * tells the owner, and puts the packet back. A packet with more than one reference is read-only.
+ */
+export class Packet {
+  /** Byte address of the first linear byte. */
+  data = 0;
+  /** Bytes in the linear part. */
+  linear = 0;
+  /** Bytes in all: the linear part and every fragment. */
+  length = 0;
+
+  fragments = 0;
+  /** Per fragment: FRAGMENT_LOCAL, or the domid that granted it. */
+  readonly source = new Int32Array(MAX_FRAGMENTS);
+  /** Per fragment: page number in local memory, or grant reference. */
+  readonly ref = new Uint32Array(MAX_FRAGMENTS);
+  readonly offset = new Int32Array(MAX_FRAGMENTS);
+  readonly size = new Int32Array(MAX_FRAGMENTS);
+  /** Per local fragment: its index in `pool`, or -1 when the page is not the packet's to free. */
+  readonly poolIndex = new Int32Array(MAX_FRAGMENTS);
+  /** The pool that local pages of this packet come from, the linear part's too. */
+  pool: PagePool | null = null;
+  /** Index in `pool` of the page that holds the linear part, or -1 when that is the packet's own buffer. */
+  linearPoolIndex = -1;
+
+  checksum = CHECKSUM_NONE;
+  /** For CHECKSUM_PARTIAL: offset from `data` where the sum starts, and where in that it is stored. */
+  csumStart = 0;
+  csumOffset = 0;
+  gsoType = GSO_NONE;
+  /** Payload bytes of each segment. */
+  gsoSize = 0;
+  /** A NETIF hash type's bit index, or -1 without a hash. */
+  hashType = -1;
+  hash = 0;
+  /** Priority of the sender, 0 … 15 (TC_PRIO). */
+  priority = 0;
+  /** The queue that it came from or goes to. */
+  queue = 0;
+
+  owner: PacketOwner | null = null;
+  /** For the owner's use. */
+  ownerCookie = 0;
+  /** For whoever has the packet in a list. */
+  next: Packet | null = null;
+  references = 0;
+
+  constructor(
+    readonly memory: Memory,
+    /** Byte address of the packet's own buffer. */
+    readonly buffer: number,
+    private readonly home: PacketPool,
+  ) {}
+
+  /** True when every byte is in local memory. */
+  get isLocal(): boolean {
+    for (let i = 0; i < this.fragments; i++) if (this.source[i] !== FRAGMENT_LOCAL) return false;
+    return true;
+  }
+
+  /** Appends a fragment. @throws RangeError beyond MAX_FRAGMENTS */
+  addFragment(source: number, ref: number, offset: number, size: number, poolIndex = -1): void {
+    const i = this.fragments;
+    if (i === MAX_FRAGMENTS) throw new RangeError(`a packet has at most ${MAX_FRAGMENTS} fragments`);
+    this.source[i] = source;
+    this.ref[i] = ref;
+    this.offset[i] = offset;
+    this.size[i] = size;
+    this.poolIndex[i] = poolIndex;
+    this.fragments = i + 1;
+    this.length += size;
+  }
+
+  hold(): void {
+    this.references++;
+  }
+
+  release(): void {
+    if (--this.references > 0) return;
+    if (this.references < 0) throw new Error('a packet was released more often than it was held');
+    const { owner } = this;
+    if (owner !== null) owner.packetDone(this);
+    this.freePages();
+    this.home.put(this);
+  }
+
+  /** Gives the pages back that the packet took from `pool`; it has no fragments afterwards. */
+  freePages(): void {
+    const { pool } = this;
+    if (pool !== null) {
+      for (let i = 0; i < this.fragments; i++) {
+        if (this.source[i] === FRAGMENT_LOCAL && this.poolIndex[i] >= 0) pool.free(this.poolIndex[i]);
+      }
+      if (this.linearPoolIndex >= 0) pool.free(this.linearPoolIndex);
+    }
+    this.fragments = 0;
+    this.linearPoolIndex = -1;
+    this.pool = null;
+  }
+
+  /** Makes a pooled packet new again. */
+  reset(): void {
+    this.data = this.buffer + PACKET_HEADROOM;
+    this.linear = 0;
+    this.length = 0;
+    this.fragments = 0;
+    this.pool = null;
+    this.linearPoolIndex = -1;
+    this.checksum = CHECKSUM_NONE;
+    this.csumStart = 0;
+    this.csumOffset = 0;
+    this.gsoType = GSO_NONE;
+    this.gsoSize = 0;
+    this.hashType = -1;
+    this.hash = 0;
+    this.priority = 0;
+    this.queue = 0;
+    this.owner = null;
+    this.ownerCookie = 0;
+    this.next = null;
+    this.references = 1;
+  }
+}
+
+/** Packets to reuse, with their buffers in the domain's own pages. */
+export class PacketPool {
+  private freeList: Packet | null = null;
+  private readonly pages: number[] = [];
+  /** Packets handed out and not yet released. */
+  used = 0;
+
+  constructor(private readonly memory: DomainMemory) {}
+
+  /** @throws ENOMEM when the domain's memory is used up */
+  get(): Packet {
+    let packet = this.freeList;
+    if (packet === null) packet = this.grow();
+    this.freeList = packet.next;
+    this.used++;
+    packet.reset();
+    return packet;
+  }
+
+  /** Takes a packet back; only `Packet.release` calls it. */
+  put(packet: Packet): void {
+    packet.owner = null;
+    packet.next = this.freeList;
+    this.freeList = packet;
+    this.used--;
+  }
+
+  /** Gives the buffers back. @throws when a packet is still in use */
+  destroy(): void {
+    if (this.used !== 0) throw new Error(`${this.used} packets are still in use`);
+    for (const page of this.pages) this.memory.freePage(page);
+    this.pages.length = 0;
+    this.freeList = null;
+  }
+
+  private grow(): Packet {
+    const page = this.memory.allocPage();
+    this.pages.push(page);
+    let first: Packet | null = this.freeList;
+    for (let at = PAGE_SIZE - PACKET_BUFFER_SIZE; at >= 0; at -= PACKET_BUFFER_SIZE) {
+      const packet = new Packet(this.memory.memory, (page << PAGE_SHIFT) + at, this);
+      packet.next = first;
+      first = packet;
+    }
+    return first!;
+  }
+}

@@ -1,0 +1,57 @@
+import type { DomainMemory } from '../platform/platform.js';
+
+/**
+ * A bounded pool of pages, each known by its index (0 … limit - 1) and allocated when first needed. Who
+ * takes a page owns it until it frees it; a page's content is whatever its last user left.
+ */
+export class PagePool {
+  /** Page number by index. */
+  readonly pages: Int32Array;
+  private readonly freeList: Int32Array;
+  private freeCount = 0;
+  private made = 0;
+
+  constructor(
+    private readonly memory: DomainMemory,
+    readonly limit: number,
+  ) {
+    this.pages = new Int32Array(limit);
+    this.freeList = new Int32Array(limit);
+  }
+
+  /** Pages that `alloc` can still hand out. */
+  get available(): number {
+    return this.freeCount + this.limit - this.made;
+  }
+
+  /** Pages handed out and not yet freed. */
+  get used(): number {
+    return this.made - this.freeCount;
+  }
+
+  /** @returns the index of a page, or -1 when all are in use or the domain's memory is */
+  alloc(): number {
+    if (this.freeCount > 0) return this.freeList[--this.freeCount];
+    if (this.made === this.limit) return -1;
+    let page: number;
+    try {
+      page = this.memory.allocPage();
+    } catch {
+      return -1;
+    }
+    this.pages[this.made] = page;
+    return this.made++;
+  }
+
+  free(index: number): void {
+    this.freeList[this.freeCount++] = index;
+  }
+
+  /** Gives all pages back to the domain. @throws when one is still in use */
+  destroy(): void {
+    if (this.used !== 0) throw new Error(`${this.used} pages of the pool are still in use`);
+    for (let i = 0; i < this.made; i++) this.memory.freePage(this.pages[i]);
+    this.made = 0;
+    this.freeCount = 0;
+  }
+}

@@ -1,0 +1,4 @@
+export * from './copy-batch.js';
+export * from './memory.js';
+export * from './platform.js';
+export * from './scheduler.js';

@@ -1,0 +1,41 @@
+/** Bytes in a page of every ring protocol (XEN_PAGE_SIZE), whatever page size the guest has. */
+export const PAGE_SIZE = 4096;
+export const PAGE_SHIFT = 12;
+
+/**
+ * Memory as the drivers see it: views over one buffer, made once. A byte address is an index into `u8`,
+ * address >>> 1 into `u16`/`i16`, address >>> 2 into `u32`/`i32`; a page number is address >>> 12.
+ *
+ * Whatever a peer can write is read through this object only, so that a test can pass one that counts or
+ * changes what is read.
+ */
+export class Memory {
+  readonly u8: Uint8Array;
+  readonly u16: Uint16Array;
+  readonly i16: Int16Array;
+  readonly u32: Uint32Array;
+  readonly i32: Int32Array;
+
+  constructor(readonly buffer: ArrayBufferLike) {
+    this.u8 = new Uint8Array(buffer);
+    this.u16 = new Uint16Array(buffer);
+    this.i16 = new Int16Array(buffer);
+    this.u32 = new Uint32Array(buffer);
+    this.i32 = new Int32Array(buffer);
+  }
+
+  /** Reads the u32 at a byte address that another domain may be writing; a full barrier. */
+  load(address: number): number {
+    return Atomics.load(this.u32, address >>> 2);
+  }
+
+  /** Writes the u32 at a byte address that another domain may be reading; a full barrier. */
+  store(address: number, value: number): void {
+    Atomics.store(this.u32, address >>> 2, value);
+  }
+
+  /** Copies inside this memory; the ranges may overlap. */
+  copy(to: number, from: number, length: number): void {
+    this.u8.copyWithin(to, from, from + length);
+  }
+}
