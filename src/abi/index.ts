@@ -1,4 +1,5 @@
 export * from './errno.js';
+export * from './event-channel.js';
 export * from './grant-table.js';
 export * from './netif.js';
 export * from './ring.js';

@@ -1,4 +1,5 @@
 export * from './copy-batch.js';
+export * from './errors.js';
 export * from './memory.js';
 export * from './platform.js';
 export * from './scheduler.js';

@@ -4,12 +4,19 @@
  */
 export class Task {
   queued = false;
+  /** Set by a domain's own scheduler: the task is dropped once its owner has stopped. */
+  owner: TaskOwner | null = null;
 
   /** @param name what a trace prints */
   constructor(
     readonly name: string,
     readonly run: () => void,
   ) {}
+}
+
+/** Whose tasks a scheduler must no longer run once it has stopped: a domain that was destroyed. */
+export interface TaskOwner {
+  readonly stopped: boolean;
 }
 
 /** A timer that was started; opaque. */
