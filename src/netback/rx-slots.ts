@@ -1,0 +1,159 @@
+import {
+  gsoExtraWord0,
+  gsoExtraWord1,
+  NETIF_RSP_ERROR,
+  NETRXF_CSUM_BLANK,
+  NETRXF_DATA_VALIDATED,
+  NETRXF_EXTRA_INFO,
+  NETRXF_MORE_DATA,
+} from '../abi/netif.js';
+import type { BackRing } from '../abi/ring.js';
+import {
+  CHECKSUM_PARTIAL,
+  CHECKSUM_UNNECESSARY,
+  FRAGMENT_LOCAL,
+  GSO_NONE,
+  type Packet,
+} from '../net/packet.js';
+import { COPY_LOCAL, type CopyBatch } from '../platform/copy-batch.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+
+/**
+ * The steps from a packet to an rx ring, the mirror of tx-slots.ts.
+ *
+ *     packet → rxSlotsNeeded → planRx → copy batch → … → respondRx → responses
+ */
+
+/** A 64 KiB packet takes 16 slots, and one for its GSO extra info. */
+export const RX_SLOTS_MAX = 18;
+
+/** rx requests that a packet takes: a page each, and one for a GSO extra info. */
+export function rxSlotsNeeded(packet: Packet): number {
+  return ((packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT) + (packet.gsoType === GSO_NONE ? 0 : 1);
+}
+
+/** Copies that a packet of `fragments` fragments needs at most: a new one at each source and each slot. */
+export function rxCopiesAtMost(packet: Packet): number {
+  return 1 + packet.fragments + ((packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT);
+}
+
+/** What `planRx` decided for one packet; reused from packet to packet. */
+export class RxPlan {
+  /** Index of the first rx request. */
+  start = 0;
+  /** rx requests taken, the extra info's included. */
+  slots = 0;
+  firstCopy = 0;
+  copies = 0;
+  packet: Packet | null = null;
+  readonly id = new Uint16Array(RX_SLOTS_MAX);
+}
+
+/**
+ * Reads the rx requests for a packet, each once, and adds the copies that fill their pages. The caller
+ * made sure that `rxSlotsNeeded` requests and `rxCopiesAtMost` places in the batch are free.
+ *
+ * @param domid who granted the rx pages
+ */
+export function planRx(
+  packet: Packet,
+  ring: BackRing,
+  start: number,
+  domid: number,
+  batch: CopyBatch,
+  plan: RxPlan,
+): void {
+  const { i32 } = ring.memory;
+  const extra = packet.gsoType !== GSO_NONE;
+  plan.packet = packet;
+  plan.start = start;
+  plan.firstCopy = batch.count;
+  let at = ring.slot(start) >>> 2;
+  plan.id[0] = i32[at];
+  let gref = i32[at + 1];
+  let slots = 1;
+  // The extra info's request gives up its place in the ring; its page stays untouched.
+  if (extra) plan.id[slots++] = i32[ring.slot(start + 1) >>> 2];
+  let filled = 0;
+  for (let i = -1; i < packet.fragments; i++) {
+    const local = i < 0 || packet.source[i] === FRAGMENT_LOCAL;
+    const source = local ? COPY_LOCAL : packet.source[i];
+    const ref = i < 0 ? packet.data >>> PAGE_SHIFT : packet.ref[i];
+    let offset = i < 0 ? packet.data & (PAGE_SIZE - 1) : packet.offset[i];
+    let left = i < 0 ? packet.linear : packet.size[i];
+    while (left > 0) {
+      if (filled === PAGE_SIZE) {
+        at = ring.slot(start + slots) >>> 2;
+        plan.id[slots++] = i32[at];
+        gref = i32[at + 1];
+        filled = 0;
+      }
+      const take = Math.min(left, PAGE_SIZE - filled);
+      batch.add(source, ref, offset, domid, gref, filled, take);
+      filled += take;
+      offset += take;
+      left -= take;
+    }
+  }
+  plan.slots = slots;
+  plan.copies = batch.count - plan.firstCopy;
+}
+
+/** True when every copy of the plan was done. */
+export function rxCopied(plan: RxPlan, batch: CopyBatch): boolean {
+  for (let i = 0; i < plan.copies; i++) if (batch.status[plan.firstCopy + i] !== 0) return false;
+  return true;
+}
+
+function checksumFlags(packet: Packet): number {
+  if (packet.checksum === CHECKSUM_PARTIAL) return NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
+  return packet.checksum === CHECKSUM_UNNECESSARY ? NETRXF_DATA_VALIDATED : 0;
+}
+
+/**
+ * Writes the responses of one planned packet at the ring indexes of its requests. Only `rspProdPvt` moves.
+ * When a copy failed this is one ERROR response for the first request, and the others are left alone.
+ *
+ * @returns the requests that are answered
+ */
+export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number {
+  const { i32 } = ring.memory;
+  const packet = plan.packet!;
+  let at = ring.slot(plan.start) >>> 2;
+  if (!copied) {
+    i32[at] = plan.id[0];
+    i32[at + 1] = NETIF_RSP_ERROR << 16;
+    ring.rspProdPvt = (plan.start + 1) | 0;
+    return 1;
+  }
+  const extra = packet.gsoType !== GSO_NONE;
+  let left = packet.length;
+  let flags = checksumFlags(packet) | (extra ? NETRXF_EXTRA_INFO : 0);
+  for (let i = 0; i < plan.slots; i++) {
+    at = ring.slot(plan.start + i) >>> 2;
+    if (extra && i === 1) {
+      i32[at] = gsoExtraWord0(packet.gsoSize);
+      i32[at + 1] = gsoExtraWord1(packet.gsoType);
+      continue;
+    }
+    const bytes = Math.min(left, PAGE_SIZE);
+    left -= bytes;
+    if (left > 0) flags |= NETRXF_MORE_DATA;
+    i32[at] = plan.id[i];
+    i32[at + 1] = flags | (bytes << 16);
+    flags = 0;
+  }
+  ring.rspProdPvt = (plan.start + plan.slots) | 0;
+  return plan.slots;
+}
+
+/** Answers `slots` requests from `plan.id[first]` on with ERROR, each as a packet of its own. */
+export function respondRxError(ring: BackRing, plan: RxPlan, first: number): void {
+  const { i32 } = ring.memory;
+  for (let i = first; i < plan.slots; i++) {
+    const at = ring.slot(plan.start + i) >>> 2;
+    i32[at] = plan.id[i];
+    i32[at + 1] = NETIF_RSP_ERROR << 16;
+  }
+  ring.rspProdPvt = (plan.start + plan.slots) | 0;
+}

@@ -1,0 +1,231 @@
+import {
+  ExtraInfos,
+  NETIF_RSP_ERROR,
+  NETIF_RSP_NULL,
+  NETIF_RSP_OKAY,
+  NETTXF_EXTRA_INFO,
+  NETTXF_MORE_DATA,
+  XEN_NETIF_EXTRA_FLAG_MORE,
+  XEN_NETIF_NR_SLOTS_MIN,
+} from '../abi/netif.js';
+import type { BackRing } from '../abi/ring.js';
+import { COPY_LOCAL, type CopyBatch } from '../platform/copy-batch.js';
+import { PAGE_SIZE } from '../platform/memory.js';
+
+/**
+ * The steps from a tx ring to packets. Each works on a ring view and a private start index, and changes
+ * nothing shared; only the queue that calls them publishes indexes.
+ *
+ *     requests → readTxPacket → TxPacket → gatherTx → copy batch → … → respondTx → responses
+ */
+
+/** Continuation slots that a packet may have: with the first, 19 data slots. */
+export const LEGACY_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN;
+/** With more continuation slots than this the frontend is broken; between the two the packet is dropped. */
+export const FATAL_SLOTS_MAX = 20;
+/** Data slots that are read and answered at most. */
+export const TX_SLOTS_MAX = FATAL_SLOTS_MAX + 1;
+/** Shortest packet: an Ethernet header. */
+export const ETH_HLEN = 14;
+
+/** The requests of a packet are all there and sound. */
+export const TX_OK = 0;
+/** The ring ends before the packet does; nothing was consumed. */
+export const TX_INCOMPLETE = 1;
+/** The packet is unusable: its slots are consumed and answered with ERROR. */
+export const TX_DROP = 2;
+/** As TX_DROP, and no sound frontend does this: the vif is to be disabled. */
+export const TX_FATAL = 3;
+
+/** The requests of one packet, each field read once; reused from packet to packet. */
+export class TxPacket {
+  verdict = TX_INCOMPLETE;
+  /** What was wrong, for the log. */
+  reason = '';
+  /** Ring slots that the packet takes, extra infos included. */
+  consumed = 0;
+  /** Data slots. */
+  slots = 0;
+  /** Flags of the first request. */
+  flags = 0;
+  /** Bytes of the packet. */
+  size = 0;
+  readonly gref = new Uint32Array(TX_SLOTS_MAX);
+  readonly offset = new Uint16Array(TX_SLOTS_MAX);
+  readonly id = new Uint16Array(TX_SLOTS_MAX);
+  /** Bytes in each data slot; the first's is what the others leave of `size`. */
+  readonly bytes = new Int32Array(TX_SLOTS_MAX);
+  readonly infos = new ExtraInfos();
+}
+
+function fail(tx: TxPacket, verdict: number, reason: string): void {
+  if (tx.verdict >= verdict) return;
+  tx.verdict = verdict;
+  tx.reason = reason;
+}
+
+/**
+ * Reads the requests of one packet.
+ * @param available requests from `start` on that may be consumed
+ * @param tx takes the result; after TX_INCOMPLETE `consumed` and `slots` are 0
+ */
+export function readTxPacket(ring: BackRing, start: number, available: number, tx: TxPacket): void {
+  tx.verdict = TX_OK;
+  tx.reason = '';
+  tx.consumed = 0;
+  tx.slots = 0;
+  tx.infos.clear();
+  if (available === 0) {
+    tx.verdict = TX_INCOMPLETE;
+    return;
+  }
+  const { i32 } = ring.memory;
+  let at = ring.slot(start) >>> 2;
+  tx.gref[0] = i32[at];
+  const word1 = i32[at + 1];
+  const word2 = i32[at + 2];
+  tx.offset[0] = word1;
+  const flags = word1 >>> 16;
+  tx.flags = flags;
+  tx.id[0] = word2;
+  const size = word2 >>> 16;
+  tx.size = size;
+
+  let next = 1;
+  if ((flags & NETTXF_EXTRA_INFO) !== 0) {
+    next = readTxExtras(ring, start, available, tx);
+    if (next === 0) return;
+  }
+  let slots = 1;
+  let rest = size;
+  let more = (flags & NETTXF_MORE_DATA) !== 0 && tx.infos.multicast === 0;
+  while (more) {
+    if (slots > FATAL_SLOTS_MAX) {
+      fail(tx, TX_FATAL, `a packet of more than ${TX_SLOTS_MAX} slots`);
+      break;
+    }
+    if (next >= available) {
+      incomplete(tx, 'more_data past the last request');
+      return;
+    }
+    if (slots > LEGACY_SLOTS_MAX) fail(tx, TX_DROP, `a packet of more than ${LEGACY_SLOTS_MAX + 1} slots`);
+    at = ring.slot(start + next) >>> 2;
+    tx.gref[slots] = i32[at];
+    const w1 = i32[at + 1];
+    const w2 = i32[at + 2];
+    const offset = w1 & 0xffff;
+    const bytes = w2 >>> 16;
+    tx.offset[slots] = offset;
+    tx.id[slots] = w2;
+    tx.bytes[slots] = bytes;
+    rest -= bytes;
+    if (rest < 0) fail(tx, TX_DROP, 'fragments of more bytes than the packet has');
+    if (offset + bytes > PAGE_SIZE) fail(tx, TX_FATAL, `a fragment at ${offset}+${bytes} crosses its page`);
+    more = ((w1 >>> 16) & NETTXF_MORE_DATA) !== 0;
+    slots++;
+    next++;
+  }
+  tx.slots = slots;
+  tx.consumed = next;
+  tx.bytes[0] = rest;
+  if (tx.infos.multicast !== 0 || tx.verdict !== TX_OK) return;
+  if (size < ETH_HLEN) fail(tx, TX_DROP, `a packet of ${size} bytes, shorter than an Ethernet header`);
+  if (tx.offset[0] + rest > PAGE_SIZE) {
+    fail(tx, TX_FATAL, `the first slot at ${tx.offset[0]}+${rest} crosses its page`);
+  }
+}
+
+function incomplete(tx: TxPacket, reason: string): void {
+  tx.verdict = TX_INCOMPLETE;
+  tx.reason = reason;
+  tx.slots = 0;
+  tx.consumed = 0;
+}
+
+/** @returns the ring slots read so far, or 0 when the chain runs past the last request */
+function readTxExtras(ring: BackRing, start: number, available: number, tx: TxPacket): number {
+  const { i32 } = ring.memory;
+  let next = 1;
+  let more = true;
+  while (more) {
+    if (next >= available) {
+      incomplete(tx, 'extra_info without an extra info behind it');
+      return 0;
+    }
+    const at = ring.slot(start + next) >>> 2;
+    const word0 = i32[at];
+    if (!tx.infos.take(word0, i32[at + 1])) {
+      fail(tx, TX_FATAL, `an extra info of type ${word0 & 0xff} that is unknown or unsound`);
+    }
+    more = ((word0 >>> 8) & XEN_NETIF_EXTRA_FLAG_MORE) !== 0;
+    next++;
+  }
+  return next;
+}
+
+/**
+ * Adds the copies that bring `length` bytes of a packet, from byte `skip` on, to local memory. Slots
+ * without bytes are passed over: their grants are never touched.
+ *
+ * @param domid who granted the slots
+ * @param page local page number; the bytes must fit behind `offset` in it
+ * @returns how many copies were added; the caller made room for one a slot
+ */
+export function gatherTx(
+  tx: TxPacket,
+  domid: number,
+  skip: number,
+  length: number,
+  batch: CopyBatch,
+  page: number,
+  offset: number,
+): number {
+  const before = batch.count;
+  for (let i = 0; length > 0 && i < tx.slots; i++) {
+    const bytes = tx.bytes[i];
+    if (skip >= bytes) {
+      skip -= bytes;
+      continue;
+    }
+    const take = Math.min(bytes - skip, length);
+    batch.add(domid, tx.gref[i], tx.offset[i] + skip, COPY_LOCAL, page, offset, take);
+    skip = 0;
+    offset += take;
+    length -= take;
+  }
+  return batch.count - before;
+}
+
+/**
+ * Writes the responses of one packet: one for each data slot in order, and behind the first a NULL one
+ * for each extra info. Only `rspProdPvt` moves.
+ *
+ * @param ids ids of the data slots, from `first` on
+ * @param status of every data slot, or with `failed` ≥ 0 of that one alone
+ */
+export function respondTx(
+  ring: BackRing,
+  ids: Uint16Array,
+  first: number,
+  slots: number,
+  extras: number,
+  status: number,
+  failed = -1,
+): void {
+  const { i32 } = ring.memory;
+  let prod = ring.rspProdPvt;
+  for (let i = 0; i < slots; i++) {
+    const slotStatus = failed < 0 || failed === i ? status : NETIF_RSP_OKAY;
+    i32[ring.slot(prod++) >>> 2] = ids[first + i] | (slotStatus << 16);
+    if (i === 0) {
+      for (let k = 0; k < extras; k++) i32[ring.slot(prod++) >>> 2] = NETIF_RSP_NULL << 16;
+    }
+  }
+  ring.rspProdPvt = prod | 0;
+}
+
+/** The responses owed to a packet that `readTxPacket` consumed: OKAY when sound, else ERROR. */
+export function respondToRead(ring: BackRing, tx: TxPacket, error = false): void {
+  const status = error || tx.verdict !== TX_OK ? NETIF_RSP_ERROR : NETIF_RSP_OKAY;
+  respondTx(ring, tx.id, 0, tx.slots, tx.infos.count, status);
+}

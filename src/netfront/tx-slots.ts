@@ -1,0 +1,72 @@
+import {
+  gsoExtraWord0,
+  gsoExtraWord1,
+  NETTXF_CSUM_BLANK,
+  NETTXF_DATA_VALIDATED,
+  NETTXF_EXTRA_INFO,
+  NETTXF_MORE_DATA,
+} from '../abi/netif.js';
+import type { FrontRing } from '../abi/ring.js';
+import { CHECKSUM_PARTIAL, CHECKSUM_UNNECESSARY, GSO_NONE, type Packet } from '../net/packet.js';
+
+/** Ring slots that `writeTxPacket` takes for a packet: one a fragment, and one for a GSO extra info. */
+export function txSlotsNeeded(packet: Packet): number {
+  return (packet.linear > 0 ? 1 : 0) + packet.fragments + (packet.gsoType === GSO_NONE ? 0 : 1);
+}
+
+function checksumFlags(packet: Packet): number {
+  if (packet.checksum === CHECKSUM_PARTIAL) return NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
+  return packet.checksum === CHECKSUM_UNNECESSARY ? NETTXF_DATA_VALIDATED : 0;
+}
+
+/** Writes one tx request; the fields are packed as abi/netif.ts draws them. */
+export function writeTxRequest(
+  ring: FrontRing,
+  index: number,
+  gref: number,
+  offset: number,
+  flags: number,
+  id: number,
+  size: number,
+): void {
+  const { i32 } = ring.memory;
+  const at = ring.slot(index) >>> 2;
+  i32[at] = gref;
+  i32[at + 1] = offset | (flags << 16);
+  i32[at + 2] = id | (size << 16);
+}
+
+/**
+ * Writes the requests of a packet whose bytes all lie in pages granted to the backend. Only `reqProdPvt`
+ * moves; the caller made sure that `txSlotsNeeded` slots are free.
+ *
+ * @param grefs of the slots with data, in order: the linear part's first, then each fragment's
+ * @param ids of the same slots
+ * @param linearOffset offset of the linear part in its page
+ */
+export function writeTxPacket(
+  ring: FrontRing,
+  packet: Packet,
+  grefs: Uint32Array,
+  ids: Uint16Array,
+  linearOffset: number,
+): void {
+  const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
+  const extra = packet.gsoType !== GSO_NONE;
+  let index = ring.reqProdPvt;
+  for (let i = 0; i < slots; i++) {
+    const fragment = packet.linear > 0 ? i - 1 : i;
+    const offset = fragment < 0 ? linearOffset : packet.offset[fragment];
+    const more = i + 1 < slots ? NETTXF_MORE_DATA : 0;
+    // The first request tells the size of the whole packet, the others their own.
+    const size = i === 0 ? packet.length : packet.size[fragment];
+    const flags = i === 0 ? checksumFlags(packet) | (extra ? NETTXF_EXTRA_INFO : 0) | more : more;
+    writeTxRequest(ring, index++, grefs[i], offset, flags, ids[i], size);
+    if (i === 0 && extra) {
+      const at = ring.slot(index++) >>> 2;
+      ring.memory.i32[at] = gsoExtraWord0(packet.gsoSize);
+      ring.memory.i32[at + 1] = gsoExtraWord1(packet.gsoType);
+    }
+  }
+  ring.reqProdPvt = index | 0;
+}
