@@ -75,6 +75,10 @@ export class Packet {
   owner: PacketOwner | null = null;
   /** For the owner's use. */
   ownerCookie = 0;
+  /** The packet that keeps the data alive which fragments of this one point into; held until the release. */
+  parent: Packet | null = null;
+  /** Set when a grant copy failed to fetch this packet's fragments: drop it, its data cannot be read. */
+  failed = false;
   /** For whoever has the packet in a list. */
   next: Packet | null = null;
   references = 0;
@@ -112,10 +116,22 @@ export class Packet {
   release(): void {
     if (--this.references > 0) return;
     if (this.references < 0) throw new Error('a packet was released more often than it was held');
-    const { owner } = this;
-    if (owner !== null) owner.packetDone(this);
+    this.detach();
     this.freePages();
     this.home.put(this);
+  }
+
+  /** Lets go of the owner and the parent: no fragment of this packet points into their pages any more. */
+  detach(): void {
+    const { owner, parent } = this;
+    if (owner !== null) {
+      this.owner = null;
+      owner.packetDone(this);
+    }
+    if (parent !== null) {
+      this.parent = null;
+      parent.release();
+    }
   }
 
   /** Gives the pages back that the packet took from `pool`; it has no fragments afterwards. */
@@ -151,6 +167,8 @@ export class Packet {
     this.queue = 0;
     this.owner = null;
     this.ownerCookie = 0;
+    this.parent = null;
+    this.failed = false;
     this.next = null;
     this.references = 1;
   }

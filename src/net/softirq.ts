@@ -1,0 +1,129 @@
+import type { Scheduler } from '../platform/scheduler.js';
+import { Task } from '../platform/scheduler.js';
+import type { NetDevice } from './device.js';
+import type { Napi } from './napi.js';
+import type { TxQueue } from './tx-queue.js';
+
+/** Packets that one round of polls may handle (net.core.netdev_budget). */
+export const NETDEV_BUDGET = 300;
+
+/**
+ * The NET_TX and NET_RX softirqs of one domain's kernel: one task that sends from woken queues, polls the
+ * scheduled NAPIs in turn within a budget, then publishes what drivers have put on their rings. With work
+ * left it posts itself again, so that other domains have their turn.
+ */
+export class Softirq {
+  private readonly task: Task;
+  private pollHead: Napi | null = null;
+  private pollTail: Napi | null = null;
+  private txHead: TxQueue | null = null;
+  private readonly dirty: NetDevice[] = [];
+  private dirtyCount = 0;
+  private running = false;
+  private roundTime = 0;
+  /** Rounds run, and rounds that ended with work left (time_squeeze of /proc/net/softnet_stat). */
+  rounds = 0;
+  squeezed = 0;
+  /** Packets handled by all polls. */
+  processed = 0;
+
+  constructor(
+    private readonly scheduler: Scheduler,
+    readonly budget: number,
+  ) {
+    this.task = new Task('net softirq', () => this.run());
+  }
+
+  /** Milliseconds; inside a round, those of its start. */
+  get now(): number {
+    return this.running ? this.roundTime : this.scheduler.now();
+  }
+
+  poll(napi: Napi): void {
+    if (!napi.listed) {
+      napi.listed = true;
+      napi.next = null;
+      if (this.pollTail === null) this.pollHead = napi;
+      else this.pollTail.next = napi;
+      this.pollTail = napi;
+    }
+    this.raise();
+  }
+
+  transmit(queue: TxQueue): void {
+    if (!queue.scheduled) {
+      queue.scheduled = true;
+      queue.next = this.txHead;
+      this.txHead = queue;
+    }
+    this.raise();
+  }
+
+  /** Remembers that a device has packets it has not published yet. */
+  markDirty(device: NetDevice): void {
+    if (this.dirtyCount === this.dirty.length) this.dirty.push(device);
+    else this.dirty[this.dirtyCount] = device;
+    this.dirtyCount++;
+    this.raise();
+  }
+
+  /** Publishes now what every device has queued. */
+  flush(): void {
+    for (let i = 0; i < this.dirtyCount; i++) this.dirty[i].flush();
+    this.dirtyCount = 0;
+  }
+
+  private raise(): void {
+    if (!this.running) this.scheduler.post(this.task);
+  }
+
+  private run(): void {
+    this.running = true;
+    this.roundTime = this.scheduler.now();
+    this.rounds++;
+    try {
+      this.sendWoken();
+      this.pollAll();
+      this.flush();
+    } finally {
+      this.running = false;
+    }
+    if (this.pollHead !== null || this.txHead !== null || this.dirtyCount > 0) {
+      this.squeezed++;
+      this.raise();
+    }
+  }
+
+  private sendWoken(): void {
+    let queue = this.txHead;
+    this.txHead = null;
+    while (queue !== null) {
+      const { next } = queue;
+      queue.next = null;
+      queue.scheduled = false;
+      if (queue.run()) this.transmit(queue);
+      else if (!queue.stopped) queue.device.queueWoken();
+      queue = next;
+    }
+  }
+
+  private pollAll(): void {
+    let left = this.budget;
+    while (left > 0) {
+      const napi = this.pollHead;
+      if (napi === null) return;
+      this.pollHead = napi.next;
+      if (this.pollHead === null) this.pollTail = null;
+      napi.next = null;
+      napi.listed = false;
+      if (!napi.enabled) continue;
+      const { weight } = napi;
+      const work = napi.poll(weight);
+      napi.polls++;
+      napi.work += work;
+      this.processed += work;
+      left -= work > 0 ? work : 1;
+      if (work >= weight && napi.scheduled && !napi.listed) this.poll(napi);
+    }
+  }
+}

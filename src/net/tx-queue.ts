@@ -1,0 +1,170 @@
+import type { NetDevice } from './device.js';
+import { releaseList } from './gso.js';
+import type { Packet } from './packet.js';
+import type { Qdisc } from './qdisc.js';
+import { validateXmit } from './xmit.js';
+
+export const NETDEV_TX_OK = 0x00;
+export const NETDEV_TX_BUSY = 0x10;
+
+/** Bits of TxQueue.state (enum netdev_queue_state_t): who stopped the queue. */
+export const QUEUE_STATE_DRV_XOFF = 1;
+export const QUEUE_STATE_STACK_XOFF = 2;
+export const QUEUE_STATE_FROZEN = 4;
+
+/** Packets that one run sends before others have their turn (dev_tx_weight). */
+const TX_WEIGHT = 64;
+
+/** One of a device's transmit queues, with its qdisc. */
+export class TxQueue {
+  state = 0;
+  qdisc: Qdisc;
+  /** Packets that the device refused or that were left when it stopped: they go first. */
+  private requeued: Packet | null = null;
+  /** In the softirq's list of queues to run, whose link `next` is. */
+  scheduled = false;
+  next: TxQueue | null = null;
+  /** Times that packets were put back, and packets dropped here. */
+  requeues = 0;
+  drops = 0;
+  private inXmit = false;
+
+  constructor(
+    readonly device: NetDevice,
+    readonly index: number,
+    qdisc: Qdisc,
+  ) {
+    this.qdisc = qdisc;
+  }
+
+  get stopped(): boolean {
+    return this.state !== 0;
+  }
+
+  /** Packets that wait in front of the device. */
+  get length(): number {
+    let count = this.qdisc.length;
+    for (let packet = this.requeued; packet !== null; packet = packet.next) count++;
+    return count;
+  }
+
+  /** The driver has no room: nothing is given to it until `wake`. */
+  stop(): void {
+    this.state |= QUEUE_STATE_DRV_XOFF;
+  }
+
+  /** As `wake`, but leaves it to the next packet to get the queue going. */
+  start(): void {
+    this.state &= ~QUEUE_STATE_DRV_XOFF;
+  }
+
+  /** The driver has room again: what waits is sent by the softirq, then the device's wake listeners hear. */
+  wake(): void {
+    if ((this.state & QUEUE_STATE_DRV_XOFF) === 0) return;
+    this.state &= ~QUEUE_STATE_DRV_XOFF;
+    this.device.net.scheduleQueue(this);
+  }
+
+  /**
+   * Sends a packet, or keeps it while the queue is stopped. Takes the reference.
+   * @returns false when it was dropped
+   */
+  enqueue(packet: Packet): boolean {
+    const { qdisc } = this;
+    if (this.state === 0 && qdisc.length === 0 && this.requeued === null && qdisc.kind !== 'noop') {
+      return this.send(packet);
+    }
+    if (qdisc.kind === 'noop' || qdisc.kind === 'noqueue') return this.drop(packet);
+    const own = this.device.net.materialiser.own(packet);
+    if (own === null) return this.drop(null);
+    if (!qdisc.enqueue(own)) return this.drop(own);
+    if (this.state === 0) this.device.net.scheduleQueue(this);
+    return true;
+  }
+
+  /** Sends what waits, a bounded number of packets. @returns true when there is more that could be sent */
+  run(): boolean {
+    for (let sent = 0; sent < TX_WEIGHT; sent++) {
+      if (this.state !== 0) return false;
+      const { requeued } = this;
+      if (requeued !== null) {
+        this.requeued = null;
+        this.transmit(requeued);
+        continue;
+      }
+      const packet = this.qdisc.dequeue();
+      if (packet === null) return false;
+      this.send(packet);
+    }
+    return this.state === 0 && (this.requeued !== null || this.qdisc.length > 0);
+  }
+
+  /** Drops all that waits. */
+  reset(): void {
+    releaseList(this.requeued);
+    this.requeued = null;
+    this.qdisc.reset();
+  }
+
+  private send(packet: Packet): boolean {
+    const { net } = this.device;
+    // A driver may call xmit of its own device (a tunnel would): that packet has to wait its turn.
+    if (this.inXmit) return this.drop(packet);
+    const list = validateXmit(packet, this.device, net.packets, net.materialiser);
+    if (list === null) return this.drop(null);
+    return this.transmit(list);
+  }
+
+  private transmit(list: Packet): boolean {
+    const { device } = this;
+    let packet: Packet | null = list;
+    this.inXmit = true;
+    while (packet !== null) {
+      if (this.state !== 0) break;
+      const next: Packet | null = packet.next;
+      packet.next = null;
+      if (device.ops.startXmit(packet, device) !== NETDEV_TX_OK) {
+        packet.next = next;
+        break;
+      }
+      packet = next;
+    }
+    this.inXmit = false;
+    device.markDirty();
+    return packet === null ? true : this.requeue(packet);
+  }
+
+  /** Keeps packets that could not be sent, in front of all others. */
+  private requeue(list: Packet): boolean {
+    const { net } = this.device;
+    this.requeues++;
+    if (this.qdisc.kind === 'noqueue' || this.qdisc.kind === 'noop') {
+      releaseList(list);
+      this.drops++;
+      this.device.stats.txDropped++;
+      return false;
+    }
+    let tail: Packet | null = null;
+    let packet: Packet | null = list;
+    while (packet !== null) {
+      const next: Packet | null = packet.next;
+      packet.next = null;
+      const own = net.materialiser.own(packet);
+      if (own === null) this.drop(null);
+      else if (tail === null) this.requeued = own;
+      else tail.next = own;
+      if (own !== null) tail = own;
+      packet = next;
+    }
+    // A driver that is busy without having stopped its queue is asked again later.
+    if (this.state === 0) net.scheduleQueue(this);
+    return true;
+  }
+
+  private drop(packet: Packet | null): boolean {
+    this.drops++;
+    this.device.stats.txDropped++;
+    if (packet !== null) packet.release();
+    return false;
+  }
+}

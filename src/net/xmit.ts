@@ -1,0 +1,146 @@
+import { completeChecksum, setupPartialChecksum } from './checksum.js';
+import {
+  NETIF_F_HW_CSUM,
+  NETIF_F_IP_CSUM,
+  NETIF_F_IPV6_CSUM,
+  NETIF_F_SG,
+  NETIF_F_TSO,
+  NETIF_F_TSO6,
+} from './features.js';
+import { releaseList, segmentPacket } from './gso.js';
+import { Headers, PARSED_L3, PARSED_L4 } from './headers.js';
+import type { Materialiser } from './materialise.js';
+import type { Packet, PacketPool } from './packet.js';
+import { CHECKSUM_PARTIAL, GSO_NONE, GSO_TCPV4, PACKET_LINEAR_MAX } from './packet.js';
+
+const headers = new Headers();
+
+/** What `validateXmit` needs to know of the device. */
+export interface XmitTarget {
+  readonly features: number;
+  /** The longest GSO packet that the device takes. */
+  readonly gsoMaxSize: number;
+}
+
+/**
+ * Does in software what a device cannot do (validate_xmit_skb): cuts GSO packets, puts all data into the
+ * linear part when there is no scatter-gather, completes partial checksums. Costs two tests when the
+ * device can do what the packet asks for.
+ *
+ * Takes the caller's reference.
+ * @returns the packets to send, linked by `next`, or null when the packet had to be dropped
+ */
+export function validateXmit(
+  packet: Packet,
+  target: XmitTarget,
+  packets: PacketPool,
+  materialiser: Materialiser,
+): Packet | null {
+  const { features } = target;
+  if (packet.gsoType !== GSO_NONE) {
+    const tso = packet.gsoType === GSO_TCPV4 ? NETIF_F_TSO : NETIF_F_TSO6;
+    if (
+      (features & tso) === 0 ||
+      (features & NETIF_F_SG) === 0 ||
+      packet.length > target.gsoMaxSize ||
+      packet.checksum !== CHECKSUM_PARTIAL
+    ) {
+      return segmentInSoftware(packet, features, packets, materialiser);
+    }
+    return packet;
+  }
+  if (packet.fragments > 0 && (features & NETIF_F_SG) === 0) {
+    const own = materialiser.unshare(packet);
+    if (own === null) return null;
+    if (!materialiser.linearise(own)) {
+      own.release();
+      return null;
+    }
+    packet = own;
+  }
+  if (packet.checksum === CHECKSUM_PARTIAL && (features & NETIF_F_HW_CSUM) === 0) {
+    return completeInSoftware(packet, features, materialiser);
+  }
+  return packet;
+}
+
+function segmentInSoftware(
+  packet: Packet,
+  features: number,
+  packets: PacketPool,
+  materialiser: Materialiser,
+): Packet | null {
+  const target: Packet | null = wholeHeaders(packet, materialiser);
+  if (target === null) return null;
+  const ipCsum = target.gsoType === GSO_TCPV4 ? NETIF_F_IP_CSUM : NETIF_F_IPV6_CSUM;
+  const needsBytes = (features & NETIF_F_SG) === 0 || (features & (NETIF_F_HW_CSUM | ipCsum)) === 0;
+  if (needsBytes && !materialiser.materialiseOne(target)) {
+    target.release();
+    return null;
+  }
+  let segment = segmentPacket(target, packets);
+  let first: Packet | null = null;
+  let last: Packet | null = null;
+  while (segment !== null) {
+    const { next } = segment;
+    segment.next = null;
+    let ready = true;
+    if (segment.fragments > 0 && (features & NETIF_F_SG) === 0) ready = materialiser.linearise(segment);
+    if (ready && (features & (NETIF_F_HW_CSUM | ipCsum)) === 0) ready = completeChecksum(segment);
+    if (!ready) {
+      segment.release();
+      releaseList(next);
+      releaseList(first);
+      return null;
+    }
+    if (last === null) first = segment;
+    else last.next = segment;
+    last = segment;
+    segment = next;
+  }
+  return first;
+}
+
+/** Gets all headers into the linear part. Takes the reference. */
+function wholeHeaders(packet: Packet, materialiser: Materialiser): Packet | null {
+  for (;;) {
+    const level = headers.parse(packet);
+    if (level === PARSED_L4 || headers.needed === 0 || headers.needed > PACKET_LINEAR_MAX) return packet;
+    const own: Packet | null = materialiser.unshare(packet);
+    if (own === null) return null;
+    if (!materialiser.pull(own, headers.needed)) {
+      own.release();
+      return null;
+    }
+    packet = own;
+  }
+}
+
+function completeInSoftware(packet: Packet, features: number, materialiser: Materialiser): Packet | null {
+  const level = headers.parse(packet);
+  if (level >= PARSED_L3) {
+    const feature = headers.ipVersion === 4 ? NETIF_F_IP_CSUM : NETIF_F_IPV6_CSUM;
+    if ((features & feature) !== 0 && level === PARSED_L4) return packet;
+  }
+  const own = materialiser.unshare(packet);
+  if (own === null) return null;
+  if (!materialiser.materialiseOne(own) || !completeChecksum(own)) {
+    own.release();
+    return null;
+  }
+  return own;
+}
+
+/**
+ * For drivers that receive a packet whose checksum field is blank (NETTXF_csum_blank): finds where the
+ * checksum belongs and makes it partial. Pulls headers into the linear part as needed. The packet must be
+ * the caller's to change.
+ * @returns false when the packet has no such checksum: drop it (Linux: -EPROTO)
+ */
+export function setupChecksum(packet: Packet, recalculate: boolean, materialiser: Materialiser): boolean {
+  while (headers.parse(packet) !== PARSED_L4) {
+    const { needed } = headers;
+    if (needed === 0 || !materialiser.pull(packet, needed)) return false;
+  }
+  return setupPartialChecksum(packet, headers, recalculate);
+}
