@@ -66,6 +66,7 @@ function sumChunk(memory: Memory, address: number, length: number): number {
   }
   let i = at >>> 2;
   const end = i + (left >>> 2);
+  at += (left >>> 2) << 2;
   for (const stop = end - 7; i < stop; i += 8) {
     const a = i32[i];
     const b = i32[i + 1];
@@ -85,7 +86,6 @@ function sumChunk(memory: Memory, address: number, length: number): number {
     low += a & 0xffff;
     high += a >>> 16;
   }
-  at = end << 2;
   left &= 3;
   if (left >= 2) {
     low += u16[at >>> 1];

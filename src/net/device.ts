@@ -153,6 +153,7 @@ export class NetDevice<Priv = unknown> {
   carrierDownCount = 0;
   promiscuity = 0;
   allmulti = 0;
+  /** Poll functions of its queues. */
   readonly napis: Napi[] = [];
   private readonly wakeListeners: (() => void)[] = [];
   private dirty = false;

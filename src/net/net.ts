@@ -26,6 +26,7 @@ import type { NotifierBlock } from './notifier.js';
 import {
   errnoName,
   NETDEV_CHANGE,
+  NETDEV_CHANGEADDR,
   NETDEV_DOWN,
   NETDEV_GOING_DOWN,
   NETDEV_POST_INIT,
@@ -364,6 +365,11 @@ export class Net {
     return true;
   }
 
+  /** A device has another hardware address than before. */
+  addressChanged(device: NetDevice): void {
+    this.notifiers.call(NETDEV_CHANGEADDR, device);
+  }
+
   // Packets and softirqs
 
   /** A hash of the packet's flow, the peer's when it sent one; not negative. */
@@ -373,15 +379,11 @@ export class Net {
     const level = headers.parse(packet);
     const { u8 } = packet.memory;
     let hash = this.hashSeed;
-    const mix = (from: number, to: number): void => {
-      for (let at = from; at < to; at++) hash = Math.imul(hash ^ u8[at], 0x01000193);
-    };
     if (level >= PARSED_L3) {
       const ip = packet.data + headers.l3;
-      if (headers.ipVersion === 4) mix(ip + 12, ip + 20);
-      else mix(ip + 8, ip + 40);
-      if (level === PARSED_L4) mix(packet.data + headers.l4, packet.data + headers.l4 + 4);
-    } else if (packet.linear >= 14) mix(packet.data, packet.data + 12);
+      hash = headers.ipVersion === 4 ? mix(hash, u8, ip + 12, 8) : mix(hash, u8, ip + 8, 32);
+      if (level === PARSED_L4) hash = mix(hash, u8, packet.data + headers.l4, 4);
+    } else if (packet.linear >= 12) hash = mix(hash, u8, packet.data, 12);
     hash ^= hash >>> 15;
     return hash & 0x7fffffff;
   }
@@ -405,6 +407,11 @@ export class Net {
   scheduleQueue(queue: TxQueue): void {
     this.softirq.transmit(queue);
   }
+}
+
+function mix(hash: number, u8: Uint8Array, from: number, length: number): number {
+  for (let at = from; at < from + length; at++) hash = Math.imul(hash ^ u8[at], 0x01000193);
+  return hash;
 }
 
 function initDevice(device: NetDevice): void {

@@ -1,0 +1,174 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import {
+  NETIF_F_HW_CSUM,
+  NETIF_F_IP_CSUM,
+  NETIF_F_IPV6_CSUM,
+  NETIF_F_SG,
+  NETIF_F_TSO,
+  NETIF_F_TSO6,
+} from '../../src/net/features.js';
+import { MAX_GSO_SEGMENTS, releaseList, segmentPacket } from '../../src/net/gso.js';
+import {
+  CHECKSUM_NONE,
+  CHECKSUM_PARTIAL,
+  GSO_NONE,
+  GSO_TCPV4,
+  GSO_TCPV6,
+  type Packet,
+} from '../../src/net/packet.js';
+import { setupChecksum, validateXmit } from '../../src/net/xmit.js';
+import { buildFrame, checksumsAreRight, layout } from './frames.js';
+import { TestKernel } from './kernel.js';
+
+const frames = fc.record({
+  version: fc.constantFrom(4 as const, 6 as const),
+  vlan: fc.option(fc.nat(4095), { nil: undefined }),
+  flags: fc.nat(255),
+  sequence: fc.integer({ min: 0, max: 0xffffffff }),
+  id: fc.nat(0xffff),
+  tcpOptions: fc.constantFrom(new Uint8Array(0), Uint8Array.of(1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2)),
+  payload: fc.uint8Array({ minLength: 1, maxLength: 9000, size: 'max' }),
+});
+const shapes = fc.record({
+  mss: fc.integer({ min: 30, max: 3000 }),
+  linear: fc.integer({ min: 110, max: 400 }),
+  sizes: fc.array(fc.integer({ min: 300, max: 4096 }), { maxLength: 10 }),
+  foreign: fc.boolean(),
+});
+
+function gsoPacket(kernel: TestKernel, frame: Uint8Array, mss: number, options: object): Packet {
+  const packet = kernel.packet(frame, options);
+  assert.ok(setupChecksum(packet, true, kernel.net.materialiser));
+  packet.gsoType = layout(frame).version === 4 ? GSO_TCPV4 : GSO_TCPV6;
+  packet.gsoSize = mss;
+  return packet;
+}
+
+function collect(kernel: TestKernel, list: Packet | null): Uint8Array[] {
+  const all: Uint8Array[] = [];
+  for (let p = list; p !== null; p = p.next) all.push(kernel.bytes(p));
+  return all;
+}
+
+test('segments put together are the packet: bytes, sequence numbers, ids, flags, lengths', () => {
+  fc.assert(
+    fc.property(frames, shapes, (frame, { mss, ...shape }) => {
+      const kernel = new TestKernel({ pages: 256 });
+      const whole = buildFrame(frame);
+      const list = segmentPacket(gsoPacket(kernel, whole, mss, shape), kernel.net.packets);
+      const { l3, l4, payload, version } = layout(whole);
+      const segments = collect(kernel, list);
+      assert.equal(segments.length, Math.ceil(frame.payload.length / mss));
+      let at = 0;
+      segments.forEach((bytes, n) => {
+        const data = bytes.subarray(payload);
+        assert.deepEqual(data, frame.payload.subarray(at, at + mss), `payload of segment ${n}`);
+        const view = new DataView(bytes.buffer);
+        assert.equal(view.getUint32(l4 + 4), (frame.sequence + at) >>> 0);
+        if (version === 4) {
+          assert.equal(view.getUint16(l3 + 2), bytes.length - l3);
+          assert.equal(view.getUint16(l3 + 4), (frame.id + n) & 0xffff);
+        } else assert.equal(view.getUint16(l3 + 4), bytes.length - l3 - 40);
+        let flags = frame.flags;
+        if (n < segments.length - 1) flags &= ~0x09;
+        if (n > 0) flags &= ~0x80;
+        assert.equal(bytes[l4 + 13], flags);
+        at += data.length;
+      });
+      assert.equal(at, frame.payload.length);
+      releaseList(list);
+      assert.equal(kernel.net.packets.used, 0);
+      assert.equal(kernel.net.pages.used, 0);
+    }),
+    { numRuns: 60 },
+  );
+});
+
+test('validateXmit makes of a GSO packet what a device with any features can send', () => {
+  const featureSets = fc.constantFrom(
+    0,
+    NETIF_F_SG,
+    NETIF_F_SG | NETIF_F_HW_CSUM,
+    NETIF_F_SG | NETIF_F_IP_CSUM,
+    NETIF_F_SG | NETIF_F_IPV6_CSUM,
+    NETIF_F_HW_CSUM,
+    NETIF_F_SG | NETIF_F_HW_CSUM | NETIF_F_TSO,
+    NETIF_F_SG | NETIF_F_HW_CSUM | NETIF_F_TSO | NETIF_F_TSO6,
+  );
+  fc.assert(
+    fc.property(frames, shapes, featureSets, (frame, { mss, ...shape }, features) => {
+      const kernel = new TestKernel({ pages: 256 });
+      const { net } = kernel;
+      const whole = buildFrame(frame);
+      const packet = gsoPacket(kernel, whole, mss, shape);
+      let ownerTold = 0;
+      packet.owner = { packetDone: () => ownerTold++ };
+      const list = validateXmit(packet, { features, gsoMaxSize: 65536 }, net.packets, net.materialiser);
+      assert.notEqual(list, null);
+      const csum =
+        (features & (NETIF_F_HW_CSUM | (frame.version === 4 ? NETIF_F_IP_CSUM : NETIF_F_IPV6_CSUM))) !== 0;
+      const tso = (features & (frame.version === 4 ? NETIF_F_TSO : NETIF_F_TSO6)) !== 0;
+      for (let p = list; p !== null; p = p.next) {
+        assert.equal(p.gsoType, tso ? (frame.version === 4 ? GSO_TCPV4 : GSO_TCPV6) : GSO_NONE);
+        assert.equal(p.checksum, csum ? CHECKSUM_PARTIAL : CHECKSUM_NONE);
+        assert.equal(p.references, 1);
+        if ((features & NETIF_F_SG) === 0) assert.equal(p.fragments, 0);
+        if (!csum) assert.ok(checksumsAreRight(kernel.bytes(p)));
+      }
+      const payload = collect(kernel, list).flatMap(bytes => [...bytes.subarray(layout(whole).payload)]);
+      assert.deepEqual(payload, [...frame.payload]);
+      releaseList(list);
+      assert.equal(ownerTold, 1);
+      assert.equal(net.packets.used, 0);
+      assert.equal(net.pages.used, 0);
+    }),
+    { numRuns: 60 },
+  );
+});
+
+test('a GSO packet that is not what it says is dropped, and nothing of it stays', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const payload = new Uint8Array(6000);
+  const tcp = buildFrame({ payload });
+  const cases: [string, Uint8Array, (p: Packet) => void][] = [
+    ['size 0', tcp, p => (p.gsoSize = 0)],
+    ['IPv6 type on IPv4', tcp, p => (p.gsoType = GSO_TCPV6)],
+    ['UDP', buildFrame({ payload, udp: true }), () => {}],
+    ['no IP', new Uint8Array(3000), () => {}],
+    [`more than ${MAX_GSO_SEGMENTS} segments`, tcp, p => (p.gsoSize = 1)],
+  ];
+  for (const [what, bytes, spoil] of cases) {
+    const packet = kernel.packet(bytes, { linear: 100 });
+    packet.checksum = CHECKSUM_PARTIAL;
+    packet.gsoType = GSO_TCPV4;
+    packet.gsoSize = 1000;
+    spoil(packet);
+    const target = { features: 0, gsoMaxSize: 65536 };
+    assert.equal(validateXmit(packet, target, net.packets, net.materialiser), null, what);
+    assert.equal(net.packets.used, 0, what);
+    assert.equal(net.pages.used, 0, what);
+  }
+});
+
+test('headers that are split over the head and fragments are pulled together', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const payload = Uint8Array.from({ length: 5000 }, (_, i) => i & 255);
+  const bytes = buildFrame({ payload });
+  for (const foreign of [false, true]) {
+    const packet = kernel.packet(bytes, { linear: 14, sizes: [11, 7, 5, 3000], foreign });
+    packet.checksum = CHECKSUM_PARTIAL;
+    packet.gsoType = GSO_TCPV4;
+    packet.gsoSize = 1448;
+    const list = validateXmit(packet, { features: 0, gsoMaxSize: 65536 }, net.packets, net.materialiser);
+    const segments = collect(kernel, list);
+    assert.equal(segments.length, 4);
+    assert.ok(segments.every(s => checksumsAreRight(s)));
+    releaseList(list);
+    assert.equal(net.packets.used, 0);
+    assert.equal(net.pages.used, 0);
+  }
+});

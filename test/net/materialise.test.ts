@@ -1,0 +1,119 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import type { Packet } from '../../src/net/packet.js';
+import { TestKernel } from './kernel.js';
+
+const bytesOf = (length: number): Uint8Array => Uint8Array.from({ length }, (_, i) => (i * 7) & 255);
+
+test('materialising brings every byte home in one batch, packed, and tells the owner', () => {
+  const kernel = new TestKernel();
+  const { net, grants } = kernel;
+  const data = [bytesOf(9000), bytesOf(600), bytesOf(30)];
+  let told = 0;
+  const packets = data.map(bytes => {
+    const packet = kernel.packet(bytes, { linear: 64, sizes: Array(18).fill(500), foreign: true });
+    packet.owner = { packetDone: () => told++ };
+    return packet;
+  });
+  assert.equal(net.materialiser.materialise(packets), 0);
+  assert.equal(grants.batches, 1);
+  packets.forEach((packet, i) => {
+    assert.ok(packet.isLocal);
+    assert.deepEqual(kernel.bytes(packet), data[i]);
+    assert.equal(packet.fragments, Math.ceil((data[i].length - packet.linear) / 4096));
+  });
+  assert.equal(told, 2, 'the owners of the two that had foreign data');
+  for (const packet of packets) packet.release();
+  assert.equal(told, 3);
+  assert.equal(net.pages.used, 0);
+});
+
+test('a bad grant fails its own packet only', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const packets: Packet[] = [0, 1, 2].map(() => kernel.packet(bytesOf(3000), { linear: 64, foreign: true }));
+  packets[1].ref[0] = 99_999;
+  assert.equal(net.materialiser.materialise(packets), 1);
+  assert.deepEqual(
+    packets.map(p => p.failed),
+    [false, true, false],
+  );
+  assert.ok(!packets[1].isLocal);
+  for (const packet of packets) packet.release();
+  assert.equal(net.pages.used, 0);
+});
+
+test('without a page left a packet fails and takes none', () => {
+  const kernel = new TestKernel({ pageLimit: 3 });
+  const { net } = kernel;
+  const packets = [0, 1].map(() => kernel.packet(bytesOf(64 + 8192), { linear: 64, foreign: true }));
+  assert.equal(net.materialiser.materialise(packets), 1);
+  assert.deepEqual(
+    packets.map(p => p.failed),
+    [false, true],
+  );
+  assert.equal(net.pages.used, 2);
+  for (const packet of packets) packet.release();
+  assert.equal(net.pages.used, 0);
+});
+
+test('own: a packet that others hold too is copied, and its owner is free once they are done', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const bytes = bytesOf(5000);
+  const packet = kernel.packet(bytes, { linear: 64, foreign: true });
+  let told = 0;
+  packet.owner = { packetDone: () => told++ };
+  packet.hold();
+  const own = net.materialiser.own(packet)!;
+  assert.notEqual(own, packet);
+  assert.ok(own.isLocal && !packet.isLocal);
+  assert.equal(packet.references, 1, 'only the other holder is left');
+  packet.release();
+  assert.equal(told, 1);
+  assert.deepEqual(kernel.bytes(own), bytes);
+  own.release();
+  assert.equal(net.packets.used + net.pages.used, 0);
+});
+
+test('pull and linearise keep the bytes, whatever the fragments', () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 100, max: 4000 }),
+      fc.array(fc.integer({ min: 1, max: 900 }), { maxLength: 12 }),
+      fc.integer({ min: 0, max: 100 }),
+      fc.integer({ min: 0, max: 480 }),
+      fc.boolean(),
+      (length, sizes, linear, wanted, foreign) => {
+        const kernel = new TestKernel({ pages: 64 });
+        const { net } = kernel;
+        const bytes = bytesOf(length);
+        const packet = kernel.packet(bytes, { linear, sizes, foreign });
+        assert.equal(net.materialiser.pull(packet, wanted), wanted <= length);
+        assert.ok(packet.linear >= Math.min(wanted, wanted <= length ? wanted : 0));
+        assert.deepEqual(kernel.bytes(packet), bytes);
+        assert.ok(net.materialiser.linearise(packet));
+        assert.equal(packet.linear, length);
+        assert.deepEqual(kernel.bytes(packet), bytes);
+        packet.release();
+        assert.equal(net.packets.used + net.pages.used, 0);
+      },
+    ),
+  );
+});
+
+test('share: a head of its own over the same data; the parent lives as long', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const bytes = bytesOf(3000);
+  const packet = kernel.packet(bytes, { linear: 64, foreign: true });
+  packet.hold();
+  const copy = net.materialiser.share(packet)!;
+  copy.memory.u8[copy.data] ^= 0xff;
+  assert.deepEqual(kernel.bytes(packet), bytes);
+  packet.release();
+  assert.equal(net.packets.used, 2);
+  copy.release();
+  assert.equal(net.packets.used, 0);
+});

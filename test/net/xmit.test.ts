@@ -1,0 +1,197 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { NetDevice } from '../../src/net/device.js';
+import { NETIF_F_HW_CSUM, NETIF_F_SG } from '../../src/net/features.js';
+import { CHECKSUM_PARTIAL, GSO_TCPV4 } from '../../src/net/packet.js';
+import { PFIFO_FAST_PRIOMAP, PfifoFastQdisc } from '../../src/net/qdisc.js';
+import { setupChecksum } from '../../src/net/xmit.js';
+import { buildFrame } from './frames.js';
+import { type Recorder, TestKernel } from './kernel.js';
+
+const frame = (n: number): Uint8Array => buildFrame({ payload: new Uint8Array(40).fill(n) });
+
+test('a packet for a device that is down or has no carrier is dropped and counted', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d');
+  device.carrierOff();
+  assert.equal(device.xmit(kernel.packet(frame(1))), false);
+  device.carrierOn();
+  assert.equal(device.xmit(kernel.packet(frame(2))), true);
+  device.close();
+  assert.equal(device.xmit(kernel.packet(frame(3))), false);
+  assert.equal(device.stats.txDropped, 2);
+  assert.deepEqual(device.priv.sent, [frame(2)]);
+  assert.equal(kernel.net.packets.used, 0);
+});
+
+test('flush: once for a batch, at once without more, and by itself at the end of a softirq round', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d');
+  device.xmit(kernel.packet(frame(1)));
+  assert.equal(device.priv.flushes, 1);
+  for (let n = 0; n < 5; n++) device.xmit(kernel.packet(frame(n)), true);
+  assert.equal(device.priv.flushes, 1);
+  kernel.net.flush();
+  assert.equal(device.priv.flushes, 2);
+  device.xmit(kernel.packet(frame(9)), true);
+  kernel.run();
+  assert.equal(device.priv.flushes, 3);
+});
+
+test('while the queue is stopped packets wait in their order, their senders free; wake sends them', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d', { room: 2, features: NETIF_F_SG | NETIF_F_HW_CSUM });
+  const woken: number[] = [];
+  device.onWake(() => woken.push(device.priv.sent.length));
+  let told = 0;
+  for (let n = 0; n < 6; n++) {
+    const packet = kernel.packet(frame(n), { linear: 60, foreign: true });
+    packet.owner = { packetDone: () => told++ };
+    assert.equal(device.xmit(packet), true);
+  }
+  assert.ok(device.congested);
+  assert.equal(told, 6, 'what waits holds no slot of its sender');
+  assert.equal(device.txQueues[0].length, 4);
+  device.priv.room = 3;
+  device.txQueues[0].wake();
+  kernel.run();
+  assert.deepEqual(woken, [], 'it stopped again');
+  device.priv.room = 100;
+  device.txQueues[0].wake();
+  kernel.run();
+  assert.deepEqual(woken, [6]);
+  assert.deepEqual(
+    device.priv.sent,
+    [0, 1, 2, 3, 4, 5].map(n => frame(n)),
+  );
+  assert.equal(device.priv.meta[2].foreign, false);
+  assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
+});
+
+test('a queue that stays stopped keeps at most txQueueLen packets of a band, and close drops them', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d', { room: 1, txQueueLen: 5 });
+  for (let n = 0; n < 20; n++) device.xmit(kernel.packet(frame(n)));
+  assert.equal(device.txQueues[0].length, 5);
+  assert.equal(device.stats.txDropped, 14);
+  device.close();
+  assert.equal(device.txQueues[0].length, 0);
+  assert.equal(kernel.net.packets.used, 0);
+});
+
+test('segments that find the queue full are kept in front, none is lost or sent twice', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d', { room: 2 });
+  const payload = Uint8Array.from({ length: 7000 }, (_, i) => i & 255);
+  const packet = kernel.packet(buildFrame({ payload }), { linear: 100, foreign: true });
+  setupChecksum(packet, true, kernel.net.materialiser);
+  packet.gsoType = GSO_TCPV4;
+  packet.gsoSize = 1000;
+  assert.equal(device.xmit(packet), true);
+  device.xmit(kernel.packet(frame(77)));
+  assert.equal(device.priv.sent.length, 2);
+  for (let n = 0; n < 5; n++) {
+    device.priv.room = 2;
+    device.txQueues[0].wake();
+    kernel.run();
+  }
+  const sent = device.priv.sent;
+  assert.equal(sent.length, 8);
+  assert.deepEqual(
+    sent.slice(0, 7).flatMap(bytes => [...bytes.subarray(54)]),
+    [...payload],
+  );
+  assert.deepEqual(sent[7], frame(77));
+  assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
+});
+
+test('pfifo_fast: three bands by priority, the first served first, with the kernel priority map', () => {
+  const kernel = new TestKernel();
+  assert.deepEqual(PFIFO_FAST_PRIOMAP, [1, 2, 2, 2, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
+  const qdisc = new PfifoFastQdisc(100);
+  for (let priority = 0; priority < 16; priority++) {
+    const packet = kernel.packet(frame(priority));
+    packet.priority = priority;
+    assert.ok(qdisc.enqueue(packet));
+  }
+  const order: number[] = [];
+  for (let p = qdisc.dequeue(); p !== null; p = qdisc.dequeue()) {
+    order.push(p.priority);
+    p.release();
+  }
+  assert.deepEqual(order, [6, 7, 0, 4, 8, 9, 10, 11, 12, 13, 14, 15, 1, 2, 3, 5]);
+  assert.equal(qdisc.backlog, 0);
+});
+
+test('the flow hash keeps a flow on its queue, spreads flows, and follows the hash of the peer', () => {
+  const kernel = new TestKernel();
+  const used = [0, 0, 0, 0];
+  for (let port = 0; port < 400; port++) {
+    const bytes = buildFrame({ payload: new Uint8Array(1), sourcePort: port });
+    const a = kernel.packet(bytes);
+    const b = kernel.packet(bytes);
+    const hash = kernel.net.flowHash(a);
+    assert.equal(kernel.net.flowHash(b), hash);
+    used[hash % 4]++;
+    a.hashType = 1;
+    a.hash = 0x80000005;
+    assert.equal(kernel.net.flowHash(a), 5);
+    a.release();
+    b.release();
+  }
+  assert.ok(
+    used.every(n => n > 50),
+    `${used}`,
+  );
+});
+
+test('NAPI: weight, budget, MISSED, disable', () => {
+  const kernel = new TestKernel();
+  const device = kernel.net.allocEtherdev('eth%d', { startXmit: () => 0 });
+  kernel.net.register(device as NetDevice);
+  let work = 1000;
+  const budgets: number[] = [];
+  const napi = device.napiAdd(budget => {
+    budgets.push(budget);
+    const done = Math.min(budget, work);
+    work -= done;
+    if (done < budget) napi.complete(done);
+    return done;
+  });
+  assert.equal(napi.schedule(), false, 'not enabled yet');
+  napi.enable();
+  assert.equal(napi.schedule(), true);
+  assert.equal(napi.schedule(), false);
+  kernel.run();
+  assert.deepEqual(budgets.slice(0, 3), [64, 64, 64]);
+  assert.equal(work, 0);
+  // 1000 packets are 15 full polls and one of 40; the second schedule() before the first poll was MISSED,
+  // so there is one more. A round has room for five polls.
+  assert.equal(budgets.length, 17);
+  assert.equal(kernel.net.softirq.rounds, 4);
+  assert.equal(kernel.net.softirq.squeezed, 3);
+  assert.equal(napi.scheduled, false);
+
+  napi.schedule();
+  napi.disable();
+  kernel.run();
+  assert.equal(budgets.length, 17, 'a disabled one is not polled');
+  napi.enable();
+  assert.equal(napi.schedule(), true);
+  kernel.run();
+  assert.equal(budgets.length, 18);
+  assert.throws(() => napi.complete(65), RangeError);
+});
+
+test('a device without checksum offload gets complete checksums, one with it gets them partial', () => {
+  const kernel = new TestKernel();
+  const plain = kernel.device('eth%d');
+  const able = kernel.device('eth%d', { features: NETIF_F_HW_CSUM | NETIF_F_SG });
+  for (const device of [plain, able]) {
+    const packet = kernel.packet(frame(1));
+    setupChecksum(packet, true, kernel.net.materialiser);
+    (device as NetDevice<Recorder>).xmit(packet);
+  }
+  assert.equal(plain.priv.meta[0].checksum, 0);
+  assert.equal(able.priv.meta[0].checksum, CHECKSUM_PARTIAL);
+});
