@@ -1,0 +1,2 @@
+export * from './irqs.js';
+export * from './two-level.js';

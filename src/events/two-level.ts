@@ -1,0 +1,92 @@
+import { type SharedInfoLayout, sharedInfoLayout } from '../abi/xen.js';
+import type { Memory } from '../platform/memory.js';
+
+/**
+ * The guest's side of the two-level event bitmaps in struct shared_info: a selector bit for each word of the
+ * pending bitmap, a pending and a mask bit for each port.
+ *
+ * A scan begins behind the port where the last one ended, so that busy low ports do not starve high ones
+ * (as Linux's events_2l.c does).
+ */
+export class TwoLevelBitmap {
+  private readonly layout: SharedInfoLayout;
+  /** Index of the first word in `memory.i32`. */
+  private readonly pending: number;
+  private readonly mask: number;
+  private readonly selector: number;
+  /** Byte address of evtchn_upcall_pending. */
+  private readonly upcallPending: number;
+  /** 32-bit words that a selector bit stands for. */
+  private readonly halves: number;
+  private readonly selectors = new Int32Array(2);
+  /** Where the next scan begins. */
+  private start = 0;
+
+  constructor(
+    private readonly memory: Memory,
+    sharedInfo: number,
+    wordBits: 32 | 64,
+    vcpu: number,
+  ) {
+    const layout = sharedInfoLayout(wordBits);
+    this.layout = layout;
+    const info = sharedInfo + layout.vcpu_info + vcpu * layout.vcpu.size;
+    this.pending = (sharedInfo + layout.evtchn_pending) >>> 2;
+    this.mask = (sharedInfo + layout.evtchn_mask) >>> 2;
+    this.selector = (info + layout.vcpu.evtchn_pending_sel) >>> 2;
+    this.upcallPending = info + layout.vcpu.evtchn_upcall_pending;
+    this.halves = wordBits / 32;
+  }
+
+  /** Masks every port, as a kernel does before it binds any. */
+  maskAll(): void {
+    const words = this.layout.nrEventChannels / 32;
+    for (let word = 0; word < words; word++) Atomics.store(this.memory.i32, this.mask + word, -1);
+  }
+
+  clearPending(port: number): void {
+    Atomics.and(this.memory.i32, this.pending + (port >>> 5), ~(1 << (port & 31)));
+  }
+
+  /**
+   * Calls `handle` for each port that is pending and not masked: one pass over the words that were selected.
+   * An event that comes meanwhile raises another upcall.
+   */
+  scan(handle: (port: number) => void): void {
+    const { memory, selectors, selector, halves } = this;
+    Atomics.store(memory.u8, this.upcallPending, 0);
+    let any = 0;
+    for (let i = 0; i < halves; i++) {
+      selectors[i] = Atomics.exchange(memory.i32, selector + i, 0);
+      any |= selectors[i];
+    }
+    if (any === 0) return;
+    const words = this.layout.nrEventChannels / 32;
+    const firstWord = this.start >>> 5;
+    const firstBit = this.start & 31;
+    // The first word is looked at twice: from the start position on, and at the end what lies before.
+    this.scanWord(firstWord, -1 << firstBit, handle);
+    for (let i = 1; i < words; i++) {
+      const word = (firstWord + i) % words;
+      this.scanWord(word, -1, handle);
+    }
+    if (firstBit > 0) this.scanWord(firstWord, ~(-1 << firstBit), handle);
+  }
+
+  private scanWord(word: number, bits: number, handle: (port: number) => void): void {
+    const selected = this.halves === 2 ? word >>> 1 : word;
+    if ((this.selectors[selected >>> 5] & (1 << (selected & 31))) === 0) return;
+    const { i32 } = this.memory;
+    let active = bits;
+    for (;;) {
+      active &= i32[this.pending + word] & ~i32[this.mask + word];
+      if (active === 0) return;
+      const bit = 31 - Math.clz32(active & -active);
+      const port = (word << 5) | bit;
+      this.start = (port + 1) % this.layout.nrEventChannels;
+      handle(port);
+      // Only ports above remain for this pass.
+      active = bit === 31 ? 0 : bits & (-2 << bit);
+    }
+  }
+}

@@ -1,0 +1,99 @@
+import { DOMID_INVALID } from '../../abi/xen.js';
+import { HypercallError } from '../errors.js';
+import type { MachineMemory } from './machine-memory.js';
+
+/**
+ * The hypervisor numbers frames as (bank << BANK_SHIFT) | page: bank 0 is machine memory, the others are
+ * emulated PCs' RAM.
+ */
+export const BANK_SHIFT = 20;
+export const PAGE_IN_BANK = (1 << BANK_SHIFT) - 1;
+
+/** `gfn` of a frame that is in no physmap. */
+export const NO_GFN = -1;
+
+/**
+ * Who owns each frame of machine memory (Xen's page_info): a frame is free, a domain's, or the
+ * hypervisor's own. A frame that a peer still maps when its owner gives it up stays allocated until the
+ * last mapping goes.
+ */
+export class FrameTable {
+  /** Owner by frame: a domid, DOMID_XEN for the hypervisor's own, DOMID_INVALID for a free one. */
+  readonly owner: Uint16Array;
+  /** Guest frame number by frame (Xen's M2P table), or NO_GFN. */
+  readonly gfn: Int32Array;
+  /** Mappings by other domains. */
+  private readonly references: Int32Array;
+  /** 1 for a frame that its owner gave up while it was mapped. */
+  private readonly released: Uint8Array;
+  private readonly freeFrames: Int32Array;
+  private freeCount = 0;
+  /** Frames below were handed out before; those from here on are untouched, and zero. */
+  private fresh = 1;
+
+  constructor(private readonly memory: MachineMemory) {
+    const { pages } = memory;
+    this.owner = new Uint16Array(pages).fill(DOMID_INVALID);
+    this.gfn = new Int32Array(pages).fill(NO_GFN);
+    this.references = new Int32Array(pages);
+    this.released = new Uint8Array(pages);
+    this.freeFrames = new Int32Array(pages);
+  }
+
+  /** Frames that can still be allocated. Frame 0 never is: no valid page is at address 0. */
+  get available(): number {
+    return this.freeCount + this.memory.pages - this.fresh;
+  }
+
+  /** A frame of zeros. @throws ENOMEM when the machine has none left */
+  alloc(owner: number): number {
+    let frame: number;
+    if (this.freeCount > 0) {
+      frame = this.freeFrames[--this.freeCount];
+      this.memory.clearPage(frame);
+    } else if (this.fresh < this.memory.pages) {
+      frame = this.fresh++;
+    } else {
+      throw new HypercallError('ENOMEM', `all ${this.memory.pages} frames of the machine are in use`);
+    }
+    this.owner[frame] = owner;
+    return frame;
+  }
+
+  /**
+   * The owner gives the frame up.
+   * @returns false when it is still mapped: `put` frees it later
+   */
+  release(frame: number): boolean {
+    this.gfn[frame] = NO_GFN;
+    if (this.references[frame] > 0) {
+      this.released[frame] = 1;
+      return false;
+    }
+    this.free(frame);
+    return true;
+  }
+
+  /** A domain maps the frame. */
+  get(frame: number): void {
+    this.references[frame]++;
+  }
+
+  /** A mapping goes. @returns true when that freed a frame which its owner had given up */
+  put(frame: number): boolean {
+    if (--this.references[frame] > 0 || this.released[frame] === 0) return false;
+    this.released[frame] = 0;
+    this.free(frame);
+    return true;
+  }
+
+  /** How often the frame is mapped by other domains. */
+  mappings(frame: number): number {
+    return this.references[frame];
+  }
+
+  private free(frame: number): void {
+    this.owner[frame] = DOMID_INVALID;
+    this.freeFrames[this.freeCount++] = frame;
+  }
+}
