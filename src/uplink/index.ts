@@ -1,0 +1,4 @@
+export * from './error.js';
+export * from './namespace.js';
+export * from './poller.js';
+export * from './tap.js';
