@@ -10,6 +10,7 @@ export class PagePool {
   private readonly freeList: Int32Array;
   private freeCount = 0;
   private made = 0;
+  private dispose: ((page: number, index: number) => void) | null = null;
 
   constructor(
     private readonly memory: DomainMemory,
@@ -29,8 +30,9 @@ export class PagePool {
     return this.made - this.freeCount;
   }
 
-  /** @returns the index of a page, or -1 when all are in use or the domain's memory is */
+  /** @returns the index of a page, or -1 when all are in use, the domain's memory is, or the pool retired */
   alloc(): number {
+    if (this.dispose !== null) return -1;
     if (this.freeCount > 0) return this.freeList[--this.freeCount];
     if (this.made === this.limit) return -1;
     let page: number;
@@ -45,6 +47,13 @@ export class PagePool {
 
   free(index: number): void {
     this.freeList[this.freeCount++] = index;
+    if (this.dispose !== null) this.dispose(this.pages[index], index);
+  }
+
+  /** Hands every page to `dispose`: those that are free now, the others when their users free them. */
+  retire(dispose: (page: number, index: number) => void): void {
+    this.dispose = dispose;
+    for (let i = 0; i < this.freeCount; i++) dispose(this.pages[this.freeList[i]], this.freeList[i]);
   }
 
   /** Gives all pages back to the domain. @throws when one is still in use */

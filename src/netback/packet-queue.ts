@@ -1,0 +1,63 @@
+import type { Packet } from '../net/packet.js';
+
+/** Packets in order, in a circular array that grows by doubling. Holds one reference of each. */
+export class PacketQueue {
+  length = 0;
+  /** Bytes of all packets in the queue. */
+  bytes = 0;
+  private slots: (Packet | null)[] = new Array<Packet | null>(64).fill(null);
+  private first = 0;
+  /** How many at the front `replace` has been through. */
+  private settled = 0;
+
+  get head(): Packet | null {
+    return this.length === 0 ? null : this.slots[this.first];
+  }
+
+  push(packet: Packet): void {
+    if (this.length === this.slots.length) this.grow();
+    this.slots[(this.first + this.length) & (this.slots.length - 1)] = packet;
+    this.length++;
+    this.bytes += packet.length;
+  }
+
+  shift(): Packet | null {
+    const packet = this.head;
+    if (packet === null) return null;
+    this.slots[this.first] = null;
+    this.first = (this.first + 1) & (this.slots.length - 1);
+    this.length--;
+    this.bytes -= packet.length;
+    if (this.settled > 0) this.settled--;
+    return packet;
+  }
+
+  /**
+   * Puts what `replacement` returns in place of each packet that came since the last call; null removes
+   * the packet. @returns how many were removed
+   */
+  replace(replacement: (packet: Packet) => Packet | null): number {
+    const { slots } = this;
+    const mask = slots.length - 1;
+    let kept = this.settled;
+    for (let i = this.settled; i < this.length; i++) {
+      const packet = slots[(this.first + i) & mask]!;
+      const { length } = packet;
+      const next = replacement(packet);
+      slots[(this.first + i) & mask] = null;
+      if (next === null) this.bytes -= length;
+      else slots[(this.first + kept++) & mask] = next;
+    }
+    const removed = this.length - kept;
+    this.length = kept;
+    this.settled = kept;
+    return removed;
+  }
+
+  private grow(): void {
+    const slots = new Array<Packet | null>(this.slots.length * 2).fill(null);
+    for (let i = 0; i < this.length; i++) slots[i] = this.slots[(this.first + i) & (this.slots.length - 1)];
+    this.slots = slots;
+    this.first = 0;
+  }
+}

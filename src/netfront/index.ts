@@ -1,0 +1,3 @@
+export * from './queue.js';
+export * from './rx-slots.js';
+export * from './tx-slots.js';

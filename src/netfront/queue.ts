@@ -1,0 +1,534 @@
+import {
+  NETIF_RSP_NULL,
+  NETIF_RX_SLOT_SIZE,
+  NETIF_TX_SLOT_SIZE,
+  NETRXF_CSUM_BLANK,
+  NETRXF_DATA_VALIDATED,
+} from '../abi/netif.js';
+import { FrontRing, initSharedRing } from '../abi/ring.js';
+import type { Irqs } from '../events/index.js';
+import type { NetDevice } from '../net/device.js';
+import { copyMetadata } from '../net/materialise.js';
+import type { Napi } from '../net/napi.js';
+import type { Net } from '../net/net.js';
+import {
+  CHECKSUM_PARTIAL,
+  CHECKSUM_UNNECESSARY,
+  FRAGMENT_LOCAL,
+  GSO_NONE,
+  MAX_FRAGMENTS,
+  type Packet,
+} from '../net/packet.js';
+import { PagePool } from '../net/page-pool.js';
+import { NETDEV_TX_BUSY, NETDEV_TX_OK } from '../net/tx-queue.js';
+import { setupChecksum } from '../net/xmit.js';
+import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import type { Platform } from '../platform/platform.js';
+import type { Timer } from '../platform/scheduler.js';
+import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
+import { txSlotsNeeded, writeTxPacket } from './tx-slots.js';
+
+/** Slots of a packet at most: what every backend must take, and a GSO extra info. */
+const TX_SLOTS_MAX = 19;
+/** Requests that are posted to begin with; the number doubles when they run out, up to the whole ring. */
+const RX_TARGET_MIN = 32;
+/** Headers that the linear part of a received packet has, if the packet has that many bytes. */
+const RX_PULL_BYTES = 128;
+const RX_REFILL_RETRY_MS = 100;
+const ETH_HLEN = 14;
+
+/** What the device tells a queue and hears from it. */
+export interface QueueDevice {
+  readonly platform: Platform;
+  readonly irqs: Irqs;
+  readonly net: Net;
+  readonly dev: NetDevice;
+  readonly reclaimer: GrantReclaimer;
+  readonly backendId: number;
+  /** Called once, when the backend broke the protocol: the device is unusable until it reconnects. */
+  broken(reason: string): void;
+}
+
+/** What goes into xenstore for the backend. */
+export interface QueuePublication {
+  readonly txRef: number;
+  readonly rxRef: number;
+  readonly txPort: number;
+  /** The same as `txPort` without split event channels. */
+  readonly rxPort: number;
+}
+
+/** Counters under the names that ethtool shows. */
+export class QueueStats {
+  rxGsoChecksumFixup = 0;
+  /** Packets copied because their data was not in pages that the backend may read. */
+  txBounced = 0;
+}
+
+/**
+ * One queue of a frontend: its two rings, their pages, grants and event channels. Lives from the backend's
+ * InitWait to the next disconnect.
+ */
+export class Queue {
+  readonly stats = new QueueStats();
+  readonly publication: QueuePublication;
+  /** Pages that are granted to the backend read-only, each when first used: sending costs no grant. */
+  readonly txPool: PagePool;
+
+  private readonly tx: FrontRing;
+  private readonly rx: FrontRing;
+  private readonly txPage: number;
+  private readonly rxPage: number;
+  private readonly txIrq: number;
+  private readonly rxIrq: number;
+  private readonly napi: Napi;
+
+  /** Grant reference of each page of the pool, 0 before its first use. */
+  private readonly txGrefs: Uint32Array;
+  private readonly freeIds: Uint16Array;
+  private freeIdCount: number;
+  /** The packet whose slot has this id, and the id of its first slot, which counts what is unanswered. */
+  private readonly txPackets: (Packet | null)[];
+  private readonly firstId: Uint16Array;
+  private readonly unanswered: Uint8Array;
+  private readonly slotGrefs = new Uint32Array(MAX_FRAGMENTS + 1);
+  private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
+
+  private readonly rxPool: PagePool;
+  /** By slot of the ring: the pool index of the page posted there, or -1, and its grant reference. */
+  private readonly rxPosted: Int32Array;
+  private readonly rxGrefs: Uint32Array;
+  private rxTarget = RX_TARGET_MIN;
+  private readonly response = new RxPacket();
+
+  private txPublished = 0;
+  private extrasUnanswered = 0;
+  private refillTimer: Timer | null = null;
+  private carrying = false;
+  private stopped = false;
+
+  /** @throws HypercallError, GrantError ENOSPC or ENOMEM; nothing stays behind then */
+  constructor(
+    private readonly device: QueueDevice,
+    readonly index: number,
+    split: boolean,
+  ) {
+    const { platform, dev, irqs, backendId } = device;
+    const undo: (() => void)[] = [];
+    try {
+      const ringPage = (): [page: number, gref: number] => {
+        const page = platform.memory.allocPage();
+        undo.push(() => platform.memory.freePage(page));
+        initSharedRing(platform.memory.memory, page << PAGE_SHIFT);
+        const gref = platform.grants.grantAccess(backendId, page, false);
+        undo.push(() => platform.grants.endAccess(gref));
+        return [page, gref];
+      };
+      const [txPage, txRef] = ringPage();
+      const [rxPage, rxRef] = ringPage();
+      this.txPage = txPage;
+      this.rxPage = rxPage;
+      const { memory } = platform.memory;
+      this.tx = new FrontRing(memory, txPage << PAGE_SHIFT, NETIF_TX_SLOT_SIZE);
+      this.rx = new FrontRing(memory, rxPage << PAGE_SHIFT, NETIF_RX_SLOT_SIZE);
+      this.rxGrefs = new Uint32Array(this.rx.size);
+      for (let i = 0; i < this.rx.size; i++) {
+        const gref = platform.grants.alloc();
+        undo.push(() => platform.grants.free(gref));
+        this.rxGrefs[i] = gref;
+      }
+      this.napi = dev.napiAdd(budget => this.poll(budget));
+      undo.push(() => dev.napiDel(this.napi));
+      const bind = (suffix: string) => {
+        const name = `${dev.name}${suffix}`;
+        const bound = irqs.bindListeningPortToIrqhandlerLateeoi(backendId, () => this.napi.schedule(), name);
+        undo.push(() => irqs.unbindFromIrqhandler(bound.irq));
+        return bound;
+      };
+      const txChannel = bind(split ? `-q${index}-tx` : `-q${index}`);
+      const rxChannel = split ? bind(`-q${index}-rx`) : txChannel;
+      this.txIrq = txChannel.irq;
+      this.rxIrq = rxChannel.irq;
+      this.publication = { txRef, rxRef, txPort: txChannel.port, rxPort: rxChannel.port };
+    } catch (error) {
+      for (const step of undo.reverse()) step();
+      throw error;
+    }
+    const slots = this.tx.size;
+    this.txPool = new PagePool(platform.memory, 2 * slots);
+    this.txGrefs = new Uint32Array(this.txPool.limit);
+    this.freeIds = Uint16Array.from({ length: slots }, (_, i) => slots - 1 - i);
+    this.freeIdCount = slots;
+    this.txPackets = new Array<Packet | null>(slots).fill(null);
+    this.firstId = new Uint16Array(slots);
+    this.unanswered = new Uint8Array(slots);
+    this.rxPool = new PagePool(platform.memory, 2 * this.rx.size);
+    this.rxPosted = new Int32Array(this.rx.size).fill(-1);
+  }
+
+  /** Posts the first rx requests and lets packets through: the backend is to be told of this state next. */
+  start(): void {
+    this.carrying = true;
+    this.napi.enable();
+    this.refill();
+    this.napi.schedule();
+  }
+
+  /**
+   * Stops for good and gives everything back: pages that the backend still has mapped as soon as it does
+   * not, pages in packets on their way up as soon as those are released.
+   */
+  destroy(): void {
+    this.stopped = true;
+    this.carrying = false;
+    const { dev, irqs, reclaimer, platform } = this.device;
+    this.napi.disable();
+    dev.napiDel(this.napi);
+    irqs.unbindFromIrqhandler(this.txIrq);
+    if (this.rxIrq !== this.txIrq) irqs.unbindFromIrqhandler(this.rxIrq);
+    if (this.refillTimer !== null) platform.scheduler.cancel(this.refillTimer);
+    for (let id = 0; id < this.txPackets.length; id++) {
+      const packet = this.txPackets[id];
+      this.txPackets[id] = null;
+      if (packet !== null && this.firstId[id] === id) packet.release();
+    }
+    this.txPool.retire((page, index) => {
+      if (this.txGrefs[index] === 0) platform.memory.freePage(page);
+      else reclaimer.end(this.txGrefs[index], page);
+    });
+    for (let slot = 0; slot < this.rxPosted.length; slot++) {
+      if (this.rxPosted[slot] < 0) platform.grants.free(this.rxGrefs[slot]);
+      else reclaimer.end(this.rxGrefs[slot], this.rxPool.pages[this.rxPosted[slot]]);
+    }
+    this.rxPool.retire(page => platform.memory.freePage(page));
+    reclaimer.end(this.publication.txRef, this.txPage);
+    reclaimer.end(this.publication.rxRef, this.rxPage);
+  }
+
+  private broken(reason: string): void {
+    if (this.stopped) return;
+    this.stopped = true;
+    this.carrying = false;
+    this.device.broken(reason);
+  }
+
+  private poll(budget: number): number {
+    if (this.stopped) {
+      this.napi.complete(0);
+      return 0;
+    }
+    const answered = this.reclaim();
+    const work = this.receive(budget);
+    this.refill();
+    if (this.stopped || work >= budget) return work;
+    if (!this.napi.complete(work)) return work;
+    if (this.rx.finalCheckForResponses() || this.askForTxEvent()) this.napi.schedule();
+    else this.endOfInterrupt(answered + work === 0);
+    return work;
+  }
+
+  private endOfInterrupt(spurious: boolean): void {
+    const { irqs } = this.device;
+    irqs.lateEoi(this.txIrq, spurious);
+    if (this.rxIrq !== this.txIrq) irqs.lateEoi(this.rxIrq, spurious);
+  }
+
+  // ---- tx ----
+
+  /** ndo_start_xmit: writes the requests; `flush` publishes them. */
+  startXmit(packet: Packet): number {
+    const { dev } = this.device;
+    if (!this.carrying) {
+      dev.stats.txDropped++;
+      packet.release();
+      return NETDEV_TX_OK;
+    }
+    const queue = dev.txQueues[this.index];
+    if (this.tx.free < TX_SLOTS_MAX || this.freeIdCount < TX_SLOTS_MAX) {
+      queue.stop();
+      return NETDEV_TX_BUSY;
+    }
+    const granted = this.isGranted(packet) ? packet : this.bounce(packet);
+    if (granted === null) {
+      queue.stop();
+      return NETDEV_TX_BUSY;
+    }
+    this.write(granted);
+    dev.stats.txPackets++;
+    dev.stats.txBytes += granted.length;
+    if (this.tx.free < TX_SLOTS_MAX) queue.stop();
+    return NETDEV_TX_OK;
+  }
+
+  /** Publishes what `startXmit` wrote. */
+  flush(): void {
+    if (this.tx.reqProdPvt === this.txPublished || this.stopped) return;
+    this.txPublished = this.tx.reqProdPvt;
+    if (this.tx.pushRequests()) this.device.irqs.notifyRemoteViaIrq(this.txIrq);
+  }
+
+  /** True when every byte is in pages of `txPool`, and not in more of them than a packet may have slots. */
+  private isGranted(packet: Packet): boolean {
+    if (packet.pool !== this.txPool || txSlotsNeeded(packet) > TX_SLOTS_MAX) return false;
+    if (packet.linear > 0 && packet.linearPoolIndex < 0) return false;
+    for (let i = 0; i < packet.fragments; i++) {
+      if (packet.source[i] !== FRAGMENT_LOCAL || packet.poolIndex[i] < 0) return false;
+    }
+    return true;
+  }
+
+  /** Copies a packet into pages of `txPool`. @returns null, with the packet untouched, when there are too few */
+  private bounce(packet: Packet): Packet | null {
+    const { net, platform } = this.device;
+    if (this.txPool.available < (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT) return null;
+    const copy = net.packets.get();
+    copy.pool = this.txPool;
+    const { memory } = platform.memory;
+    let to = 0;
+    let room = 0;
+    for (let i = -1; i < packet.fragments; i++) {
+      let from = i < 0 ? packet.data : (packet.ref[i] << PAGE_SHIFT) + packet.offset[i];
+      let left = i < 0 ? packet.linear : packet.size[i];
+      while (left > 0) {
+        if (room === 0) {
+          to = this.appendPage(copy, packet.length - copy.length);
+          room = PAGE_SIZE;
+        }
+        const take = Math.min(left, room);
+        memory.copy(to, from, take);
+        to += take;
+        from += take;
+        left -= take;
+        room -= take;
+      }
+    }
+    copyMetadata(packet, copy);
+    this.stats.txBounced++;
+    packet.release();
+    return copy;
+  }
+
+  /** Adds a page for up to `bytes` more bytes: the first is the linear part. @returns its address */
+  private appendPage(copy: Packet, bytes: number): number {
+    const index = this.txPool.alloc();
+    const page = this.txPool.pages[index];
+    const size = Math.min(bytes, PAGE_SIZE);
+    if (copy.length === 0) {
+      copy.linearPoolIndex = index;
+      copy.data = page << PAGE_SHIFT;
+      copy.linear = size;
+      copy.length = size;
+    } else {
+      copy.addFragment(FRAGMENT_LOCAL, page, 0, size, index);
+    }
+    return page << PAGE_SHIFT;
+  }
+
+  private grefOf(index: number): number {
+    const gref = this.txGrefs[index];
+    if (gref !== 0) return gref;
+    const { grants } = this.device.platform;
+    const granted = grants.grantAccess(this.device.backendId, this.txPool.pages[index], true);
+    this.txGrefs[index] = granted;
+    return granted;
+  }
+
+  private write(packet: Packet): void {
+    const first = this.freeIds[this.freeIdCount - 1];
+    let slots = 0;
+    if (packet.linear > 0) this.takeId(packet, slots++, first, packet.linearPoolIndex);
+    for (let i = 0; i < packet.fragments; i++) this.takeId(packet, slots++, first, packet.poolIndex[i]);
+    this.unanswered[first] = slots;
+    if (packet.gsoType !== GSO_NONE) this.extrasUnanswered++;
+    writeTxPacket(this.tx, packet, this.slotGrefs, this.slotIds, packet.data & (PAGE_SIZE - 1));
+  }
+
+  private takeId(packet: Packet, slot: number, first: number, poolIndex: number): void {
+    const id = this.freeIds[--this.freeIdCount];
+    this.slotIds[slot] = id;
+    this.slotGrefs[slot] = this.grefOf(poolIndex);
+    this.txPackets[id] = packet;
+    this.firstId[id] = first;
+  }
+
+  /** Takes the tx responses. @returns how many there were */
+  private reclaim(): number {
+    const ring = this.tx;
+    const rspProd = ring.rspProd();
+    if (ring.responseOverflow(rspProd)) {
+      this.broken(`tx rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
+      return 0;
+    }
+    const start = ring.rspCons;
+    const { i32 } = ring.memory;
+    for (let cons = start; cons !== rspProd; cons = (cons + 1) | 0) {
+      const word = i32[ring.slot(cons) >>> 2];
+      ring.rspCons = (cons + 1) | 0;
+      if (word >> 16 === NETIF_RSP_NULL && this.extrasUnanswered > 0) this.extrasUnanswered--;
+      else if (!this.answered(word & 0xffff)) {
+        this.broken(`tx response ${cons >>> 0} has id ${word & 0xffff}, which is not outstanding`);
+        break;
+      }
+    }
+    const count = (rspProd - start) | 0;
+    if (count > 0 && this.carrying) this.wake();
+    return count;
+  }
+
+  private answered(id: number): boolean {
+    const packet = id < this.txPackets.length ? this.txPackets[id] : null;
+    if (packet === null) return false;
+    this.txPackets[id] = null;
+    this.freeIds[this.freeIdCount++] = id;
+    if (--this.unanswered[this.firstId[id]] === 0) packet.release();
+    return true;
+  }
+
+  private wake(): void {
+    const queue = this.device.dev.txQueues[this.index];
+    if (queue.stopped && this.tx.free >= TX_SLOTS_MAX && this.freeIdCount >= TX_SLOTS_MAX) queue.wake();
+  }
+
+  /** Asks for an event when half of what is outstanding is answered. @returns whether responses are there */
+  private askForTxEvent(): boolean {
+    const ring = this.tx;
+    const half = (((ring.reqProdPvt - ring.rspCons) >>> 1) + 1) | 0;
+    return ring.finalCheckForResponses(half);
+  }
+
+  // ---- rx ----
+
+  private receive(budget: number): number {
+    const ring = this.rx;
+    const rspProd = ring.rspProd();
+    if (ring.responseOverflow(rspProd)) {
+      this.broken(`rx rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
+      return 0;
+    }
+    let work = 0;
+    while (work < budget && ring.rspCons !== rspProd && !this.stopped) {
+      const { response } = this;
+      readRxPacket(ring, ring.rspCons, (rspProd - ring.rspCons) | 0, response);
+      work++;
+      if (!this.revoke(response.consumed)) break;
+      const packet = response.reason === '' ? this.build() : null;
+      this.recycle(ring.rspCons, response.consumed);
+      ring.rspCons = (ring.rspCons + response.consumed) | 0;
+      const { dev } = this.device;
+      if (packet === null) dev.stats.rxErrors++;
+      else {
+        dev.stats.rxPackets++;
+        dev.stats.rxBytes += packet.length;
+        dev.receive(packet);
+      }
+    }
+    if (((ring.reqProdPvt - ring.rspCons) | 0) < this.rxTarget >>> 1) {
+      this.rxTarget = Math.min(this.rxTarget * 2, ring.size);
+    }
+    return work;
+  }
+
+  /** Ends the grants of the next slots: only then are their pages safe from the backend. */
+  private revoke(count: number): boolean {
+    const ring = this.rx;
+    const { grants } = this.device.platform;
+    for (let i = 0; i < count; i++) {
+      const slot = (ring.rspCons + i) & (ring.size - 1);
+      if (grants.end(this.rxGrefs[slot])) continue;
+      this.broken(`the backend answered rx request ${slot} and still uses its grant ${this.rxGrefs[slot]}`);
+      return false;
+    }
+    return true;
+  }
+
+  /** Makes a packet of the pages of `response`; those that it takes are posted no longer. */
+  private build(): Packet | null {
+    const { response, rxPool } = this;
+    if (response.size < ETH_HLEN) return null;
+    let packet: Packet;
+    try {
+      packet = this.device.net.packets.get();
+    } catch {
+      return null;
+    }
+    packet.pool = rxPool;
+    const inPlace = response.bytes[0] >= Math.min(response.size, RX_PULL_BYTES);
+    for (let i = 0; i < response.slots; i++) {
+      const bytes = response.bytes[i];
+      if (bytes === 0) continue;
+      const slot = response.index[i] & (this.rx.size - 1);
+      const index = this.rxPosted[slot];
+      this.rxPosted[slot] = -1;
+      const page = rxPool.pages[index];
+      if (i === 0 && inPlace) {
+        packet.linearPoolIndex = index;
+        packet.data = (page << PAGE_SHIFT) + response.offset[0];
+        packet.linear = bytes;
+        packet.length = bytes;
+      } else packet.addFragment(FRAGMENT_LOCAL, page, response.offset[i], bytes, index);
+    }
+    if (this.pull(packet) && this.takeOffloads(packet)) return packet;
+    packet.release();
+    return null;
+  }
+
+  private pull(packet: Packet): boolean {
+    return this.device.net.materialiser.pull(packet, Math.min(packet.length, RX_PULL_BYTES));
+  }
+
+  /** @returns false when the packet claims an offload that its headers do not allow */
+  private takeOffloads(packet: Packet): boolean {
+    const { flags, infos } = this.response;
+    const { materialiser } = this.device.net;
+    const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
+    if (infos.gsoType !== GSO_NONE) {
+      if (!blank) this.stats.rxGsoChecksumFixup++;
+      packet.gsoType = infos.gsoType;
+      packet.gsoSize = infos.gsoSize;
+      return setupChecksum(packet, !blank, materialiser) && packet.checksum === CHECKSUM_PARTIAL;
+    }
+    if (blank) return setupChecksum(packet, false, materialiser);
+    if ((flags & NETRXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
+    return true;
+  }
+
+  /** Gives the pages back that no packet took. */
+  private recycle(start: number, count: number): void {
+    for (let i = 0; i < count; i++) {
+      const slot = (start + i) & (this.rx.size - 1);
+      if (this.rxPosted[slot] >= 0) this.rxPool.free(this.rxPosted[slot]);
+      this.rxPosted[slot] = -1;
+    }
+  }
+
+  private refill(): void {
+    if (this.stopped) return;
+    const ring = this.rx;
+    const { platform, backendId } = this.device;
+    const { i32 } = ring.memory;
+    const until = (ring.rspCons + this.rxTarget) | 0;
+    const before = ring.reqProdPvt;
+    while (((until - ring.reqProdPvt) | 0) > 0) {
+      const index = this.rxPool.alloc();
+      if (index < 0) break;
+      const slot = ring.reqProdPvt & (ring.size - 1);
+      this.rxPosted[slot] = index;
+      platform.grants.grant(this.rxGrefs[slot], backendId, this.rxPool.pages[index], false);
+      const at = ring.slot(ring.reqProdPvt) >>> 2;
+      i32[at] = slot;
+      i32[at + 1] = this.rxGrefs[slot];
+      ring.reqProdPvt = (ring.reqProdPvt + 1) | 0;
+    }
+    if (ring.reqProdPvt !== before && ring.pushRequests()) this.device.irqs.notifyRemoteViaIrq(this.rxIrq);
+    // Without a page now and without requests outstanding, no event would ever come to try again.
+    if (((ring.reqProdPvt - ring.rspCons) | 0) < RX_SLOTS_MAX) this.refillLater();
+  }
+
+  private refillLater(): void {
+    this.refillTimer ??= this.device.platform.scheduler.after(RX_REFILL_RETRY_MS, () => {
+      this.refillTimer = null;
+      this.refill();
+    });
+  }
+}

@@ -1,0 +1,235 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import {
+  CHECKSUM_NONE,
+  CHECKSUM_PARTIAL,
+  CHECKSUM_UNNECESSARY,
+  GSO_TCPV4,
+  GSO_TCPV6,
+  type NetDevice,
+} from '../../src/net/index.js';
+import { buildFrame, checksumsAreRight, layout } from '../net/frames.js';
+import { ALL_FEATURES, DataPath, type Guest } from '../support/data-path.js';
+import { bytesOf, packetFrom, partial } from '../support/packets.js';
+
+interface Received {
+  bytes: Uint8Array;
+  checksum: number;
+  gsoSize: number;
+  gsoType: number;
+}
+
+/** Collects what a device receives, with what is known of it. */
+function collect(dev: NetDevice): Received[] {
+  const got: Received[] = [];
+  dev.rxHandler = packet => {
+    const { checksum, gsoSize, gsoType } = packet;
+    got.push({ bytes: bytesOf(packet), checksum, gsoSize, gsoType });
+    packet.release();
+  };
+  return got;
+}
+
+const payload = (length: number) => Uint8Array.from({ length }, (_, i) => (i * 7) & 0xff);
+
+function frame(
+  from: Guest,
+  to: Guest,
+  length: number,
+  options: Parameters<typeof buildFrame>[0] | object = {},
+) {
+  return buildFrame({
+    source: [...from.dev.address],
+    destination: [...to.dev.address],
+    payload: payload(length),
+    ...options,
+  });
+}
+
+/** What a domain holds; the same before and after, or something leaked. */
+function holdings(path: DataPath): unknown {
+  return path.hypervisor.domains.map(({ platform }) => ({
+    grants: platform.grants.allocated,
+    mapped: platform.grants.mapped,
+    ports: platform.events.allocated,
+  }));
+}
+
+describe('guest to guest', () => {
+  for (const split of [true, false]) {
+    test(`frames of all sizes arrive as they were sent (split event channels: ${split})`, async () => {
+      const path = new DataPath(split ? 3 : 4);
+      const a = path.guest({ split, mtu: 65517 });
+      const b = path.guest({ split, mtu: 65517 });
+      const got = collect(b.dev);
+      const sent: Uint8Array[] = [];
+      for (const length of [0, 1, 46, 400, 480, 481, 1460, 4096, 8192, 30000, 60000]) {
+        const bytes = frame(a, b, length);
+        sent.push(bytes);
+        a.dev.xmit(packetFrom(a.dev, bytes));
+        await path.settle();
+      }
+      assert.deepEqual(
+        got.map(({ bytes }) => bytes.length),
+        sent.map(bytes => bytes.length),
+      );
+      for (const [i, { bytes, checksum }] of got.entries()) {
+        assert.deepEqual(bytes, sent[i]);
+        assert.equal(checksum, CHECKSUM_NONE);
+      }
+      assert.deepEqual([a.broken, a.fatal, b.broken, b.fatal], [[], [], [], []]);
+    });
+  }
+
+  test('many packets in bursts: none is lost, reordered or changed', async () => {
+    const path = new DataPath(7);
+    const a = path.guest();
+    const b = path.guest();
+    const got = collect(b.dev);
+    const sent: Uint8Array[] = [];
+    for (let burst = 0; burst < 60; burst++) {
+      for (let i = 0; i < 20; i++) {
+        const bytes = frame(a, b, (burst * 37 + i * 101) % 1460, { id: sent.length });
+        sent.push(bytes);
+        a.dev.xmit(packetFrom(a.dev, bytes), i < 19);
+      }
+      await path.settle();
+    }
+    assert.equal(got.length, sent.length);
+    for (const [i, { bytes }] of got.entries()) assert.deepEqual(bytes, sent[i]);
+    assert.equal(a.dev.stats.txPackets, 1200);
+    assert.equal(a.vif.dev.stats.rxPackets, 1200);
+    assert.equal(b.vif.dev.stats.txPackets, 1200);
+    assert.equal(b.dev.stats.rxPackets, 1200);
+  });
+
+  test('broadcasts reach every other guest', async () => {
+    const path = new DataPath(8);
+    const guests = Array.from({ length: 4 }, () => path.guest({ mtu: 9000 }));
+    const got = guests.map(({ dev }) => collect(dev));
+    const bytes = frame(guests[0], guests[1], 5000, { destination: Array(6).fill(0xff) });
+    guests[0].dev.xmit(packetFrom(guests[0].dev, bytes));
+    await path.settle();
+    assert.deepEqual(
+      got.map(({ length }) => length),
+      [0, 1, 1, 1],
+    );
+    for (const list of got.slice(1)) assert.deepEqual(list[0].bytes, bytes);
+  });
+});
+
+describe('offloads', () => {
+  for (const version of [4, 6] as const) {
+    test(`a 60 KB TCPv${version} segment crosses as one GSO packet with a partial checksum`, async () => {
+      const path = new DataPath(11);
+      const a = path.guest();
+      const b = path.guest();
+      const got = collect(b.dev);
+      const bytes = frame(a, b, 60000, { version });
+      const packet = partial(packetFrom(a.dev, bytes), a.dev);
+      packet.gsoType = version === 4 ? GSO_TCPV4 : GSO_TCPV6;
+      packet.gsoSize = 1448;
+      a.dev.xmit(packet);
+      await path.settle();
+      assert.equal(got.length, 1);
+      assert.equal(got[0].bytes.length, bytes.length);
+      assert.equal(got[0].checksum, CHECKSUM_PARTIAL);
+      assert.equal(got[0].gsoSize, 1448);
+      assert.deepEqual(got[0].bytes.subarray(layout(bytes).payload), bytes.subarray(layout(bytes).payload));
+    });
+
+    test(`a guest without GSO and checksum offload gets TCPv${version} segments with right checksums`, async () => {
+      const path = new DataPath(12);
+      const a = path.guest();
+      const b = path.guest({
+        features: { sg: true, gsoTcpv4: false, gsoTcpv6: false, noCsumOffload: true, ipv6CsumOffload: false },
+      });
+      const got = collect(b.dev);
+      const bytes = frame(a, b, 14480, { version });
+      const packet = partial(packetFrom(a.dev, bytes), a.dev);
+      packet.gsoType = version === 4 ? GSO_TCPV4 : GSO_TCPV6;
+      packet.gsoSize = 1448;
+      a.dev.xmit(packet);
+      await path.settle();
+      assert.equal(got.length, 10);
+      for (const segment of got) {
+        assert.equal(segment.checksum, CHECKSUM_NONE);
+        assert.ok(checksumsAreRight(segment.bytes));
+      }
+      const whole = got.flatMap(({ bytes: part }) => [...part.subarray(layout(part).payload)]);
+      assert.deepEqual(Uint8Array.from(whole), payload(14480));
+    });
+  }
+
+  test('a guest without scatter-gather gets frames of up to 1514 bytes whole', async () => {
+    const path = new DataPath(13);
+    const a = path.guest();
+    const b = path.guest({ features: { ...ALL_FEATURES, sg: false } });
+    const got = collect(b.dev);
+    const bytes = frame(a, b, 1460);
+    a.dev.xmit(packetFrom(a.dev, bytes));
+    await path.settle();
+    assert.deepEqual(got[0].bytes, bytes);
+  });
+
+  test('a validated checksum stays validated across the bridge', async () => {
+    const path = new DataPath(14);
+    const a = path.guest();
+    const b = path.guest();
+    const got = collect(b.dev);
+    const packet = packetFrom(a.dev, frame(a, b, 100));
+    packet.checksum = CHECKSUM_UNNECESSARY;
+    a.dev.xmit(packet);
+    await path.settle();
+    assert.equal(got[0].checksum, CHECKSUM_UNNECESSARY);
+  });
+});
+
+describe('life cycle', () => {
+  test('a guest that takes nothing holds nobody up, and everything comes back', async () => {
+    const path = new DataPath(21);
+    const mtu = 9000;
+    const a = path.guest({ mtu });
+    const b = path.guest({ mtu });
+    const c = path.guest({ mtu });
+    const got = collect(c.dev);
+    // b takes no more packets: its ring fills, then its queue in dom0, and what is more is dropped.
+    b.dom.domain.platform.events.mask(b.queue.publication.rxPort);
+    for (let i = 0; i < 600; i++) {
+      a.dev.xmit(packetFrom(a.dev, frame(a, b, 8000)));
+      if (i % 4 === 0) await path.scheduler.runFor(1);
+      if (i % 10 === 0) a.dev.xmit(packetFrom(a.dev, frame(a, c, 200)));
+    }
+    await path.scheduler.runFor(2000);
+    assert.equal(got.filter(({ bytes }) => bytes.length === 254).length, 60, 'c gets all of its packets');
+    assert.equal(a.dev.stats.txPackets, 660, "a's slots all came back");
+    assert.ok(b.vif.dev.stats.txDropped > 0);
+  });
+
+  test('after disconnecting nothing is left', async () => {
+    const path = new DataPath(22);
+    const mtu = 9000;
+    const before = holdings(path);
+    const a = path.guest({ mtu });
+    const b = path.guest({ mtu });
+    const empty = [a, b].map(({ dom }) => dom.platform.memory.allocated);
+    const got = collect(b.dev);
+    for (let i = 0; i < 300; i++) a.dev.xmit(packetFrom(a.dev, frame(a, b, 3000)));
+    await path.scheduler.runFor(5);
+    a.disconnect();
+    b.disconnect();
+    await path.settle();
+    assert.ok(got.length > 0);
+    const after = holdings(path) as { grants: number; mapped: number; ports: number }[];
+    assert.deepEqual(after[0], (before as typeof after)[0], 'dom0');
+    for (const [i, { dom }] of [a, b].entries()) {
+      assert.equal(after[i + 1].grants, 0, `grants of guest ${i}`);
+      assert.equal(dom.reclaimer.pending, 0);
+      assert.equal(dom.net.packets.used, 0, `packets of guest ${i}`);
+      assert.equal(dom.net.pages.used, 0);
+      assert.ok(dom.platform.memory.allocated <= empty[i] + 1100);
+    }
+    assert.equal(path.dom0.net.packets.used, 0);
+    assert.equal(path.dom0.net.pages.used, 0);
+  });
+});

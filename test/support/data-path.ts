@@ -1,0 +1,118 @@
+import { Irqs } from '../../src/events/index.js';
+import { Bridge } from '../../src/net/bridge.js';
+import { NETIF_F_ALL_TSO, NETIF_F_CSUM_MASK, NETIF_F_SG, Net, type NetDevice } from '../../src/net/index.js';
+import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
+import { Queue as FrontQueue } from '../../src/netfront/index.js';
+import { type GrantMapping, GrantReclaimer, type Platform } from '../../src/platform/index.js';
+import { type Domain, Hypervisor, SeededScheduler } from '../../src/platform/sim/index.js';
+
+export const ALL_FEATURES: FrontendFeatures = {
+  sg: true,
+  gsoTcpv4: true,
+  gsoTcpv6: true,
+  noCsumOffload: false,
+  ipv6CsumOffload: true,
+};
+
+/** What a domain's kernel has for the data path; no xenbus. */
+export class Dom {
+  readonly platform: Platform;
+  readonly irqs: Irqs;
+  readonly net: Net;
+  readonly reclaimer: GrantReclaimer;
+
+  constructor(readonly domain: Domain) {
+    const { platform } = domain;
+    const { scheduler, memory, grants } = platform;
+    this.platform = platform;
+    this.irqs = new Irqs(platform);
+    this.net = new Net({
+      scheduler,
+      memory,
+      grants,
+      log: line => platform.log(line),
+      random: () => platform.random(),
+    });
+    this.reclaimer = new GrantReclaimer(platform);
+  }
+}
+
+/** A guest whose eth0 is connected to a vif on dom0's bridge, without the xenbus handshake. */
+export interface Guest {
+  readonly dom: Dom;
+  readonly dev: NetDevice;
+  readonly queue: FrontQueue;
+  readonly vif: Vif;
+  readonly broken: string[];
+  readonly fatal: string[];
+  disconnect(): void;
+}
+
+/** A host of the data path alone, on virtual time. */
+export class DataPath {
+  readonly scheduler: SeededScheduler;
+  readonly hypervisor: Hypervisor;
+  readonly dom0: Dom;
+  readonly bridge: Bridge;
+
+  constructor(seed = 1) {
+    this.scheduler = new SeededScheduler(seed, {
+      yieldToMicrotasks: () => new Promise(resolve => setImmediate(resolve)),
+    });
+    this.hypervisor = new Hypervisor({ scheduler: this.scheduler, memoryBytes: 64 << 20 });
+    this.dom0 = new Dom(this.hypervisor.createDomain({ name: 'dom0', privileged: true }));
+    this.bridge = new Bridge(this.dom0.net, 'xenbr0');
+    this.dom0.net.register(this.bridge as NetDevice);
+    this.bridge.open();
+  }
+
+  /** @param options.mtu of both ends; the bridge takes the lowest of its ports */
+  guest(options: { features?: FrontendFeatures; split?: boolean; mtu?: number } = {}): Guest {
+    const dom = new Dom(this.hypervisor.createDomain());
+    const { domid } = dom.platform;
+    const broken: string[] = [];
+    const fatal: string[] = [];
+    const dev = dom.net.allocEtherdev('eth%d', {
+      startXmit: packet => queue.startXmit(packet),
+      flush: () => queue.flush(),
+    }) as NetDevice;
+    if (options.mtu !== undefined) dev.mtu = options.mtu;
+    dev.address.set([0, 0x16, 0x3e, 0, 0, domid]);
+    dev.hwFeatures = NETIF_F_SG | NETIF_F_ALL_TSO | NETIF_F_CSUM_MASK;
+    dev.features = dev.hwFeatures;
+    dom.net.register(dev);
+    const queue: FrontQueue = new FrontQueue(
+      { ...dom, dev, backendId: 0, broken: reason => broken.push(reason) },
+      0,
+      options.split ?? true,
+    );
+    dev.txPool = queue.txPool;
+    const { platform, irqs, net } = this.dom0;
+    const vif = new Vif(platform, irqs, net, domid, 0, reason => fatal.push(reason));
+    if (options.mtu !== undefined) vif.dev.mtu = options.mtu;
+    const { txRef, rxRef, txPort, rxPort } = queue.publication;
+    const mappings: GrantMapping[] = [txRef, rxRef].map(ref => platform.grants.map(domid, ref, false));
+    const [txRing, rxRing] = mappings;
+    vif.connect(options.features ?? ALL_FEATURES, [{ domid, txRing, rxRing, txPort, rxPort }]);
+    this.bridge.addPort(vif.dev as NetDevice);
+    dev.open();
+    queue.start();
+    return {
+      dom,
+      dev,
+      queue,
+      vif,
+      broken,
+      fatal,
+      disconnect() {
+        vif.disconnect();
+        for (const mapping of mappings) platform.grants.unmap(mapping);
+        queue.destroy();
+      },
+    };
+  }
+
+  async settle(): Promise<void> {
+    await this.scheduler.runUntil(() => this.scheduler.idle);
+  }
+}
