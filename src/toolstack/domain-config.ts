@@ -1,0 +1,126 @@
+import { readFileSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { type ConfigSetting, type ConfigValue, parseConfigSyntax } from './config-syntax.js';
+import { ToolstackError } from './error.js';
+import { parseVif, type VifConfig } from './vif-config.js';
+
+/** What runs in a domain: `guest = "kind"` or `guest = "kind:argument"`. */
+export interface GuestSpec {
+  readonly kind: string;
+  /** What is behind the colon; a path is absolute. */
+  readonly argument: string;
+}
+
+/** A domain to create. */
+export interface DomainConfig {
+  readonly name: string;
+  /** MiB. */
+  readonly memory: number;
+  readonly guest: GuestSpec;
+  readonly vifs: readonly VifConfig[];
+  /** Settings that xl knows and pvnet has no use for, with their lines; what the user may want to hear. */
+  readonly ignored: readonly string[];
+  /** The rest of the settings as they are in the file, for the guest's kind. */
+  readonly settings: ReadonlyMap<string, ConfigValue>;
+}
+
+const DEFAULT_MEMORY_MIB = 64;
+const DEFAULT_GUEST = 'echo';
+/** The kinds of guests that there are, with an argument or without. */
+const KINDS: Record<string, boolean> = { echo: false, netns: false, module: true };
+const USED = ['name', 'memory', 'guest', 'vif'];
+
+/** @throws ToolstackError with file, line and key; ENOENT when there is no such file */
+export function readDomainFile(path: string): DomainConfig {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT') throw new ToolstackError('ENOENT', `${path}: there is no such file`);
+    throw new ToolstackError(code === 'EACCES' ? 'EACCES' : 'EIO', `${path}: it cannot be read (${code})`);
+  }
+  return parseDomain(text, path);
+}
+
+/**
+ * Parses a domain file in xl's syntax.
+ * @param file its path: messages name it, and relative paths in it start from its folder
+ * @throws ToolstackError EINVAL with file, line and key
+ */
+export function parseDomain(text: string, file: string): DomainConfig {
+  const settings = parseConfigSyntax(text, file);
+  const fail = (setting: { key: string; line: number }, what: string): never => {
+    throw new ToolstackError('EINVAL', `${file}:${setting.line}: ${setting.key}: ${what}`);
+  };
+  const string = (key: string): { setting: ConfigSetting; text: string } | null => {
+    const setting = settings.get(key);
+    if (setting === undefined) return null;
+    if (setting.value.kind === 'string') return { setting, text: setting.value.text };
+    return fail(setting, `it is a string, as in ${key} = "…"`);
+  };
+  const misspelt = settings.get('vifs');
+  if (misspelt !== undefined)
+    fail(misspelt, 'there is no such key; the list of network devices is vif = [ … ]');
+  const name = string('name');
+  if (name === null)
+    throw new ToolstackError('EINVAL', `${file}: name: it is missing, as in name = "guest1"`);
+  if (!/^[A-Za-z0-9_.+-]{1,64}$/.test(name.text) || /^[0-9]+$/.test(name.text)) {
+    fail(
+      name.setting,
+      `"${name.text}" is no name: 1 to 64 letters, digits and "_.+-", and not a number, which would be a domid`,
+    );
+  }
+  const memory = settings.get('memory');
+  if (memory !== undefined && (memory.value.kind !== 'number' || memory.value.number < 1)) {
+    fail(memory, 'it is a number of MiB, as in memory = 64');
+  }
+  return {
+    name: name.text,
+    memory: memory?.value.kind === 'number' ? memory.value.number : DEFAULT_MEMORY_MIB,
+    guest: parseGuest(string('guest'), file, fail),
+    vifs: parseVifs(settings.get('vif'), file, fail),
+    ignored: [...settings.values()]
+      .filter(({ key }) => !USED.includes(key))
+      .map(({ key, line }) => `${file}:${line}: ${key}: pvnet has no use for it`),
+    settings: new Map([...settings].map(([key, { value }]) => [key, value])),
+  };
+}
+
+type Fail = (setting: { key: string; line: number }, what: string) => never;
+
+function parseGuest(
+  given: { setting: ConfigSetting; text: string } | null,
+  file: string,
+  fail: Fail,
+): GuestSpec {
+  if (given === null) return { kind: DEFAULT_GUEST, argument: '' };
+  const colon = given.text.indexOf(':');
+  const kind = colon < 0 ? given.text : given.text.slice(0, colon);
+  const argument = colon < 0 ? '' : given.text.slice(colon + 1);
+  if (!(kind in KINDS)) {
+    fail(
+      given.setting,
+      `"${given.text}" is no kind of guest; there are "echo", "netns" and "module:./file.js"`,
+    );
+  }
+  if (KINDS[kind] && argument === '')
+    fail(given.setting, `it needs a file, as in guest = "${kind}:./file.js"`);
+  if (!KINDS[kind] && colon >= 0) fail(given.setting, `"${kind}" takes nothing behind a colon`);
+  return { kind, argument: argument === '' ? '' : resolve(dirname(file), argument) };
+}
+
+function parseVifs(setting: ConfigSetting | undefined, file: string, fail: Fail): VifConfig[] {
+  if (setting === undefined) return [];
+  if (setting.value.kind !== 'list') return fail(setting, "it is a list, as in vif = [ 'bridge=xenbr0' ]");
+  const devids = new Set<number>();
+  return setting.value.items.map((item, index) => {
+    const where = { key: `vif[${index}]`, line: item.line };
+    if (item.kind !== 'string') return fail(where, "each vif is a string, as in vif = [ 'bridge=xenbr0' ]");
+    const vif = parseVif(item.text, `${file}:${item.line}: vif[${index}]`);
+    const devid = vif.devid ?? index;
+    if (devids.has(devid)) fail(where, `another vif has the devid ${devid}`);
+    devids.add(devid);
+    return vif;
+  });
+}
