@@ -63,7 +63,8 @@ export class PortTable {
   }
 
   isOpen(port: number): boolean {
-    return port > 0 && port < this.state.length && this.state[port] !== EVTCHNSTAT.closed;
+    // undefined for what is no port at all
+    return this.state[port] > EVTCHNSTAT.closed;
   }
 
   /** Ports that are not closed. */

@@ -11,7 +11,7 @@ import {
   GTF_transitive,
   GTF_type_mask,
 } from '../../abi/grant-table.js';
-import { DOMID_MASK, DOMID_SELF } from '../../abi/xen.js';
+import { DOMID_SELF } from '../../abi/xen.js';
 import { COPY_LOCAL, type CopyBatch } from '../copy-batch.js';
 import { HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../memory.js';
@@ -251,11 +251,11 @@ export class GrantOperations {
    */
   private plainAddress(caller: Domain, domid: number, ref: number, refused: number): number {
     const { hypervisor } = this;
-    if (domid < 0) {
+    if (domid === COPY_LOCAL) {
       return hypervisor.frames.owner[ref] === caller.domid && caller.bank === 0 ? ref << PAGE_SHIFT : -1;
     }
-    const granter = hypervisor.byDomid[domid & DOMID_MASK];
-    if (granter === null) return -1;
+    const granter = hypervisor.byDomid[domid];
+    if (!granter) return -1;
     const table = granter.grantTable;
     if (ref >= table.plainEntries) return -1;
     const { i32 } = hypervisor.memory;
