@@ -116,11 +116,12 @@ for (const wordBits of [64, 32] as const) {
       await scheduler.runReady();
       assert.deepEqual(seen, ['second']);
       // A pending bit without an IRQ, as when unbinding lost the race.
-      a.setPending(900);
-      a.unmask(900);
+      const port = a.platform.events.allocUnbound(b.domid);
+      b.platform.events.notify(b.platform.events.bindInterdomain(a.domid, port));
+      a.platform.events.unmask(port);
       await scheduler.runReady();
-      assert.equal(a.isMasked(900), true);
-      assert.equal(a.isPending(900), false);
+      assert.equal(a.isMasked(port), true);
+      assert.equal(a.isPending(port), false);
     });
 
     test('XSA-441: a handler may unbind its own IRQ, and that of a port that is pending too', async () => {
