@@ -6,3 +6,4 @@ export * from './ring.js';
 export * from './toeplitz.js';
 export * from './xen.js';
 export * from './xenbus-state.js';
+export * from './xs-wire.js';

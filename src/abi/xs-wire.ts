@@ -78,7 +78,9 @@ export type XsdErrorName = (typeof XSD_ERRORS)[number];
 
 /** The errno name in an ERROR payload; EINVAL for a name that the wire does not know. */
 export function parseXsdError(name: string): XsdErrorName {
-  return name in ERRNO && (XSD_ERRORS as readonly string[]).includes(name) ? (name as XsdErrorName) : 'EINVAL';
+  return name in ERRNO && (XSD_ERRORS as readonly string[]).includes(name)
+    ? (name as XsdErrorName)
+    : 'EINVAL';
 }
 
 /**

@@ -174,7 +174,10 @@ export class XenStoreClient extends NodeOperations {
 
   /** Sets a watch whose events go to `onWatchEvent`, the first of them at once. */
   async watchRaw(path: string, token: string, depth?: number): Promise<void> {
-    await this.request(XS.WATCH, depth === undefined ? payload(path, token) : payload(path, token, String(depth)));
+    await this.request(
+      XS.WATCH,
+      depth === undefined ? payload(path, token) : payload(path, token, String(depth)),
+    );
   }
 
   async unwatchRaw(path: string, token: string): Promise<void> {
@@ -245,7 +248,10 @@ export class XenStoreClient extends NodeOperations {
    * throws gives the transaction up and is thrown on.
    * @throws XenStoreError EAGAIN when all attempts failed
    */
-  async transaction<T>(body: (t: ClientTransaction) => Promise<T>, options: TransactionOptions = {}): Promise<T> {
+  async transaction<T>(
+    body: (t: ClientTransaction) => Promise<T>,
+    options: TransactionOptions = {},
+  ): Promise<T> {
     const { signal, attempts = ATTEMPTS } = options;
     for (let attempt = 1; ; attempt++) {
       const t = await this.begin({ signal });
@@ -336,7 +342,11 @@ export class XenStoreClient extends NodeOperations {
       }
       const next = start + XS_HEADER_SIZE + length;
       if (next > end) break;
-      this.#handle(get32(source, start), get32(source, start + 4), source.slice(start + XS_HEADER_SIZE, next));
+      this.#handle(
+        get32(source, start),
+        get32(source, start + 4),
+        source.slice(start + XS_HEADER_SIZE, next),
+      );
       start = next;
     }
     if (start === end) return;
@@ -358,7 +368,7 @@ export class XenStoreClient extends NodeOperations {
     }
     this.#pending.delete(id);
     if (type === XS.ERROR) {
-      const code = parseXsdError(latin1(body).replace(/\0[^]*$/, ''));
+      const code = parseXsdError(latin1(body).split('\0')[0]);
       pending.reject(new XenStoreError(code, `${xsTypeName(pending.type)} ${pending.subject()}`));
     } else if (type !== pending.type) {
       const what = `${xsTypeName(type)} came in answer to ${xsTypeName(pending.type)}`;

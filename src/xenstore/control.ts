@@ -35,7 +35,9 @@ const commands: Record<string, Command> = {
   'live-update': {
     parameters: '[-c <cmdline>] [-F] [-t <timeout>] <file>',
     run(server, words) {
-      return server.liveUpdate === undefined ? { error: 'ENOSYS' } : { text: `${server.liveUpdate(words)}\0` };
+      return server.liveUpdate === undefined
+        ? { error: 'ENOSYS' }
+        : { text: `${server.liveUpdate(words)}\0` };
     },
   },
   memreport: {
@@ -105,7 +107,9 @@ function quotaLine(name: string, value: number): string {
 }
 
 function listQuotas(server: XenStoreServer): ControlAnswer {
-  const lines = QUOTA_NAMES.map(name => `${quotaLine(name, server.store.quotas[name])} ${QUOTAS[name].what}\n`);
+  const lines = QUOTA_NAMES.map(
+    name => `${quotaLine(name, server.store.quotas[name])} ${QUOTAS[name].what}\n`,
+  );
   return { text: `Quota settings:\n${lines.join('')}\0` };
 }
 

@@ -7,7 +7,8 @@ const NAME = 2;
 
 /** What each byte may be in a path: A-Z a-z 0-9 - _ @ in names, / between them. */
 const kinds = new Uint8Array(256);
-for (const c of 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_@') kinds[c.charCodeAt(0)] = NAME;
+for (const c of 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_@')
+  kinds[c.charCodeAt(0)] = NAME;
 kinds[0x2f] = SLASH;
 
 const AT = 0x40;

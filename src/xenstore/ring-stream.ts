@@ -1,4 +1,4 @@
-import { XENSTORE_CONNECTION, XENSTORE_RING as R } from '../abi/xs-wire.js';
+import { XENSTORE_RING as R, XENSTORE_CONNECTION } from '../abi/xs-wire.js';
 import type { Memory } from '../platform/memory.js';
 import type { ByteStream } from '../platform/platform.js';
 import { XenStoreError } from './error.js';
@@ -136,7 +136,9 @@ export class RingStream implements ByteStream {
 
   #break(ring: string, used: number): void {
     this.#closed = true;
-    this.#onClose?.(new XenStoreError('EIO', `the ${ring} ring holds ${used} bytes of ${R.SIZE}: it is broken`));
+    this.#onClose?.(
+      new XenStoreError('EIO', `the ${ring} ring holds ${used} bytes of ${R.SIZE}: it is broken`),
+    );
   }
 
   #get(field: number): number {

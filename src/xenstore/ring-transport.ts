@@ -1,4 +1,4 @@
-import { XENSTORE_CONNECTION, XENSTORE_ERROR, XENSTORE_RING as R } from '../abi/xs-wire.js';
+import { XENSTORE_RING as R, XENSTORE_CONNECTION, XENSTORE_ERROR } from '../abi/xs-wire.js';
 import { type Scheduler, Task } from '../platform/scheduler.js';
 import type { Connection } from './connection.js';
 import type { MappedRing } from './server.js';

@@ -1,5 +1,5 @@
-import { parseXsdError, XENSTORE_PAYLOAD_MAX, XS, XS_TYPE_COUNT } from '../abi/xs-wire.js';
 import { DOMID_SELF } from '../abi/xen.js';
+import { parseXsdError, XENSTORE_PAYLOAD_MAX, XS, XS_TYPE_COUNT } from '../abi/xs-wire.js';
 import type { Memory } from '../platform/memory.js';
 import type { ByteStream } from '../platform/platform.js';
 import { type Scheduler, Task } from '../platform/scheduler.js';
@@ -11,6 +11,7 @@ import { domainPath, Path } from './path.js';
 import { parseDomid, stringEnd, strings } from './payload.js';
 import { formatPermission, PERM_READ, type Permissions, parsePermission } from './permissions.js';
 import { isExhausted, isQuotaName, QUOTA_NAMES, type Quotas, SOFT_MEMORY_DEFAULT } from './quota.js';
+import { RightOfWay } from './right-of-way.js';
 import { RingTransport } from './ring-transport.js';
 import { type Outcome, Store } from './store.js';
 import { ACCESS, type Transaction } from './transaction.js';
@@ -18,7 +19,6 @@ import { StreamTransport, type Transport } from './transport.js';
 import { listChildren } from './tree.js';
 import { ANY_DEPTH, type Watch } from './watches.js';
 import { WriteRate } from './write-rate.js';
-import { RightOfWay } from './right-of-way.js';
 
 /** A domain's ring page, mapped, and its event channel, bound. */
 export interface MappedRing {
@@ -397,7 +397,9 @@ export class XenStoreServer implements ConnectionHost {
 
   /** The payload is one path and its NUL. */
   #onePath(connection: Connection, bytes: Uint8Array, start: number, end: number, special = false): boolean {
-    return stringEnd(bytes, start, end) === end - 1 && this.#parse(connection, bytes, start, end - 1, special);
+    return (
+      stringEnd(bytes, start, end) === end - 1 && this.#parse(connection, bytes, start, end - 1, special)
+    );
   }
 
   #parse(connection: Connection, bytes: Uint8Array, start: number, end: number, special: boolean): boolean {
@@ -478,7 +480,12 @@ export class XenStoreServer implements ConnectionHost {
       if (parsed === null) return 'EINVAL';
       permissions.push(this.store.permission(parsed.domid, parsed.access));
     }
-    const outcome = this.store.setPermissions(this.#path, connection, tx, permissions as never as Permissions);
+    const outcome = this.store.setPermissions(
+      this.#path,
+      connection,
+      tx,
+      permissions as never as Permissions,
+    );
     return this.#written(connection, tx, outcome);
   }
 
@@ -598,7 +605,8 @@ export class XenStoreServer implements ConnectionHost {
     if (conflict !== undefined) this.#rightOfWay.lost(connection, conflict);
     else this.#rightOfWay.won(connection);
     if (outcome !== '') return outcome;
-    if (domain !== null && !connection.privileged && others && tx.changes.length > 0) this.#rate.charge(domain);
+    if (domain !== null && !connection.privileged && others && tx.changes.length > 0)
+      this.#rate.charge(domain);
     return this.#ok(connection);
   }
 

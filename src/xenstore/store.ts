@@ -1,6 +1,6 @@
 import type { XsdErrorName } from '../abi/xs-wire.js';
 import { eachChild } from './children.js';
-import { type Domain, Domains, type DomainState } from './domains.js';
+import { type Domain, type DomainState, Domains } from './domains.js';
 import { latin1Bytes } from './latin1.js';
 import { EMPTY, StoreNode } from './node.js';
 import { hashChild, hashName, Path } from './path.js';
@@ -392,7 +392,12 @@ export class Store {
   }
 
   /** Makes a change of a committed transaction, and notes what there is to tell. */
-  #redo(change: Transaction['changes'][number], path: Path, who: Requester, events: Map<string, Event>): void {
+  #redo(
+    change: Transaction['changes'][number],
+    path: Path,
+    who: Requester,
+    events: Map<string, Event>,
+  ): void {
     const { tree } = this;
     const node = tree.get(path);
     if (change.kind === 'rm') {
@@ -544,7 +549,8 @@ export class Store {
     before: Permissions | null,
   ): boolean {
     const { owner } = watch;
-    const reads = (permissions: Permissions) => (accessOf(permissions, owner, this.domains) & PERM_READ) !== 0;
+    const reads = (permissions: Permissions) =>
+      (accessOf(permissions, owner, this.domains) & PERM_READ) !== 0;
     return (
       (node !== undefined && reads(node.permissions)) ||
       (before !== null && reads(before)) ||

@@ -125,7 +125,9 @@ function samePermissions(a: Permissions, b: Permissions): boolean {
     (a.length === b.length &&
       a.every(
         (entry, i) =>
-          entry.domid === b[i].domid && entry.access === b[i].access && entry.incarnation === b[i].incarnation,
+          entry.domid === b[i].domid &&
+          entry.access === b[i].access &&
+          entry.incarnation === b[i].incarnation,
       ))
   );
 }

@@ -80,7 +80,11 @@ export class Tree {
       node = above;
     }
     if (node === null) return;
-    this.#changeChildren(parent, putChild(parent.children, node, undefined, this.#epoch), node.name.length + 1);
+    this.#changeChildren(
+      parent,
+      putChild(parent.children, node, undefined, this.#epoch),
+      node.name.length + 1,
+    );
   }
 
   /** Removes a node other than the root, and what is below it. @returns the removed node */

@@ -31,7 +31,10 @@ export class WriteRate {
   add(domain: Credit): void {
     this.#domains++;
     domain.updated = this.now();
-    const given = Math.min(this.#reserve + WRITE_RATE.newDomains * WRITE_RATE.domainBurst, WRITE_RATE.domainBurst);
+    const given = Math.min(
+      this.#reserve + WRITE_RATE.newDomains * WRITE_RATE.domainBurst,
+      WRITE_RATE.domainBurst,
+    );
     domain.credit = Math.max(given, 0);
     this.#reserve -= domain.credit;
   }

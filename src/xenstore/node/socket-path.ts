@@ -11,7 +11,10 @@ export function defaultSocketPath(env: NodeJS.ProcessEnv = process.env): string 
 }
 
 /** Where a client finds XenStore, as libxenstore looks: the socket, else the kernel's device. */
-export function findXenStore(env: NodeJS.ProcessEnv = process.env): { kind: 'socket' | 'device'; path: string } {
+export function findXenStore(env: NodeJS.ProcessEnv = process.env): {
+  kind: 'socket' | 'device';
+  path: string;
+} {
   const path = defaultSocketPath(env);
   if (env['XENSTORED_PATH'] || env['XENSTORED_RUNDIR']) {
     return { kind: path.startsWith('/dev/') ? 'device' : 'socket', path };

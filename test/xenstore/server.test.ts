@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { Lab } from './lab.js';
+
+const code = (name: string) => (error: { code?: string }) => error.code === name;
+
+describe('requests', () => {
+  test('write creates missing parents; read, directory and rm see the same tree', async () => {
+    const lab = new Lab();
+    const client = lab.client();
+    await lab.run(
+      (async () => {
+        await client.write('/a/b/c', 'value');
+        assert.equal(await client.read('/a/b/c'), 'value');
+        assert.equal(await client.read('/a/b'), '');
+        assert.deepEqual(await client.directory('/a'), ['b']);
+        assert.deepEqual(await client.getPerms('/a/b/c'), ['n0']);
+        await client.rm('/a/b');
+        await assert.rejects(client.read('/a/b/c'), code('ENOENT'));
+        await client.rm('/a/b');
+        await assert.rejects(client.rm('/a/b/c'), code('ENOENT'));
+        await assert.rejects(client.rm('/'), code('EINVAL'));
+        await client.mkdir('/a/b');
+        await client.mkdir('/a/b');
+        assert.deepEqual(lab.server.store.check(), []);
+      })(),
+    );
+  });
+
+  test('a domain speaks over its ring, with relative paths', async () => {
+    const lab = new Lab();
+    const admin = lab.client();
+    const { client } = lab.domain(5);
+    await lab.run(
+      (async () => {
+        await admin.write('/local/domain/5/name', 'guest');
+        await admin.setPerms('/local/domain/5', ['n5']);
+        await admin.setPerms('/local/domain/5/name', ['n0', 'r5']);
+        assert.equal(await client.read('name'), 'guest');
+        await client.write('data/x', 'y'.repeat(2000));
+        assert.equal((await client.read('data/x')).length, 2000);
+        assert.deepEqual(await admin.getPerms('/local/domain/5/data/x'), ['n5']);
+        await assert.rejects(client.write('name', 'me'), code('EACCES'));
+        await assert.rejects(client.read('/tool/xenstored'), code('EACCES'));
+        await assert.rejects(client.read('/tool/nothing'), code('EACCES'));
+        assert.equal(await client.getDomainPath(7), '/local/domain/7');
+        assert.equal(await client.isDomainIntroduced(5), true);
+        assert.deepEqual(lab.server.store.check(), []);
+      })(),
+    );
+  });
+
+  test('watches: the first event at once, relative paths stay relative, removal of an ancestor', async () => {
+    const lab = new Lab();
+    const admin = lab.client();
+    const { client } = lab.domain(5);
+    const seen: string[] = [];
+    client.onWatchEvent = (path, token) => seen.push(`${path} ${token}`);
+    await lab.run(
+      (async () => {
+        await admin.write('/local/domain/5/device/vif/0/state', '1');
+        await admin.setPerms('/local/domain/5/device', ['n5']);
+        await admin.setPerms('/local/domain/5/device/vif', ['n5']);
+        await admin.setPerms('/local/domain/5/device/vif/0', ['n5']);
+        await admin.setPerms('/local/domain/5/device/vif/0/state', ['n5']);
+        await client.watchRaw('device', 't');
+        await client.watchRaw('device/vif/0/state', 'u');
+        await assert.rejects(client.watchRaw('device', 't'), code('EEXIST'));
+        await admin.write('/local/domain/5/device/vif/0/state', '2');
+        await client.read('device');
+        assert.deepEqual(seen.splice(0), [
+          'device t',
+          'device/vif/0/state u',
+          'device/vif/0/state t',
+          'device/vif/0/state u',
+        ]);
+        await admin.rm('/local/domain/5/device/vif');
+        await client.read('device');
+        assert.deepEqual(seen.splice(0), ['device/vif t', 'device/vif/0/state u']);
+        await client.unwatchRaw('device', 't');
+        await assert.rejects(client.unwatchRaw('device', 't'), code('ENOENT'));
+      })(),
+    );
+  });
+
+  test('transactions: a snapshot, all or nothing, conflicts path by path', async () => {
+    const lab = new Lab();
+    const a = lab.client();
+    const b = lab.client();
+    await lab.run(
+      (async () => {
+        await a.write('/d/x', '1');
+        const t = await a.begin();
+        assert.equal(await t.read('/d/x'), '1');
+        await b.write('/d/y', '2');
+        assert.deepEqual(await t.exists('/d/y'), false);
+        await t.write('/d/z', '3');
+        await assert.rejects(a.read('/d/z'), code('ENOENT'));
+        await assert.rejects(t.commit(), code('EAGAIN'));
+        const u = await a.begin();
+        await u.write('/d/z', '3');
+        await b.write('/d/w', '4');
+        await u.commit();
+        assert.deepEqual(await a.directory('/d'), ['x', 'y', 'w', 'z']);
+        const [v, w] = [await a.begin(), await b.begin()];
+        await v.write('/dev/vif/1/0/state', '1');
+        await w.write('/dev/vif/2/0/state', '1');
+        await v.commit();
+        await w.commit();
+        assert.deepEqual(await a.directory('/dev/vif'), ['1', '2']);
+        assert.equal(lab.server.store.openTransactions, 0);
+        assert.deepEqual(lab.server.store.check(), []);
+      })(),
+    );
+  });
+
+  test('introduce, release and the special watches', async () => {
+    const lab = new Lab();
+    const admin = lab.client();
+    const seen: string[] = [];
+    admin.onWatchEvent = (path, token) => seen.push(`${path} ${token}`);
+    const guest = lab.createDomain(7);
+    await lab.run(
+      (async () => {
+        await admin.watchRaw('@introduceDomain', 'i');
+        await admin.watchRaw('@releaseDomain', 'r');
+        await admin.introduce(7, 1, 1);
+        await assert.rejects(admin.introduce(8, 1, 1), code('ENOENT'));
+        assert.equal(await admin.isDomainIntroduced(7), true);
+        await admin.release(7);
+        await assert.rejects(admin.release(7), code('ENOENT'));
+        assert.equal(await admin.isDomainIntroduced(7), false);
+      })(),
+    );
+    assert.deepEqual(seen, [
+      '@introduceDomain i',
+      '@releaseDomain r',
+      '@introduceDomain i',
+      '@releaseDomain r',
+    ]);
+    assert.equal(guest.mapped, 0);
+  });
+});
