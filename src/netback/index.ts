@@ -1,3 +1,5 @@
+export * from './credit.js';
+export * from './netback.js';
 export * from './packet-queue.js';
 export * from './queue.js';
 export * from './rx-slots.js';

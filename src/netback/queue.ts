@@ -24,6 +24,7 @@ import { CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
 import { Task } from '../platform/scheduler.js';
+import { CreditLimiter, type Rate } from './credit.js';
 import { PacketQueue } from './packet-queue.js';
 import {
   planRx,
@@ -122,6 +123,9 @@ export class Queue implements PacketOwner {
   private rxReqProdSeen = 0;
   private rxEventOwed = false;
 
+  private credit: CreditLimiter | null = null;
+  /** The next packet has to wait for credit: no event is asked for meanwhile. */
+  private throttled = false;
   private polling = false;
   private stopped = false;
   private readonly pushTask: Task;
@@ -173,9 +177,22 @@ export class Queue implements PacketOwner {
     this.napi.schedule();
   }
 
+  /** Bounds what the guest sends from now on; null for no bound. */
+  setRate(rate: Rate | null): void {
+    this.credit?.stop();
+    this.credit = rate === null ? null : new CreditLimiter(this.vif.platform.scheduler, rate, this.resume);
+    this.resume();
+  }
+
+  private readonly resume = (): void => {
+    this.throttled = false;
+    this.napi.schedule();
+  };
+
   /** Stops for good and lets go of the ports; the rings may be unmapped afterwards. */
   destroy(): void {
     this.stopped = true;
+    this.credit?.stop();
     this.napi.disable();
     this.vif.dev.napiDel(this.napi);
     const { irqs } = this.vif;
@@ -202,7 +219,7 @@ export class Queue implements PacketOwner {
     this.polling = false;
     this.pushTx();
     if (this.stopped || work >= budget) return work;
-    if (!this.napi.complete(work)) return work;
+    if (!this.napi.complete(work) || this.throttled) return work;
     if (this.tx.finalCheckForRequests()) this.napi.schedule();
     else this.vif.irqs.lateEoi(this.txIrq, work === 0 && (this.split || !this.rxRequestsCame()));
     return work;
@@ -242,6 +259,10 @@ export class Queue implements PacketOwner {
       if (tx.verdict === TX_INCOMPLETE || tx.verdict === TX_FATAL) {
         this.fatal(`tx request ${ring.reqCons >>> 0}: ${tx.reason}`);
         return taken;
+      }
+      if (this.credit !== null && !this.credit.take(tx.size)) {
+        this.throttled = true;
+        break;
       }
       ring.reqCons = (ring.reqCons + tx.consumed) | 0;
       available -= tx.consumed;

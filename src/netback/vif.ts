@@ -12,6 +12,7 @@ import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Platform } from '../platform/platform.js';
+import type { Rate } from './credit.js';
 import { Queue, type QueueConnection, type QueueVif } from './queue.js';
 
 /** Packets that wait in the qdisc of a vif (XENVIF_QUEUE_LENGTH). */
@@ -45,6 +46,8 @@ export class Vif implements QueueVif {
   readonly dev: NetDevice<Vif>;
   readonly queues: Queue[] = [];
   private frontend = NO_FEATURES;
+  /** What the guest may send, null without a bound. */
+  rate: Rate | null = null;
   /** Set once the frontend broke the protocol, until it reconnects. */
   disabled = false;
 
@@ -103,7 +106,17 @@ export class Vif implements QueueVif {
     if (!frontend.sg && this.dev.mtu > ETH_DATA_LEN) this.dev.mtu = ETH_DATA_LEN;
     this.dev.open();
     for (const queue of this.queues) queue.start();
+    this.setRate(this.rate);
     this.dev.carrierOn();
+  }
+
+  /** Bounds what the guest may send, shared evenly by its queues; also for later connections. */
+  setRate(rate: Rate | null): void {
+    this.rate = rate;
+    const share = Math.max(this.queues.length, 1);
+    for (const queue of this.queues) {
+      queue.setRate(rate === null ? null : { bytes: Math.ceil(rate.bytes / share), usec: rate.usec });
+    }
   }
 
   /** Lets go of the rings; the device stays, without carrier. */

@@ -1,0 +1,257 @@
+import { ErrnoError } from '../abi/errno.js';
+import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
+import type { Kernel } from '../kernel/kernel.js';
+import type { GrantMapping } from '../platform/platform.js';
+import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
+import { parseRate } from './credit.js';
+import type { QueueConnection } from './queue.js';
+import { type FrontendFeatures, Vif } from './vif.js';
+
+/** What a backend of ours offers, under its xenstore keys. */
+const FEATURES: readonly (readonly [string, number])[] = [
+  ['feature-sg', 1],
+  ['feature-gso-tcpv4', 1],
+  ['feature-gso-tcpv6', 1],
+  ['feature-ipv6-csum-offload', 1],
+  ['feature-rx-copy', 1],
+  ['feature-rx-flip', 0],
+  ['feature-split-event-channels', 1],
+];
+
+const MAX_HANDLE = 0xffff;
+/** Grant references and event channel ports are read as u32; nothing larger exists. */
+const MAX_U32 = 0xffffffff;
+
+/** The backend of one virtual interface: from its xenstore directory to its `Vif`. */
+export class Netback {
+  vif: Vif | null = null;
+  private mappings: GrantMapping[] = [];
+  private hotplugWatch: XsWatch | null = null;
+  private hotplugStatus: string | undefined;
+  private fatalReason = '';
+
+  constructor(
+    private readonly kernel: Kernel,
+    readonly xbdev: XenbusDevice,
+  ) {}
+
+  /** What the vif waits for where the two states do not say it; null when they do. */
+  waitingFor(): string | null {
+    if (this.fatalReason !== '') return `disabled: ${this.fatalReason}`;
+    if (this.vif?.connected && this.xbdev.state !== XenbusState.Connected) {
+      return `waiting for the hotplug script: hotplug-status is "${this.hotplugStatus ?? ''}", not "connected"`;
+    }
+    return null;
+  }
+
+  async probe(): Promise<void> {
+    const { xbdev, kernel } = this;
+    const handle = await xbdev.readUnsigned(xbdev.nodename, 'handle', -1);
+    if (handle < 0 || handle > MAX_HANDLE) {
+      throw new ErrnoError('EINVAL', `${xbdev.nodename}/handle is not a number from 0 to ${MAX_HANDLE}`);
+    }
+    const onFatal = (reason: string) => {
+      this.fatalReason = reason;
+      // The data path calls this: what is slow happens on xenwatch's turn.
+      void xbdev.fatal(
+        new ErrnoError('EINVAL', reason),
+        `the frontend of ${this.vif?.name} broke the protocol`,
+      );
+    };
+    this.vif = new Vif(kernel.platform, kernel.irqs, kernel.net, xbdev.otherendId, handle, onFatal);
+    await xbdev.watchPath(`${xbdev.nodename}/rate`, async path => {
+      this.vif?.setRate(parseRate(await xbdev.xs.readOptional(path)));
+    });
+    await xbdev.transaction(async t => {
+      for (const [key, value] of FEATURES) await t.write(`${xbdev.nodename}/${key}`, String(value));
+    });
+    await xbdev.switchState(XenbusState.InitWait);
+  }
+
+  /** Takes the backend towards a state, through all states that lie between. */
+  async setState(target: number): Promise<void> {
+    const { xbdev } = this;
+    while (xbdev.state !== target) {
+      const before = xbdev.state;
+      const next = await this.step(before, target);
+      if (next === before || xbdev.state === before) return;
+    }
+  }
+
+  /** One step from `state` towards `target`. @returns the state that was asked for */
+  private async step(state: number, target: number): Promise<number> {
+    const { xbdev } = this;
+    const goto = async (next: XenbusState) => {
+      await xbdev.switchState(next);
+      return next;
+    };
+    switch (state) {
+      case XenbusState.Closed:
+        return goto(target === XenbusState.Closing ? XenbusState.Closing : XenbusState.InitWait);
+      case XenbusState.Initialising:
+      case XenbusState.InitWait:
+        if (target === XenbusState.InitWait) return goto(XenbusState.InitWait);
+        if (target !== XenbusState.Connected) return goto(XenbusState.Closing);
+        return (await this.connect()) ? target : state;
+      case XenbusState.Connected:
+        await this.disconnect();
+        return goto(XenbusState.Closing);
+      default:
+        await this.disconnect();
+        return goto(XenbusState.Closed);
+    }
+  }
+
+  /** Attaches to the frontend's rings. Connected is written when the hotplug script is done, too. */
+  private async connect(): Promise<boolean> {
+    const { xbdev } = this;
+    const vif = this.vif!;
+    if (vif.connected) return true;
+    try {
+      this.fatalReason = '';
+      const frontend = await this.readFrontend();
+      vif.connect(frontend, [await this.mapQueue()]);
+    } catch (error) {
+      await this.disconnect();
+      await xbdev.fatal(error, `connecting ${vif.name}`);
+      return false;
+    }
+    await this.waitForHotplug();
+    return true;
+  }
+
+  private async waitForHotplug(): Promise<void> {
+    const { xbdev } = this;
+    const path = `${xbdev.nodename}/hotplug-status`;
+    const check = async () => {
+      // Without the node no script is going to run: another toolstack's convention.
+      this.hotplugStatus = (await xbdev.xs.readOptional(path)) ?? 'connected';
+      if (this.hotplugStatus !== 'connected') return;
+      if (this.vif?.connected) await xbdev.switchState(XenbusState.Connected);
+    };
+    this.hotplugWatch ??= await xbdev.watchPath(path, check);
+  }
+
+  private async disconnect(): Promise<void> {
+    const watch = this.hotplugWatch;
+    this.hotplugWatch = null;
+    if (watch !== null) await this.xbdev.unwatch(watch);
+    this.vif?.disconnect();
+    for (const mapping of this.mappings.splice(0)) this.kernel.platform.grants.unmap(mapping);
+  }
+
+  async remove(): Promise<void> {
+    await this.disconnect();
+    await this.vif?.destroy();
+    this.vif = null;
+  }
+
+  private async readFrontend(): Promise<FrontendFeatures> {
+    const { xbdev } = this;
+    const has = async (key: string) => (await xbdev.readUnsigned(xbdev.otherend, key, 0)) !== 0;
+    if (!(await has('request-rx-copy'))) {
+      throw new ErrnoError(
+        'EOPNOTSUPP',
+        `${xbdev.otherend}/request-rx-copy is not 1; only copying is supported`,
+      );
+    }
+    return {
+      sg: await has('feature-sg'),
+      gsoTcpv4: await has('feature-gso-tcpv4'),
+      gsoTcpv6: await has('feature-gso-tcpv6'),
+      noCsumOffload: await has('feature-no-csum-offload'),
+      ipv6CsumOffload: await has('feature-ipv6-csum-offload'),
+    };
+  }
+
+  /** Maps the rings that the frontend published. */
+  private async mapQueue(): Promise<QueueConnection> {
+    const { xbdev, kernel } = this;
+    const domid = xbdev.otherendId;
+    const txRef = await this.readNumber('tx-ring-ref');
+    const rxRef = await this.readNumber('rx-ring-ref');
+    const [txPort, rxPort] = await this.readPorts();
+    const map = (gref: number) => {
+      const mapping = kernel.platform.grants.map(domid, gref, false);
+      this.mappings.push(mapping);
+      return mapping;
+    };
+    return { domid, txRing: map(txRef), rxRing: map(rxRef), txPort, rxPort };
+  }
+
+  private async readPorts(): Promise<[tx: number, rx: number]> {
+    const { xbdev } = this;
+    if ((await xbdev.xs.readOptional(joinPath(xbdev.otherend, 'event-channel-tx'))) !== undefined) {
+      return [await this.readNumber('event-channel-tx'), await this.readNumber('event-channel-rx')];
+    }
+    const port = await this.readNumber('event-channel');
+    return [port, port];
+  }
+
+  private async readNumber(key: string): Promise<number> {
+    const { xbdev } = this;
+    const text = await xbdev.xs.readOptional(joinPath(xbdev.otherend, key));
+    const value = text !== undefined && /^\d{1,10}$/.test(text) ? Number(text) : -1;
+    if (value < 0 || value > MAX_U32) {
+      const what = text === undefined ? 'is missing' : `is "${text}", not a number`;
+      throw new ErrnoError('EINVAL', `${xbdev.otherend}/${key} ${what}`);
+    }
+    return value;
+  }
+}
+
+async function frontendChanged(back: Netback, state: number): Promise<void> {
+  switch (state) {
+    case XenbusState.Initialising:
+      await back.setState(XenbusState.InitWait);
+      break;
+    case XenbusState.Initialised:
+      break;
+    case XenbusState.Connected:
+      await back.setState(XenbusState.Connected);
+      break;
+    case XenbusState.Closing:
+      await back.setState(XenbusState.Closing);
+      break;
+    case XenbusState.Closed:
+      await back.setState(XenbusState.Closed);
+      break;
+    case XenbusState.Unknown:
+      await back.setState(XenbusState.Closed);
+      break;
+    default:
+      await back.xbdev.fatal(
+        new ErrnoError('EINVAL', `a frontend is never in ${xenbusStateName(state)} here`),
+        'following the frontend',
+      );
+  }
+}
+
+/** The xenbus driver for the vifs of other domains. */
+export function netbackDriver(kernel: Kernel): XenbusDriver {
+  const of = (dev: XenbusDevice) => dev.driverData as Netback | undefined;
+  return {
+    name: 'netback',
+    ids: ['vif'],
+    allowRebind: true,
+    async probe(dev) {
+      const back = new Netback(kernel, dev);
+      dev.driverData = back;
+      await back.probe();
+    },
+    async otherendChanged(dev, state) {
+      const back = of(dev);
+      if (back !== undefined) await frontendChanged(back, state);
+    },
+    async remove(dev) {
+      await of(dev)?.remove();
+      dev.driverData = undefined;
+    },
+    waitingFor: dev => of(dev)?.waitingFor() ?? null,
+  };
+}
+
+/** Registers netback with a kernel's backend bus: it serves every vif whose backend is this domain. */
+export async function registerNetback(kernel: Kernel): Promise<void> {
+  await kernel.xenbus.registerBackend(netbackDriver(kernel));
+}
