@@ -1,0 +1,284 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { XenbusState } from '../../src/abi/index.js';
+import type { NetDevice } from '../../src/net/index.js';
+import { buildFrame } from '../net/frames.js';
+import { type GuestDomain, Host } from '../support/host.js';
+import { bytesOf, packetFrom } from '../support/packets.js';
+
+const { Initialising, InitWait, Connected, Closing, Closed } = XenbusState;
+
+function collect(dev: NetDevice): Uint8Array[] {
+  const got: Uint8Array[] = [];
+  dev.rxHandler = packet => {
+    got.push(bytesOf(packet));
+    packet.release();
+  };
+  return got;
+}
+
+function frame(from: NetDevice, to: NetDevice, length = 100): Uint8Array {
+  return buildFrame({
+    source: [...from.address],
+    destination: [...to.address],
+    payload: Uint8Array.from({ length }, (_, i) => i & 0xff),
+  });
+}
+
+/** Sends `count` frames one by one and says whether all arrived. */
+async function exchange(host: Host, from: NetDevice, to: NetDevice, count = 5): Promise<void> {
+  const got = collect(to);
+  for (let i = 0; i < count; i++) {
+    from.xmit(packetFrom(from, frame(from, to, 40 + i * 300)));
+    await host.until(() => got.length === i + 1);
+    assert.deepEqual(got[i], frame(from, to, 40 + i * 300));
+  }
+}
+
+/** The lines of the trace that tell of a vif, in order. */
+function states(host: Host, path: string): string[] {
+  return host.trace.filter(line => line.includes(` ${path} `) && line.includes('->'));
+}
+
+describe('a vif from nothing to traffic and back to nothing', () => {
+  for (const seed of [1, 2, 3]) {
+    test(`probe, InitWait, rings and event channels, Connected, traffic, Closing, Closed (seed ${seed})`, async () => {
+      const host = await Host.boot(seed);
+      const guest = await host.createGuest('a');
+      const other = await host.createGuest('b');
+      const before = host.holdings();
+
+      // Probe: netback publishes what it can do and waits; netfront has nothing to show yet.
+      await host.addVif(guest);
+      await host.until(() => host.states(guest)[1] === InitWait);
+      const back = host.backPath(guest);
+      for (const [key, value] of Object.entries({
+        'feature-sg': '1',
+        'feature-gso-tcpv4': '1',
+        'feature-gso-tcpv6': '1',
+        'feature-ipv6-csum-offload': '1',
+        'feature-rx-copy': '1',
+        'feature-rx-flip': '0',
+        'feature-split-event-channels': '1',
+      })) {
+        assert.equal(await host.run(host.xs.read(`${back}/${key}`)), value, key);
+      }
+
+      // The frontend answers with rings and event channels, and is Connected.
+      await host.until(() => host.states(guest)[0] === Connected);
+      const front = host.frontPath(guest);
+      for (const key of ['tx-ring-ref', 'rx-ring-ref', 'event-channel-tx', 'event-channel-rx']) {
+        assert.match(await host.run(host.xs.read(`${front}/${key}`)), /^[1-9]\d*$/, key);
+      }
+      for (const key of ['request-rx-copy', 'feature-rx-notify', 'feature-sg', 'feature-gso-tcpv4']) {
+        assert.equal(await host.run(host.xs.read(`${front}/${key}`)), '1', key);
+      }
+
+      // The backend has mapped the rings, but is Connected only when the hotplug script is done.
+      await host.until(() => host.dom0.net.byName(`vif${guest.domain.domid}.0`)?.carrierOk === true);
+      await host.scheduler.runFor(100);
+      const device = host.dom0.xenbus.backend.devices.get(`backend/vif/${guest.domain.domid}/0`)!;
+      assert.equal(device.state, InitWait);
+      assert.match(device.waitingFor() ?? '', /hotplug script: hotplug-status is ""/);
+      await host.hotplug(guest);
+      await host.until(() => host.states(guest).every(state => state === Connected));
+      assert.equal(device.waitingFor(), null);
+
+      // Traffic, both ways.
+      const eth0 = guest.kernel.net.byName('eth0')!;
+      const peer = await host.connectVif(other);
+      await exchange(host, eth0, peer);
+      await exchange(host, peer, eth0);
+
+      // The toolstack takes the vifs away.
+      await host.detachVif(guest);
+      await host.detachVif(other);
+      const path = `backend/vif/${guest.domain.domid}/0`;
+      assert.deepEqual(
+        states(host, path).filter(line => !line.includes('sees')),
+        [
+          `d0 ${path} Initialising -> InitWait`,
+          `d0 ${path} InitWait -> Connected`,
+          `d0 ${path} Connected -> Closing`,
+          `d0 ${path} Closing -> Closed`,
+        ],
+      );
+      assert.deepEqual(
+        host.trace.filter(
+          line => line.startsWith(`d${guest.domain.domid} device/vif/0 `) && !line.includes('sees'),
+        ),
+        [
+          `d${guest.domain.domid} device/vif/0 Initialising -> Connected`,
+          `d${guest.domain.domid} device/vif/0 Connected -> Closed`,
+        ],
+      );
+      assert.equal(guest.kernel.net.byName('eth0'), undefined);
+      assert.equal(host.dom0.net.byName(`vif${guest.domain.domid}.0`), undefined);
+      // netfront let go of its rings before netback did: they come back a moment later.
+      await host.until(() => guest.kernel.reclaimer.pending + other.kernel.reclaimer.pending === 0);
+      assertSameButPages(host.holdings(), before);
+    });
+  }
+});
+
+/** Grants, mappings and ports are as before; pools of packets keep pages for the next use. */
+function assertSameButPages(after: object, before: object): void {
+  const strip = (holdings: object) =>
+    Object.fromEntries(Object.entries(holdings).map(([domid, { pages: _, ...rest }]) => [domid, rest]));
+  assert.deepEqual(strip(after), strip(before));
+}
+
+describe('either end may come, go and come back at any time', () => {
+  test('a frontend that reconnects: Closing, Closed, Initialising, and traffic again', async () => {
+    const host = await Host.boot(31);
+    const [guest, other] = [await host.createGuest('a'), await host.createGuest('b')];
+    let eth0 = await host.connectVif(guest);
+    const peer = await host.connectVif(other);
+    await exchange(host, eth0, peer);
+    const driver = guest.kernel.xenbus.frontend.drivers[0];
+    const grants = guest.domain.platform.grants.allocated;
+    for (let round = 0; round < 3; round++) {
+      await host.run(guest.kernel.xenbus.unregisterDriver(driver));
+      await host.until(() => host.states(guest)[1] === Closed);
+      await host.run(host.xs.write(`${host.frontPath(guest)}/state`, String(Initialising)));
+      await host.run(guest.kernel.xenbus.registerFrontend(driver));
+      await host.until(() => host.states(guest).every(state => state === Connected));
+      eth0 = guest.kernel.net.byName('eth0')!;
+      await exchange(host, eth0, peer);
+      assert.equal(guest.domain.platform.grants.allocated <= grants + 20, true);
+    }
+  });
+
+  test('a close before the connect (the cycle of Windows): 5 is answered with 5, 6 with 6, 1 with 2', async () => {
+    const host = await Host.boot(32);
+    const guest = await host.createGuest('windows', false);
+    await host.addVif(guest);
+    const back = `${host.backPath(guest)}/state`;
+    const front = `${host.frontPath(guest)}/state`;
+    const reaches = async (state: number) => {
+      await host.until(() => host.states(guest)[1] === state);
+      assert.equal(await host.run(host.xs.read(back)), String(state));
+    };
+    for (let round = 0; round < 3; round++) {
+      await reaches(InitWait);
+      await host.run(host.xs.write(front, String(Closing)));
+      await reaches(Closing);
+      await host.run(host.xs.write(front, String(Closed)));
+      await reaches(Closed);
+      await host.run(host.xs.write(front, String(Initialising)));
+    }
+    await reaches(InitWait);
+  });
+
+  test('a frontend that goes straight to Closed', async () => {
+    const host = await Host.boot(33);
+    const guest = await host.createGuest('a', false);
+    await host.addVif(guest);
+    await host.until(() => host.states(guest)[1] === InitWait);
+    await host.run(host.xs.write(`${host.frontPath(guest)}/state`, String(Closed)));
+    await host.until(() => host.states(guest)[1] === Closed);
+  });
+
+  test('a guest that is destroyed in the middle of traffic leaves nothing in dom0', async () => {
+    const host = await Host.boot(34);
+    const [guest, other] = [await host.createGuest('a'), await host.createGuest('b')];
+    const before = host.holdings() as Record<string, object>;
+    const eth0 = await host.connectVif(guest);
+    const peer = await host.connectVif(other);
+    collect(peer);
+    for (let i = 0; i < 200; i++) eth0.xmit(packetFrom(eth0, frame(eth0, peer, 1400)));
+    await host.scheduler.runFor(0.01);
+    guest.domain.destroy();
+    const front = host.frontPath(guest);
+    const back = host.backPath(guest);
+    await host.run(host.xs.rm(front));
+    await host.run(host.xs.rm(back));
+    await host.until(() => host.states(guest)[1] === -1);
+    await host.detachVif(other);
+    const after = host.holdings() as Record<string, { grants: number; mapped: number; ports: number }>;
+    assert.deepEqual(Object.keys(after), ['0', String(other.domain.domid)]);
+    const { grants, mapped } = before['0'] as { grants: number; mapped: number };
+    assert.equal(after['0'].grants, grants);
+    assert.equal(after['0'].mapped, mapped - 1, "the guest's xenstore ring is unmapped, too");
+    assert.equal(host.hypervisor.dyingDomains.length, 0);
+  });
+
+  test('a backend that goes away and comes back: the frontend reconnects by itself', async () => {
+    const host = await Host.boot(35);
+    const [guest, other] = [await host.createGuest('a'), await host.createGuest('b')];
+    const eth0 = await host.connectVif(guest);
+    const peer = await host.connectVif(other);
+    await exchange(host, eth0, peer);
+    const driver = host.dom0.xenbus.backend.drivers[0];
+    await host.run(host.xs.write(`${host.backPath(guest)}/state`, String(Closing)));
+    await host.run(host.xs.write(`${host.backPath(other)}/state`, String(Closing)));
+    await host.run(host.dom0.xenbus.unregisterDriver(driver));
+    for (const domain of [guest, other]) {
+      await host.run(host.xs.write(`${host.backPath(domain)}/state`, String(Initialising)));
+    }
+    await host.run(host.dom0.xenbus.registerBackend(driver));
+    await host.hotplug(guest);
+    await host.hotplug(other);
+    await host.until(() =>
+      [guest, other].every(domain => host.states(domain).every(state => state === Connected)),
+    );
+    await exchange(host, guest.kernel.net.byName('eth0')!, other.kernel.net.byName('eth0')!);
+  });
+});
+
+describe('what a hostile or broken frontend writes to xenstore', () => {
+  const cases: [string, Record<string, string>][] = [
+    ['no ring', { 'tx-ring-ref': '' }],
+    ['a ring that was never granted', { 'tx-ring-ref': '400000' }],
+    ['a ring reference that is no number', { 'rx-ring-ref': '12x' }],
+    ['a reference beyond 32 bits', { 'rx-ring-ref': '99999999999' }],
+    ['an event channel that does not exist', { 'event-channel-tx': '4000' }],
+    ['a negative event channel', { 'event-channel-rx': '-1' }],
+    ['no rx-copy', { 'request-rx-copy': '0' }],
+  ];
+  for (const [what, keys] of cases) {
+    test(`${what}: the vif does not connect, the error is in xenstore, and nothing is left mapped`, async () => {
+      const host = await Host.boot(41);
+      const guest = await host.createGuest('evil', false);
+      const healthy = await host.createGuest('healthy');
+      await host.addVif(guest);
+      await host.until(() => host.states(guest)[1] === InitWait);
+      const before = host.holdings() as Record<string, { mapped: number; ports: number }>;
+      await publish(host, guest, keys);
+      await host.until(() => host.states(guest)[1] === Closing);
+      const error = await host.run(
+        host.xs.read(`/local/domain/0/error/backend/vif/${guest.domain.domid}/0/error`),
+      );
+      assert.match(error, /^\d+ .*vif\d+\.0/);
+      const after = host.holdings() as typeof before;
+      assert.equal(after['0'].mapped, before['0'].mapped);
+      assert.equal(after['0'].ports, before['0'].ports);
+      const eth0 = await host.connectVif(healthy);
+      assert.equal(eth0.carrierOk, true);
+    });
+  }
+});
+
+/** Writes what a frontend publishes, with some keys changed, and goes to Connected. */
+async function publish(host: Host, guest: GuestDomain, changed: Record<string, string>): Promise<void> {
+  const { platform } = guest.domain;
+  const ring = () => String(platform.grants.grantAccess(0, platform.memory.allocPage(), false));
+  const port = () => String(platform.events.allocUnbound(0));
+  const keys = {
+    'tx-ring-ref': ring(),
+    'rx-ring-ref': ring(),
+    'event-channel-tx': port(),
+    'event-channel-rx': port(),
+    'request-rx-copy': '1',
+    'feature-rx-notify': '1',
+    ...changed,
+    state: String(Connected),
+  };
+  await host.run(
+    host.xs.transaction(async t => {
+      for (const [key, value] of Object.entries(keys)) {
+        if (value !== '') await t.write(`${host.frontPath(guest)}/${key}`, value);
+      }
+    }),
+  );
+}
