@@ -54,8 +54,16 @@ export class GrantOperations {
   private readonly mapResult: MapResult = { status: 0, handle: 0, frame: 0 };
   private readonly source = new CopySide();
   private readonly dest = new CopySide();
+  /** What a copy looks at, at hand. */
+  private readonly i32: Int32Array;
+  private readonly owner: Uint16Array;
+  private readonly byDomid: (Domain | null)[];
 
-  constructor(private readonly hypervisor: Hypervisor) {}
+  constructor(private readonly hypervisor: Hypervisor) {
+    this.i32 = hypervisor.memory.i32;
+    this.owner = hypervisor.frames.owner;
+    this.byDomid = hypervisor.byDomid;
+  }
 
   /** The domain that `dom` names in an operation on a whole table, or null. */
   private subject(caller: Domain, dom: number): Domain | null {
@@ -250,15 +258,14 @@ export class GrantOperations {
    * @param refused flags that the entry must not have
    */
   private plainAddress(caller: Domain, domid: number, ref: number, refused: number): number {
-    const { hypervisor } = this;
     if (domid === COPY_LOCAL) {
-      return hypervisor.frames.owner[ref] === caller.domid && caller.bank === 0 ? ref << PAGE_SHIFT : -1;
+      return this.owner[ref] === caller.domid && caller.bank === 0 ? ref << PAGE_SHIFT : -1;
     }
-    const granter = hypervisor.byDomid[domid];
+    const granter = this.byDomid[domid];
     if (!granter) return -1;
     const table = granter.grantTable;
     if (ref >= table.plainEntries) return -1;
-    const { i32 } = hypervisor.memory;
+    const { i32 } = this;
     const at = table.frameWords[ref >>> V1_FRAME_SHIFT] + ((ref & V1_ENTRY_IN_FRAME) << 1);
     const head = i32[at];
     if ((head & (0xffff0000 | GTF_type_mask | refused)) !== ((caller.domid << 16) | GTF_permit_access)) {

@@ -65,11 +65,11 @@ export class Hypervisor {
     this.random = options.random ?? Math.random;
     this.memory = new MachineMemory(options.memoryBytes ?? DEFAULT_MEMORY_BYTES);
     this.frames = new FrameTable(this.memory);
+    this.byDomid = new Array<Domain | null>(DOMID_FIRST_RESERVED + 16).fill(null);
     this.grants = new GrantOperations(this);
     this.events = new EventChannelOperations(this);
     this.onLog = options.onLog ?? null;
     this.limits = { ...DEFAULT_LIMITS, ...options.limits };
-    this.byDomid = new Array<Domain | null>(DOMID_FIRST_RESERVED + 16).fill(null);
   }
 
   /** Domains that run or have shut down, in the order of their domids. */
