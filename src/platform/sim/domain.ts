@@ -1,6 +1,12 @@
 import { EVTCHNSTAT } from '../../abi/event-channel.js';
 import { GNTMAP_readonly, GTF_permit_access, GTF_readonly, GTF_type_mask } from '../../abi/grant-table.js';
-import { NR_VIRQS, type SharedInfoLayout, type ShutdownReason, sharedInfoLayout } from '../../abi/xen.js';
+import {
+  DOMID_XEN,
+  NR_VIRQS,
+  type SharedInfoLayout,
+  type ShutdownReason,
+  sharedInfoLayout,
+} from '../../abi/xen.js';
 import { HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT } from '../memory.js';
 import type { Platform } from '../platform.js';
@@ -266,7 +272,7 @@ export class Domain {
 
   /**
    * Shows the domain a frame of machine memory at `gfn` (XENMEM_add_to_physmap).
-   * @param ram the frame is memory of the domain's own
+   * @param ram the frame is memory of the domain's own; otherwise it cannot be granted, nor copied from by number
    */
   addToPhysmap(gfn: number, frame: number, ram: boolean): void {
     if (gfn >= this.physmap.length) {
@@ -275,7 +281,9 @@ export class Domain {
       this.physmap = larger;
     }
     this.physmap[gfn] = ram ? frame : -frame;
-    this.hypervisor.frames.gfn[frame] = gfn;
+    const { frames } = this.hypervisor;
+    // A foreign frame keeps the number that its owner knows it by.
+    if (ram || frames.owner[frame] === DOMID_XEN) frames.gfn[frame] = gfn;
   }
 
   /** Takes a frame of machine memory out of the domain's sight. */

@@ -309,6 +309,13 @@ export class GrantOperations {
     side.via = null;
     side.start = 0;
     side.end = PAGE_SIZE;
+    const plain = this.plainAddress(caller, domid, ref, write ? GTF_readonly : 0);
+    if (plain >= 0) {
+      side.bank = 0;
+      side.memory = this.hypervisor.memory;
+      side.address = plain;
+      return GNTST.okay;
+    }
     if (domid === COPY_LOCAL) {
       const frame = caller.ownFrame(ref);
       if (frame === 0) return GNTST.bad_page;
@@ -332,8 +339,9 @@ export class GrantOperations {
     if (gref >= table.entries) return GNTST.bad_gntref;
     let status = table.pin(gref, domid, write, false);
     if (status !== GNTST.okay) return status;
-    const flags = Atomics.load(this.hypervisor.memory.i32, table.entryWord(gref));
-    if (table.version === 2 && (flags & GTF_type_mask) === GTF_transitive) {
+    const v2 = table.version === 2;
+    const flags = v2 ? Atomics.load(this.i32, table.entryWord(gref)) : 0;
+    if (v2 && (flags & GTF_type_mask) === GTF_transitive) {
       status = allowTransitive ? this.claimTransitive(side, granter, gref, write) : GNTST.general_error;
       if (status !== GNTST.okay) table.unpin(gref, write);
       return status;
@@ -343,9 +351,8 @@ export class GrantOperations {
       table.unpin(gref, write);
       return GNTST.bad_page;
     }
-    if (table.version === 2 && (flags & GTF_sub_page) !== 0) {
-      const at = table.entryWord(gref) + 1;
-      const range = this.hypervisor.memory.i32[at];
+    if (v2 && (flags & GTF_sub_page) !== 0) {
+      const range = this.i32[table.entryWord(gref) + 1];
       side.start = range & 0xffff;
       side.end = Math.min(PAGE_SIZE, side.start + (range >>> 16));
     }

@@ -399,6 +399,31 @@ describe('the version of a grant table', () => {
     assert.equal(again.address, a.storePage * PAGE_SIZE);
   });
 
+  test('XSA-255, XSA-379: going back to version 1 takes the status frames from the domain’s sight', () => {
+    const { hypervisor } = makeHost();
+    const { dom0, a } = makeDomains(hypervisor, { grantVersion: 2 });
+    const [statusFrame] = a.grantTable.statusFrames;
+    a.addToPhysmap(200, statusFrame, false);
+    a.addToPhysmap(201, a.grantTable.frames[0], false);
+    const { i32 } = hypervisor.memory;
+    const grant = (gref: number, gfn: number, flags: number) => {
+      const at = a.grantTable.entryWord(gref);
+      i32[at + (a.grantTable.version === 1 ? 1 : 2)] = gfn;
+      i32[at] = flags;
+    };
+    const local = dom0.platform.memory.allocPage();
+    const read = (gref: number) => copy(dom0, [a.domid, gref, 0], [COPY_LOCAL, local, 0], 8);
+    for (const gfn of [200, 201]) {
+      grant(20, gfn, abi.GTF_permit_access);
+      assert.equal(read(20), GNTST.bad_page, 'what Xen shares with a domain is not its RAM');
+    }
+    hypervisor.grants.setVersion(a, 1);
+    assert.equal(a.physmap[200], 0);
+    assert.notEqual(a.physmap[201], 0, 'the table itself stays');
+    assert.equal(dom0.platform.memory.allocPage(), statusFrame, 'the frame is free again');
+    assert.equal(read(20), GNTST.general_error, 'the entry is gone');
+  });
+
   test('is 1 or 2, as far as the domain may', () => {
     const { hypervisor } = makeHost();
     const { dom0, a } = makeDomains(hypervisor, { maxGrantVersion: 1 });
