@@ -18,6 +18,7 @@ import {
   NETDEV_CHANGE,
   NETDEV_CHANGEADDR,
   NETDEV_CHANGEMTU,
+  NETDEV_CHANGEUPPER,
   NETDEV_DOWN,
   NETDEV_UNREGISTER,
   NETDEV_UP,
@@ -100,14 +101,17 @@ export class Bridge extends NetDevice<undefined> {
         changeMtu: device => {
           (device as Bridge).mtuIsSet = true;
         },
-        setMacAddress: (device, address) => (device as Bridge).setAddress(address),
+        setMacAddress: (device, address) => (device as Bridge).chooseAddress(address),
       },
       undefined,
       1,
       1,
     );
-    etherSetup(this as NetDevice);
+    etherSetup(this);
     this.noQueue = true;
+    this.kind = 'bridge';
+    this.driver = 'bridge';
+    this.netnsLocal = true;
     this.maxMtu = ETH_MAX_MTU;
     this.hwFeatures =
       NETIF_F_SG | NETIF_F_FRAGLIST | NETIF_F_HIGHDMA | NETIF_F_HW_CSUM | NETIF_F_GSO | NETIF_F_ALL_TSO;
@@ -133,9 +137,7 @@ export class Bridge extends NetDevice<undefined> {
   }
 
   portOf(device: NetDevice): BridgePort | undefined {
-    return device.master === (this as NetDevice)
-      ? this.ports.find(port => port.device === device)
-      : undefined;
+    return device.master === this ? this.ports.find(port => port.device === device) : undefined;
   }
 
   /**
@@ -158,14 +160,14 @@ export class Bridge extends NetDevice<undefined> {
     while (this.portByNumber[number] !== undefined) number++;
     if (number > BR_MAX_PORTS) throw this.error('ENOSPC', `a bridge has at most ${BR_MAX_PORTS} ports`);
     const port = new BridgePort(this, device, number);
-    device.master = this as NetDevice;
+    device.master = this;
     device.rxHandler = packet => this.receiveFrom(port, packet);
-    device.promiscuity++;
-    device.ops.setRxMode?.(device);
+    device.setPromiscuity(1);
     this.ports.push(port);
     this.portByNumber[number] = port;
     this.setLocal(port);
     this.portsChanged();
+    if (device.registered) this.net.notify(NETDEV_CHANGEUPPER, device);
     return port;
   }
 
@@ -177,20 +179,18 @@ export class Bridge extends NetDevice<undefined> {
     this.portByNumber[port.number] = undefined;
     device.master = null;
     device.rxHandler = null;
-    device.promiscuity--;
-    if (device.present) device.ops.setRxMode?.(device);
+    device.setPromiscuity(-1);
     this.fdb.flushPort(port.number);
     this.refreshLocals();
     this.portsChanged();
+    if (device.registered) this.net.notify(NETDEV_CHANGEUPPER, device);
   }
 
   /** The addresses it knows, as `bridge fdb` shows them. */
   forwardingTable(): (FdbEntry & { readonly device: NetDevice })[] {
     return this.fdb.entries(this.net.now).map(entry => ({
       ...entry,
-      device: entry.local
-        ? (this as NetDevice)
-        : (this.portByNumber[entry.port]?.device ?? (this as NetDevice)),
+      device: entry.local ? this : (this.portByNumber[entry.port]?.device ?? this),
     }));
   }
 
@@ -206,7 +206,7 @@ export class Bridge extends NetDevice<undefined> {
   }
 
   private portEvent(event: number, device: NetDevice): void {
-    if (device.master !== (this as NetDevice)) return;
+    if (device.master !== this) return;
     const port = this.portOf(device);
     if (port === undefined) return;
     switch (event) {
@@ -238,21 +238,21 @@ export class Bridge extends NetDevice<undefined> {
       }
       if (lowest !== null && compare(lowest, this.address) !== 0) {
         this.address = lowest.slice();
-        if (this.registered) this.net.addressChanged(this as NetDevice);
+        if (this.registered) this.net.notify(NETDEV_CHANGEADDR, this);
       }
     }
     if (!this.mtuIsSet && this.ports.length > 0) {
       const mtu = Math.min(...this.ports.map(port => port.device.mtu));
       if (mtu !== this.mtu) {
         this.mtu = mtu;
-        if (this.registered) this.net.notifiers.call(NETDEV_CHANGEMTU, this as NetDevice);
+        if (this.registered) this.net.notify(NETDEV_CHANGEMTU, this);
       }
     }
     if (this.ports.some(port => port.forwarding)) this.carrierOn();
     else this.carrierOff();
   }
 
-  private setAddress(address: Uint8Array): void {
+  private chooseAddress(address: Uint8Array): void {
     if (!isValidEtherAddress(address)) {
       throw this.error('EADDRNOTAVAIL', `${formatAddress(address)} is no interface's address`);
     }
@@ -440,6 +440,6 @@ function compare(a: Uint8Array, b: Uint8Array): number {
 export function createBridge(net: Net, name: string, options?: BridgeOptions): Bridge {
   const bridge = new Bridge(net, name, options);
   if (name.length >= 16) throw new NetError('EINVAL', `"${name}" is too long for a device's name`);
-  net.register(bridge as NetDevice);
+  net.register(bridge);
   return bridge;
 }

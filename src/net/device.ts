@@ -1,4 +1,6 @@
 import type { ErrnoName } from '../abi/errno.js';
+import type { Timer } from '../platform/scheduler.js';
+import { AddressList } from './address-list.js';
 import { NetError } from './error.js';
 import {
   ARPHRD_ETHER,
@@ -19,9 +21,20 @@ import {
   LINK_STATE_NOCARRIER,
   LINK_STATE_PRESENT,
   LINK_STATE_START,
+  LINK_STATE_TESTING,
 } from './flags.js';
+import {
+  changeAddress,
+  changeAllmulti,
+  changeMtu,
+  changeName,
+  changePromiscuity,
+  closeDevices,
+  openDevice,
+} from './link.js';
 import { NAPI_POLL_WEIGHT, Napi } from './napi.js';
 import type { Net } from './net.js';
+import { IF_LINK_MODE_DEFAULT, IF_OPER_UNKNOWN } from './operstate.js';
 import type { Packet } from './packet.js';
 import type { PagePool } from './page-pool.js';
 import { NoopQdisc, NoqueueQdisc, PfifoFastQdisc } from './qdisc.js';
@@ -47,6 +60,11 @@ export const NET_NAME_ENUM = 1;
 export const NET_NAME_PREDICTABLE = 2;
 export const NET_NAME_USER = 3;
 export const NET_NAME_RENAMED = 4;
+
+/** Bits of privFlags (enum netdev_priv_flags). */
+export const IFF_XMIT_DST_RELEASE = 1 << 5;
+export const IFF_TX_SKB_SHARING = 1 << 12;
+export const IFF_XMIT_DST_RELEASE_PERM = 1 << 17;
 
 /** Queues of one kind that a device can have. */
 export const MAX_QUEUES = 65535;
@@ -78,13 +96,18 @@ export interface NetDeviceOps<Priv = unknown> {
   flush?(device: NetDevice<Priv>): void;
   /** The index of the transmit queue for a packet. */
   selectQueue?(packet: Packet, device: NetDevice<Priv>): number;
+  /** Takes a new MTU, which is stored in `device.mtu` afterwards. */
   changeMtu?(device: NetDevice<Priv>, mtu: number): void;
+  /** Takes a new address and stores it in `device.address`; without it an address cannot be changed. */
   setMacAddress?(device: NetDevice<Priv>, address: Uint8Array): void;
   validateAddress?(device: NetDevice<Priv>): void;
   /** @returns the features that the device can really have out of those asked for */
   fixFeatures?(device: NetDevice<Priv>, features: number): number;
   setFeatures?(device: NetDevice<Priv>, features: number): void;
   setRxMode?(device: NetDevice<Priv>): void;
+  changeRxFlags?(device: NetDevice<Priv>, flags: number): void;
+  /** Driver statistics as ethtool -S prints them: names and values. */
+  ethtoolStats?(device: NetDevice<Priv>): readonly (readonly [string, number])[];
   /** Brings `device.stats` up to date. */
   getStats?(device: NetDevice<Priv>): void;
   txTimeout?(device: NetDevice<Priv>, queue: number): void;
@@ -116,8 +139,15 @@ export class NetDevice<Priv = unknown> {
   permAddress: Uint8Array | null = null;
   addrAssignType = NET_ADDR_PERM;
   nameAssignType = NET_NAME_UNKNOWN;
+  /** Addresses that it receives besides its own: other hosts' and groups'. */
+  readonly uc = new AddressList();
+  readonly mc = new AddressList();
   /** IFF_* that are stored; see `displayFlags` for those that tools print. */
   flags = 0;
+  /** IFF_PROMISC and IFF_ALLMULTI as the user asked for them, among others who did. */
+  gflags = 0;
+  /** IFF_* of the kernel's own (IFF_XMIT_DST_RELEASE, IFF_TX_SKB_SHARING …). */
+  privFlags = 0;
   /** LINK_STATE_* bits. */
   state = 0;
   regState = NETREG_UNINITIALIZED;
@@ -129,13 +159,45 @@ export class NetDevice<Priv = unknown> {
   gsoPartialFeatures = 0;
   gsoMaxSize = GSO_MAX_SIZE;
   gsoMaxSegs = GSO_MAX_SEGS;
+  groMaxSize = GSO_MAX_SIZE;
+  tsoMaxSize = GSO_MAX_SIZE;
   txQueueLen = 0;
   group = 0;
   ifalias = '';
+  operstate = IF_OPER_UNKNOWN;
+  /** IF_LINK_MODE_*. */
+  linkMode = IF_LINK_MODE_DEFAULT;
+  /** For linkwatch. */
+  linkwatchUrgent = false;
+  protoDown = false;
+  /** The kind that `ip -d link` prints (rtnl_link_ops), if any. */
+  kind: string | null = null;
+  /** What ethtool prints of its driver and where it sits. */
+  driver = '';
+  busInfo = '';
+  /** Mb/s for ethtool and sysfs; -1 when unknown. */
+  speed = -1;
+  /** The bus device it belongs to (vif-N), and the bus's name. */
+  parentName: string | null = null;
+  parentBus: string | null = null;
   /** The device needs no queue of its own (IFF_NO_QUEUE): it hands packets on at once. */
   noQueue = false;
+  /** It filters by unicast address: no need to be promiscuous for those in `uc` (IFF_UNICAST_FLT). */
+  unicastFilter = false;
+  private ucPromisc = false;
+  /** Its address may change while it is open (IFF_LIVE_ADDR_CHANGE). */
+  liveAddressChange = false;
+  /** It cannot leave its namespace. */
+  netnsLocal = false;
   /** Frees itself when unregistering is complete. */
   needsFree = false;
+  /** Milliseconds after which a queue that stays stopped is a fault; needs `ops.txTimeout`. */
+  watchdogMs = 5000;
+  /** Holders of the device besides its driver: by name, how many. The driver's own is the first. */
+  private readonly holders = new Map<string, number>();
+  private references = 1;
+  /** For whoever waits that nobody uses the device any more. */
+  onReferencesGone: (() => void) | null = null;
   ops: NetDeviceOps<Priv>;
   readonly stats = new LinkStats();
   readonly txQueues: TxQueue[] = [];
@@ -157,6 +219,8 @@ export class NetDevice<Priv = unknown> {
   readonly napis: Napi[] = [];
   private readonly wakeListeners: (() => void)[] = [];
   private dirty = false;
+  private rootQdisc = 'noop';
+  private watchdog: Timer | null = null;
 
   /** Use `Net.allocNetdevMqs`. */
   constructor(
@@ -173,7 +237,34 @@ export class NetDevice<Priv = unknown> {
     this.realNumTxQueues = txQueues;
     this.numRxQueues = rxQueues;
     this.realNumRxQueues = rxQueues;
-    for (let i = 0; i < txQueues; i++) this.txQueues.push(new TxQueue(this as NetDevice, i, NOOP));
+    for (let i = 0; i < txQueues; i++) this.txQueues.push(new TxQueue(this, i, NOOP));
+  }
+
+  /** References in all; 1 when only its driver has it. */
+  get refcount(): number {
+    return this.references;
+  }
+
+  /** Who holds it besides its driver, with counts, for who waits that they let go. */
+  get heldBy(): string[] {
+    return [...this.holders].map(([who, count]) => (count === 1 ? who : `${who} (${count})`));
+  }
+
+  /** dev_hold: the device's unregistering waits for the `put` with the same name. */
+  hold(who: string): void {
+    this.references++;
+    this.holders.set(who, (this.holders.get(who) ?? 0) + 1);
+  }
+
+  /** dev_put @throws RangeError when `who` does not hold it */
+  put(who: string): void {
+    const count = this.holders.get(who);
+    if (count === undefined)
+      throw new RangeError(`${this.name}: ${who} lets go of a device it does not hold`);
+    if (count === 1) this.holders.delete(who);
+    else this.holders.set(who, count - 1);
+    this.references--;
+    if (this.references === 1) this.onReferencesGone?.();
   }
 
   get registered(): boolean {
@@ -197,11 +288,19 @@ export class NetDevice<Priv = unknown> {
     return (this.state & LINK_STATE_DORMANT) !== 0;
   }
 
+  get testing(): boolean {
+    return (this.state & LINK_STATE_TESTING) !== 0;
+  }
+
+  /** IFF_UP: somebody wants it to be open. */
+  get flagsUp(): boolean {
+    return (this.flags & IFF_UP) !== 0;
+  }
+
   /** Whole flags as tools see them (dev_get_flags): RUNNING, LOWER_UP and DORMANT are computed. */
   get displayFlags(): number {
     let flags = this.flags & ~(IFF_PROMISC | IFF_ALLMULTI | IFF_RUNNING | IFF_LOWER_UP | IFF_DORMANT);
-    if (this.promiscuity > 0) flags |= IFF_PROMISC;
-    if (this.allmulti > 0) flags |= IFF_ALLMULTI;
+    flags |= this.gflags & (IFF_PROMISC | IFF_ALLMULTI);
     if (this.running) {
       if (this.carrierOk && !this.dormant) flags |= IFF_RUNNING;
       if (this.carrierOk) flags |= IFF_LOWER_UP;
@@ -232,33 +331,52 @@ export class NetDevice<Priv = unknown> {
     for (let i = 0; i < this.wakeListeners.length; i++) this.wakeListeners[i]();
   }
 
-  /** Brings the device up. @throws NetError ENODEV when it is not registered, or what the driver throws */
+  /** dev_open @throws NetError ENODEV when it is not registered, or what a notifier or the driver throws */
   open(): void {
-    this.net.openDevice(this as NetDevice);
+    openDevice(this);
   }
 
-  /** Takes the device down; does nothing when it is. */
+  /** dev_close; does nothing to a device that is down. */
   close(): void {
-    this.net.closeDevice(this as NetDevice);
+    closeDevices([this]);
   }
 
   carrierOn(): void {
     if (this.carrierOk) return;
     this.state &= ~LINK_STATE_NOCARRIER;
+    if (!this.registered) return;
     this.carrierUpCount++;
-    this.net.carrierChanged(this as NetDevice);
+    this.carrierChanged();
   }
 
   carrierOff(): void {
     if (!this.carrierOk) return;
     this.state |= LINK_STATE_NOCARRIER;
+    if (!this.registered) return;
     this.carrierDownCount++;
-    this.net.carrierChanged(this as NetDevice);
+    this.carrierChanged();
+  }
+
+  /** It works, but waits for something from outside (802.1X, say). */
+  setDormant(dormant: boolean): void {
+    if (this.dormant === dormant) return;
+    this.state ^= LINK_STATE_DORMANT;
+    if (this.registered) this.net.linkwatch.fire(this, false);
+  }
+
+  private carrierChanged(): void {
+    // What begins to work is told at once: its queues pass nothing before.
+    const begins = this.running && this.carrierOk && this.txQueues[0].qdisc === NOOP;
+    if (this.running) {
+      if (this.carrierOk) this.activateQueues();
+      else this.deactivateQueues();
+    }
+    this.net.linkwatch.fire(this, begins || this.ifindex !== this.iflink);
   }
 
   /** Declares a poll function; it runs after `enable` and `schedule`. */
   napiAdd(poll: (budget: number) => number, weight = NAPI_POLL_WEIGHT): Napi {
-    const napi = new Napi(this as NetDevice, poll, weight);
+    const napi = new Napi(this, poll, weight);
     this.napis.push(napi);
     return napi;
   }
@@ -308,14 +426,14 @@ export class NetDevice<Priv = unknown> {
       packet.release();
       return;
     }
-    rxHandler(packet, this as NetDevice);
+    rxHandler(packet, this);
   }
 
   /** Remembers that there are packets to publish; called by the queues. */
   markDirty(): void {
     if (this.dirty) return;
     this.dirty = true;
-    this.net.markDirty(this as NetDevice);
+    this.net.markDirty(this);
   }
 
   /** Publishes what has been queued on the ring. */
@@ -360,13 +478,21 @@ export class NetDevice<Priv = unknown> {
 
   /** Gives the queues qdiscs that pass packets on (dev_activate); they drop while there is no carrier. */
   activateQueues(): void {
-    if (!this.carrierOk) return;
     const direct = this.noQueue || this.txQueueLen === 0;
+    if (this.rootQdisc === 'noop') {
+      this.rootQdisc = direct ? 'noqueue' : this.numTxQueues > 1 ? 'mq' : 'pfifo_fast';
+    }
+    if (!this.carrierOk) return;
     for (let i = 0; i < this.realNumTxQueues; i++) {
       const queue = this.txQueues[i];
       if (queue.qdisc !== NOOP) continue;
       queue.qdisc = direct ? new NoqueueQdisc() : new PfifoFastQdisc(this.txQueueLen);
     }
+  }
+
+  /** The root queueing discipline as tools show it: that of the last activation. */
+  get qdiscKind(): string {
+    return this.rootQdisc;
   }
 
   /** Drops what waits, and all that comes (dev_deactivate). */
@@ -375,6 +501,107 @@ export class NetDevice<Priv = unknown> {
       queue.reset();
       queue.qdisc = NOOP;
     }
+  }
+
+  /** The queue length has changed: the qdiscs take it. */
+  resizeQueues(): void {
+    for (const { qdisc } of this.txQueues) {
+      if (qdisc instanceof PfifoFastQdisc) qdisc.limit = this.txQueueLen;
+    }
+  }
+
+  /** The qdiscs of a device that leaves (dev_shutdown). */
+  shutdownQueues(): void {
+    this.deactivateQueues();
+    this.rootQdisc = 'noop';
+    if (this.watchdog !== null) this.net.scheduler.cancel(this.watchdog);
+    this.watchdog = null;
+  }
+
+  /** A queue was stopped: somebody looks later whether it still is (dev_watchdog). */
+  watchQueue(): void {
+    if (this.watchdog !== null || this.ops.txTimeout === undefined) return;
+    this.watchdog = this.net.scheduler.after(this.watchdogMs, () => {
+      this.watchdog = null;
+      this.checkQueues();
+    });
+  }
+
+  private checkQueues(): void {
+    if (!this.running || !this.present || !this.carrierOk) return;
+    const now = this.net.scheduler.now();
+    let again = false;
+    for (let i = 0; i < this.realNumTxQueues; i++) {
+      const queue = this.txQueues[i];
+      if (!queue.stopped) continue;
+      again = true;
+      const waited = now - queue.stoppedAt;
+      if (waited < this.watchdogMs) continue;
+      queue.timeouts++;
+      this.net.log(
+        `NETDEV WATCHDOG: ${this.name} (${this.driver}): transmit queue ${i} timed out ${Math.round(waited)} ms`,
+      );
+      queue.stoppedAt = now;
+      this.ops.txTimeout?.(this, i);
+    }
+    if (again) this.watchQueue();
+  }
+
+  /** One more, or one less, wants all frames. @throws RangeError below zero */
+  setPromiscuity(by: number): void {
+    changePromiscuity(this, by);
+  }
+
+  /** One more, or one less, wants all groups' frames. */
+  setAllmulti(by: number): void {
+    changeAllmulti(this, by);
+  }
+
+  /** dev_uc_add, dev_uc_del, dev_mc_add, dev_mc_del. @throws NetError ENOENT for what is not in the list */
+  addUnicast(address: Uint8Array): void {
+    this.uc.add(address);
+    this.updateRxMode();
+  }
+
+  deleteUnicast(address: Uint8Array): void {
+    this.uc.delete(address);
+    this.updateRxMode();
+  }
+
+  addMulticast(address: Uint8Array): void {
+    this.mc.add(address);
+    this.updateRxMode();
+  }
+
+  deleteMulticast(address: Uint8Array): void {
+    this.mc.delete(address);
+    this.updateRxMode();
+  }
+
+  /** __dev_set_rx_mode: a device that cannot filter by address receives everything while it has a list. */
+  updateRxMode(): void {
+    if (!this.flagsUp || !this.present) return;
+    if (!this.unicastFilter) {
+      const wanted = this.uc.size > 0;
+      if (wanted !== this.ucPromisc) {
+        this.ucPromisc = wanted;
+        changePromiscuity(this, wanted ? 1 : -1);
+        return;
+      }
+    }
+    this.ops.setRxMode?.(this);
+  }
+
+  setMtu(mtu: number): void {
+    changeMtu(this, mtu);
+  }
+
+  setAddress(address: Uint8Array): void {
+    changeAddress(this, address);
+  }
+
+  rename(name: string): void {
+    changeName(this, name);
   }
 
   /** An error that names the device. */
@@ -394,6 +621,7 @@ export function etherSetup(device: NetDevice): void {
   device.txQueueLen = DEFAULT_TX_QUEUE_LEN;
   device.flags = IFF_BROADCAST | IFF_MULTICAST;
   device.broadcast.fill(0xff);
+  device.privFlags |= IFF_TX_SKB_SHARING;
 }
 
 /** @throws RangeError for a name that no device can be allocated with (the kernel's BUG_ON) */

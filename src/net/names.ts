@@ -50,7 +50,7 @@ class UnitSet {
     const word = unit >>> 5;
     this.words[word] &= ~(1 << (unit & 31));
     this.full[word >>> 5] &= ~(1 << (word & 31));
-    this.top &= ~(1 << (word >>> 10));
+    this.top &= ~(1 << (word >>> 5));
   }
 
   lowestFree(): number {

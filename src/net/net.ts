@@ -1,5 +1,3 @@
-import type { ErrnoName } from '../abi/errno.js';
-import { ErrnoError } from '../abi/errno.js';
 import type { DomainMemory, Grants } from '../platform/platform.js';
 import type { Scheduler } from '../platform/scheduler.js';
 import type { NetDeviceOps } from './device.js';
@@ -7,32 +5,35 @@ import {
   checkAllocName,
   DEFAULT_TX_QUEUE_LEN,
   etherSetup,
+  IFF_XMIT_DST_RELEASE,
+  IFF_XMIT_DST_RELEASE_PERM,
   MAX_QUEUES,
-  NET_ADDR_PERM,
   NETREG_REGISTERED,
-  NETREG_UNINITIALIZED,
-  NETREG_UNREGISTERED,
-  NETREG_UNREGISTERING,
   NetDevice,
 } from './device.js';
+import { DeviceTable } from './device-table.js';
 import { NetError } from './error.js';
-import { fixFeatures, NETIF_F_HIGHDMA, NETIF_F_SOFT_FEATURES } from './features.js';
-import { IFF_UP, LINK_STATE_PRESENT, LINK_STATE_START } from './flags.js';
 import { Headers, PARSED_L3, PARSED_L4 } from './headers.js';
+import { closeDevices } from './link.js';
+import { Linkwatch } from './linkwatch.js';
 import { Materialiser } from './materialise.js';
-import { Names, nameForUnit, nameProblem, templateProblem } from './names.js';
 import type { Napi } from './napi.js';
 import type { NotifierBlock } from './notifier.js';
 import {
   errnoName,
+  eventName,
   NETDEV_CHANGE,
+  NETDEV_CHANGE_TX_QUEUE_LEN,
   NETDEV_CHANGEADDR,
+  NETDEV_CHANGEMTU,
+  NETDEV_CHANGENAME,
+  NETDEV_CHANGEUPPER,
   NETDEV_DOWN,
+  NETDEV_FEAT_CHANGE,
   NETDEV_GOING_DOWN,
-  NETDEV_POST_INIT,
-  NETDEV_PRE_UNINIT,
-  NETDEV_PRE_UP,
+  NETDEV_NOTIFY_PEERS,
   NETDEV_REGISTER,
+  NETDEV_RESEND_IGMP,
   NETDEV_UNREGISTER,
   NETDEV_UP,
   NotifierChain,
@@ -40,6 +41,16 @@ import {
 } from './notifier.js';
 import { type Packet, PacketPool } from './packet.js';
 import { PagePool } from './page-pool.js';
+import { freeNetdev, registerNetdevice, unregisterMany, waitForReferences } from './registration.js';
+import {
+  encodeLink,
+  IFLA_EVENT_FEATURES,
+  IFLA_EVENT_IGMP_RESEND,
+  IFLA_EVENT_NONE,
+  IFLA_EVENT_NOTIFY_PEERS,
+  RTM_DELLINK,
+  RTM_NEWLINK,
+} from './rtnetlink.js';
 import { Rtnl } from './rtnl.js';
 import { NETDEV_BUDGET, Softirq } from './softirq.js';
 import type { TxQueue } from './tx-queue.js';
@@ -67,7 +78,28 @@ export interface AllocOptions<Priv> {
   rxQueues?: number;
 }
 
-/** The network stack's devices in one domain's kernel: a namespace, its softirqs and its packets. */
+/** What a monitor hears: an event of the notifier chain, and how the chain answered. */
+export interface NetEvent {
+  readonly event: string;
+  readonly device: NetDevice;
+  /** 0, or the errno with which somebody stopped the chain. */
+  readonly errno: number;
+  readonly time: number;
+}
+
+/** Link messages that follow from notifier events (rtnetlink_event), with the reason they give. */
+const LINK_MESSAGE_EVENTS: ReadonlyMap<number, number> = new Map([
+  [NETDEV_CHANGEMTU, IFLA_EVENT_NONE],
+  [NETDEV_CHANGEADDR, IFLA_EVENT_NONE],
+  [NETDEV_CHANGENAME, IFLA_EVENT_NONE],
+  [NETDEV_FEAT_CHANGE, IFLA_EVENT_FEATURES],
+  [NETDEV_NOTIFY_PEERS, IFLA_EVENT_NOTIFY_PEERS],
+  [NETDEV_CHANGEUPPER, IFLA_EVENT_NONE],
+  [NETDEV_RESEND_IGMP, IFLA_EVENT_IGMP_RESEND],
+  [NETDEV_CHANGE_TX_QUEUE_LEN, IFLA_EVENT_NONE],
+]);
+
+/** The network devices in one domain's kernel: a namespace (struct net), its softirqs and its packets. */
 export class Net {
   readonly scheduler: Scheduler;
   readonly memory: DomainMemory;
@@ -78,16 +110,16 @@ export class Net {
   readonly materialiser: Materialiser;
   readonly softirq: Softirq;
   readonly rtnl: Rtnl;
+  readonly table = new DeviceTable();
   readonly notifiers = new NotifierChain();
-  private readonly byIndexMap = new Map<number, NetDevice>();
-  private readonly byNameMap = new Map<string, NetDevice>();
-  private readonly names = new Names();
-  private readonly todo: NetDevice[] = [];
-  private lastIndex = 0;
-  private readonly hashSeed: number;
-  private readonly headers = new Headers();
+  readonly linkwatch: Linkwatch;
   readonly log: (line: string) => void;
   readonly random: () => number;
+  private readonly todo: { device: NetDevice; gone: () => void }[] = [];
+  private readonly linkListeners = new Set<(message: Uint8Array) => void>();
+  private readonly monitors = new Set<(event: NetEvent) => void>();
+  private readonly hashSeed: number;
+  private readonly headers = new Headers();
 
   constructor(options: NetOptions) {
     this.scheduler = options.scheduler;
@@ -100,24 +132,28 @@ export class Net {
     this.materialiser = new Materialiser(options.grants, this.packets, this.pages);
     this.softirq = new Softirq(options.scheduler, options.budget ?? NETDEV_BUDGET);
     this.rtnl = new Rtnl(() => this.runTodo());
+    this.linkwatch = new Linkwatch(options.scheduler, device => {
+      this.notify(NETDEV_CHANGE, device);
+      this.linkChanged(device, 0);
+    });
     this.hashSeed = Math.floor(this.random() * 0x7fffffff) | 0;
   }
 
   /** The registered devices, in the order in which they came. */
   get devices(): IterableIterator<NetDevice> {
-    return this.byIndexMap.values();
+    return this.table.all;
   }
 
   get deviceCount(): number {
-    return this.byIndexMap.size;
+    return this.table.count;
   }
 
   byName(name: string): NetDevice | undefined {
-    return this.byNameMap.get(name);
+    return this.table.byName(name);
   }
 
   byIndex(ifindex: number): NetDevice | undefined {
-    return this.byIndexMap.get(ifindex);
+    return this.table.byIndex(ifindex);
   }
 
   /** Milliseconds; inside a softirq round, those of its start. */
@@ -125,9 +161,12 @@ export class Net {
     return this.softirq.now;
   }
 
-  // Allocation
-
-  /** alloc_netdev_mqs: a device that its driver fills in and then registers. */
+  /**
+   * alloc_netdev_mqs: a device that its driver fills in and then registers.
+   * @param name may hold one %d, which registration fills in
+   * @throws RangeError for a name of more than 15 characters, NetError EINVAL for a number of queues that is
+   *   not 1 to 65535
+   */
   allocNetdevMqs<Priv>(
     name: string,
     setup: (device: NetDevice) => void,
@@ -143,7 +182,8 @@ export class Net {
       }
     }
     const device = new NetDevice<Priv>(this, name, ops, options.priv as Priv, txQueues, rxQueues);
-    setup(device as NetDevice);
+    device.privFlags = IFF_XMIT_DST_RELEASE | IFF_XMIT_DST_RELEASE_PERM;
+    setup(device);
     if (device.txQueueLen === 0) {
       device.noQueue = true;
       device.txQueueLen = DEFAULT_TX_QUEUE_LEN;
@@ -160,126 +200,115 @@ export class Net {
     return this.allocNetdevMqs(name, etherSetup, ops, options);
   }
 
-  // Registration
-
-  /** register_netdev. @throws NetError with the kernel's errno; nothing is left behind then */
+  /** register_netdev. @throws ErrnoError with the kernel's errno; nothing is left behind then */
   register(device: NetDevice): void {
-    this.rtnl.with(() => this.registerNetdevice(device));
-  }
-
-  private registerNetdevice(device: NetDevice): void {
-    if (device.regState !== NETREG_UNINITIALIZED) {
-      throw new Error(`${device.name}: registered twice`);
-    }
-    const template = device.name;
-    device.name = this.validName(device.name);
-    this.names.add(device.name);
-    const undo: (() => void)[] = [() => this.names.delete(device.name)];
-    try {
-      initDevice(device);
-      undo.push(() => device.ops.uninit?.(device));
-      device.ifindex = this.newIndex(device);
-      if (device.iflink === -1) device.iflink = device.ifindex;
-      device.hwFeatures |= NETIF_F_SOFT_FEATURES;
-      device.features |= NETIF_F_SOFT_FEATURES;
-      device.wantedFeatures = device.features & device.hwFeatures;
-      device.vlanFeatures |= NETIF_F_HIGHDMA;
-      this.check(NETDEV_POST_INIT, device);
-    } catch (error) {
-      for (const step of undo.reverse()) step();
-      device.ifindex = 0;
-      device.iflink = -1;
-      device.name = template;
-      throw error;
-    }
-    device.regState = NETREG_REGISTERED;
-    this.updateFeatures(device);
-    device.state |= LINK_STATE_PRESENT;
-    this.byNameMap.set(device.name, device);
-    this.byIndexMap.set(device.ifindex, device);
-    if (device.addrAssignType === NET_ADDR_PERM) device.permAddress = device.address.slice();
-    const answer = notifierToErrno(this.notifiers.call(NETDEV_REGISTER, device));
-    if (answer !== 0) {
-      this.rollback([device]);
-      throw device.error(errnoName(answer), 'a notifier refused to let it register');
-    }
+    this.rtnl.with(() => registerNetdevice(this, device));
   }
 
   /** unregister_netdev. Resolves when nobody uses the device any more. */
   unregister(device: NetDevice): Promise<void> {
-    this.rtnl.with(() => this.rollback([device]));
-    return Promise.resolve();
+    return this.unregisterAll([device]);
   }
 
-  private rollback(devices: readonly NetDevice[]): void {
-    const registered = devices.filter(device => device.regState === NETREG_REGISTERED);
-    for (const device of registered) this.closeDevice(device);
-    for (const device of registered) {
-      this.byNameMap.delete(device.name);
-      this.byIndexMap.delete(device.ifindex);
-      device.regState = NETREG_UNREGISTERING;
-    }
-    for (const device of registered) {
-      device.deactivateQueues();
-      this.notifiers.call(NETDEV_UNREGISTER, device);
-      this.names.delete(device.name);
-      this.notifiers.call(NETDEV_PRE_UNINIT, device);
-      device.ops.uninit?.(device);
-      device.state &= ~LINK_STATE_PRESENT;
-      this.todo.push(device);
-    }
+  /** unregister_netdevice_many: cheaper for many, since all are closed before the first one goes. */
+  async unregisterAll(devices: readonly NetDevice[]): Promise<void> {
+    await Promise.all(this.rtnl.with(() => unregisterMany(this, devices)));
+  }
+
+  /** free_netdev. @throws Error for a registered device */
+  free(device: NetDevice): void {
+    freeNetdev(device);
+  }
+
+  /** For registration: the device's last steps are done when the rtnl lock is free. */
+  whenGone(device: NetDevice): Promise<void> {
+    return new Promise(resolve => {
+      this.todo.push({ device, gone: resolve });
+    });
   }
 
   private runTodo(): void {
-    for (const device of this.todo.splice(0)) device.regState = NETREG_UNREGISTERED;
+    for (const { device, gone } of this.todo.splice(0)) {
+      waitForReferences(this, device, () => {
+        if (device.needsFree) freeNetdev(device);
+        gone();
+      });
+    }
   }
 
-  /** dev_get_valid_name: the name, with its %d filled in. @throws NetError EINVAL, EEXIST, ENFILE */
-  validName(name: string): string {
-    const problem = nameProblem(name);
-    if (problem !== null) throw new NetError('EINVAL', `"${name}" is no device name: ${problem}`);
-    if (!name.includes('%')) {
-      if (this.names.has(name)) throw new NetError('EEXIST', `there is a device "${name}" already`);
-      return name;
-    }
-    const wrong = templateProblem(name);
-    if (wrong !== null) throw new NetError('EINVAL', `"${name}" is no device name: ${wrong}`);
-    const unit = this.names.lowestUnit(name);
-    if (unit < 0) throw new NetError('ENFILE', `every number of "${name}" is taken`);
-    const chosen = nameForUnit(name, unit);
-    if (this.names.has(chosen)) throw new NetError('ENFILE', `"${name}" has no room for another number`);
-    return chosen;
+  /**
+   * Moves a device to another namespace of the same kernel (dev_change_net_namespace).
+   * @param pattern its name there when its own is taken, with a %d
+   * @throws NetError EINVAL for a device that is bound to its namespace, is not registered, or when the
+   *   namespace is another kernel's; EEXIST when the name is taken there
+   */
+  move(device: NetDevice, to: Net, pattern?: string): void {
+    this.rtnl.with(() => {
+      if (device.netnsLocal) throw device.error('EINVAL', 'it cannot leave its namespace');
+      if (device.regState !== NETREG_REGISTERED) throw device.error('EINVAL', 'it is not registered');
+      if (to === this) return;
+      if (to.memory !== this.memory) {
+        throw device.error('EINVAL', "a device cannot move to another domain's kernel");
+      }
+      const name = to.table.names.has(device.name) ? to.table.validName(pattern ?? device.name) : device.name;
+      closeDevices([device]);
+      this.table.unlist(device);
+      device.shutdownQueues();
+      this.notify(NETDEV_UNREGISTER, device);
+      if (this.wantsLinkMessages) {
+        this.sendLinkMessage(encodeLink(device, { type: RTM_DELLINK, change: 0xffffffff }));
+      }
+      device.uc.flush();
+      device.mc.flush();
+      this.linkwatch.sync(device);
+      this.table.names.delete(device.name);
+      const linkedToItself = device.iflink === device.ifindex;
+      device.net = to;
+      device.name = name;
+      to.table.names.add(name);
+      device.ifindex = to.table.reserveIndex(to.table.taken(device.ifindex) ? 0 : device.ifindex);
+      if (linkedToItself) device.iflink = device.ifindex;
+      to.table.list(device);
+      to.notify(NETDEV_REGISTER, device);
+      to.linkChanged(device, 0xffffffff);
+    });
   }
 
-  private newIndex(device: NetDevice): number {
-    const asked = device.ifindex;
-    if (asked > 0) {
-      if (asked > 0x7fffffff) throw device.error('EINVAL', `interface number ${asked} is too large`);
-      if (this.byIndexMap.has(asked)) throw device.error('EBUSY', `interface number ${asked} is taken`);
-      return asked;
-    }
-    do {
-      this.lastIndex = this.lastIndex >= 0x7fffffff ? 1 : this.lastIndex + 1;
-    } while (this.byIndexMap.has(this.lastIndex));
-    return this.lastIndex;
+  /**
+   * Another namespace of this kernel: it shares memory, packets' pages and time, but has its own devices,
+   * names and notifiers.
+   */
+  createNamespace(): Net {
+    return new Net({
+      scheduler: this.scheduler,
+      memory: this.memory,
+      grants: this.grants,
+      log: this.log,
+      random: this.random,
+      pageLimit: this.pages.limit,
+      budget: this.softirq.budget,
+    });
   }
 
   // Notifiers
 
-  /** Adds a notifier; it hears REGISTER, and UP, of each device that is there already. */
+  /**
+   * Adds a notifier; it hears REGISTER, and UP, of each device that is there already.
+   * @throws NetError when it refuses one: it has heard that the others go, and is not registered
+   */
   registerNotifier(block: NotifierBlock): void {
     this.rtnl.with(() => {
       this.notifiers.add(block);
       const told: NetDevice[] = [];
-      for (const device of this.devices) {
+      for (const device of [...this.devices]) {
         const errno = notifierToErrno(block.notifierCall(NETDEV_REGISTER, device) ?? 0);
         if (errno !== 0) {
-          for (const done of told) this.tellGone(block, done);
+          for (const done of told) tellGone(block, done);
           this.notifiers.remove(block);
           throw device.error(errnoName(errno), `the notifier ${block.name ?? ''} refused it`);
         }
         told.push(device);
-        if ((device.flags & IFF_UP) !== 0) block.notifierCall(NETDEV_UP, device);
+        if (device.flagsUp) block.notifierCall(NETDEV_UP, device);
       }
     });
   }
@@ -288,86 +317,54 @@ export class Net {
   unregisterNotifier(block: NotifierBlock): void {
     this.rtnl.with(() => {
       if (!this.notifiers.remove(block)) throw new NetError('ENOENT', 'this notifier is not registered');
-      for (const device of this.devices) this.tellGone(block, device);
+      for (const device of [...this.devices]) tellGone(block, device);
     });
   }
 
-  private tellGone(block: NotifierBlock, device: NetDevice): void {
-    if ((device.flags & IFF_UP) !== 0) {
-      block.notifierCall(NETDEV_GOING_DOWN, device);
-      block.notifierCall(NETDEV_DOWN, device);
-    }
-    block.notifierCall(NETDEV_UNREGISTER, device);
-  }
-
-  /** Tells everybody of an event that may be vetoed. */
-  private check(event: number, device: NetDevice, detail?: unknown): void {
+  /** call_netdevice_notifiers @returns 0, or the errno with which the chain was stopped */
+  notify(event: number, device: NetDevice, detail?: unknown): number {
     const errno = notifierToErrno(this.notifiers.call(event, device, detail));
-    if (errno !== 0) throw device.error(errnoName(errno), 'a notifier refused');
-  }
-
-  // Up and down
-
-  /** dev_open; use `NetDevice.open`. */
-  openDevice(device: NetDevice): void {
-    this.rtnl.with(() => {
-      if ((device.flags & IFF_UP) !== 0) return;
-      if (!device.present) throw device.error('ENODEV', 'it is not registered');
-      this.check(NETDEV_PRE_UP, device);
-      device.state |= LINK_STATE_START;
-      try {
-        device.ops.validateAddress?.(device);
-        device.ops.open?.(device);
-      } catch (error) {
-        device.state &= ~LINK_STATE_START;
-        throw error;
-      }
-      device.flags |= IFF_UP;
-      device.ops.setRxMode?.(device);
-      device.activateQueues();
-      this.notifiers.call(NETDEV_UP, device);
-    });
-  }
-
-  /** dev_close; use `NetDevice.close`. */
-  closeDevice(device: NetDevice): void {
-    this.rtnl.with(() => {
-      if ((device.flags & IFF_UP) === 0) return;
-      this.notifiers.call(NETDEV_GOING_DOWN, device);
-      device.state &= ~LINK_STATE_START;
-      device.deactivateQueues();
-      device.ops.stop?.(device);
-      device.flags &= ~IFF_UP;
-      this.notifiers.call(NETDEV_DOWN, device);
-    });
-  }
-
-  /** For NetDevice: the carrier came or went. */
-  carrierChanged(device: NetDevice): void {
-    if (device.regState !== NETREG_REGISTERED) return;
-    if (device.running) {
-      if (device.carrierOk) {
-        device.activateQueues();
-        for (const queue of device.txQueues) if (!queue.stopped) this.scheduleQueue(queue);
-      } else device.deactivateQueues();
-      this.notifiers.call(NETDEV_CHANGE, device);
+    const reason = LINK_MESSAGE_EVENTS.get(event);
+    if (reason !== undefined && errno === 0) this.linkChanged(device, 0, reason);
+    if (this.monitors.size > 0) {
+      const heard = { event: eventName(event), device, errno, time: this.scheduler.now() };
+      for (const monitor of this.monitors) monitor(heard);
     }
+    return errno;
   }
 
-  /** netdev_update_features: what is wanted and possible. @returns true when something changed */
-  updateFeatures(device: NetDevice): boolean {
-    let features = (device.features & ~device.hwFeatures) | device.wantedFeatures;
-    features = device.ops.fixFeatures?.(device, features) ?? features;
-    features = fixFeatures(features, device.gsoPartialFeatures);
-    if (features === device.features) return false;
-    device.ops.setFeatures?.(device, features);
-    device.features = features;
-    return true;
+  /** `notify` for an event that may be vetoed. @throws NetError */
+  notifyOrThrow(event: number, device: NetDevice, detail?: unknown): void {
+    const errno = this.notify(event, device, detail);
+    if (errno !== 0) throw device.error(errnoName(errno), `a notifier refused ${eventName(event)}`);
   }
 
-  /** A device has another hardware address than before. */
-  addressChanged(device: NetDevice): void {
-    this.notifiers.call(NETDEV_CHANGEADDR, device);
+  /** Hears of every event, before nobody and without a voice. @returns a function that ends it */
+  monitor(listener: (event: NetEvent) => void): () => void {
+    this.monitors.add(listener);
+    return () => this.monitors.delete(listener);
+  }
+
+  // rtnetlink
+
+  /** Hears each RTM_NEWLINK and RTM_DELLINK that the kernel multicasts. @returns a function that ends it */
+  onLinkMessage(listener: (message: Uint8Array) => void): () => void {
+    this.linkListeners.add(listener);
+    return () => this.linkListeners.delete(listener);
+  }
+
+  get wantsLinkMessages(): boolean {
+    return this.linkListeners.size > 0;
+  }
+
+  /** rtmsg_ifinfo: tells listeners what a device is like now. @param change the flags that changed */
+  linkChanged(device: NetDevice, change: number, event = IFLA_EVENT_NONE): void {
+    if (this.linkListeners.size === 0) return;
+    this.sendLinkMessage(encodeLink(device, { type: RTM_NEWLINK, change, event }));
+  }
+
+  sendLinkMessage(message: Uint8Array): void {
+    for (const listener of this.linkListeners) listener(message);
   }
 
   // Packets and softirqs
@@ -409,18 +406,15 @@ export class Net {
   }
 }
 
+function tellGone(block: NotifierBlock, device: NetDevice): void {
+  if (device.flagsUp) {
+    block.notifierCall(NETDEV_GOING_DOWN, device);
+    block.notifierCall(NETDEV_DOWN, device);
+  }
+  block.notifierCall(NETDEV_UNREGISTER, device);
+}
+
 function mix(hash: number, u8: Uint8Array, from: number, length: number): number {
   for (let at = from; at < from + length; at++) hash = Math.imul(hash ^ u8[at], 0x01000193);
   return hash;
-}
-
-function initDevice(device: NetDevice): void {
-  const result = device.ops.init?.(device) ?? 0;
-  if (result > 0) throw device.error('EIO', `its init returned ${result}, which is no errno`);
-  if (result < 0) throw device.error(errnoName(-result) as ErrnoName, 'its init failed');
-}
-
-/** True for an error of the kernel's kind. */
-export function isErrno(error: unknown, code: ErrnoName): boolean {
-  return error instanceof ErrnoError && error.code === code;
 }

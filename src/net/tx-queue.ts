@@ -1,4 +1,5 @@
 import type { NetDevice } from './device.js';
+import { DynamicQueueLimit } from './dql.js';
 import { releaseList } from './gso.js';
 import type { Packet } from './packet.js';
 import type { Qdisc } from './qdisc.js';
@@ -27,6 +28,11 @@ export class TxQueue {
   /** Times that packets were put back, and packets dropped here. */
   requeues = 0;
   drops = 0;
+  /** When it was stopped last, and how often the watchdog found it stopped for too long. */
+  stoppedAt = 0;
+  timeouts = 0;
+  /** Byte queue limit; unused until the driver calls `sent`. */
+  readonly dql = new DynamicQueueLimit();
   private inXmit = false;
 
   constructor(
@@ -50,7 +56,10 @@ export class TxQueue {
 
   /** The driver has no room: nothing is given to it until `wake`. */
   stop(): void {
+    if ((this.state & QUEUE_STATE_DRV_XOFF) !== 0) return;
     this.state |= QUEUE_STATE_DRV_XOFF;
+    this.stoppedAt = this.device.net.now;
+    this.device.watchQueue();
   }
 
   /** As `wake`, but leaves it to the next packet to get the queue going. */
@@ -63,6 +72,27 @@ export class TxQueue {
     if ((this.state & QUEUE_STATE_DRV_XOFF) === 0) return;
     this.state &= ~QUEUE_STATE_DRV_XOFF;
     this.device.net.scheduleQueue(this);
+  }
+
+  /** The driver has put bytes on its ring (netdev_tx_sent_queue); stops the queue when there are too many. */
+  sent(bytes: number): void {
+    this.dql.sent(bytes);
+    if (this.dql.available < 0) this.state |= QUEUE_STATE_STACK_XOFF;
+  }
+
+  /** The peer is done with bytes that were `sent` (netdev_tx_completed_queue). */
+  completed(bytes: number): void {
+    if (bytes === 0) return;
+    this.dql.done(bytes, this.device.net.now);
+    if ((this.state & QUEUE_STATE_STACK_XOFF) === 0 || this.dql.available < 0) return;
+    this.state &= ~QUEUE_STATE_STACK_XOFF;
+    this.device.net.scheduleQueue(this);
+  }
+
+  /** The ring was emptied without completions (netdev_tx_reset_queue). */
+  resetLimit(): void {
+    this.state &= ~QUEUE_STATE_STACK_XOFF;
+    this.dql.reset(this.device.net.now);
   }
 
   /**

@@ -253,7 +253,7 @@ export class TestKernel {
     device.features = options.features ?? 0;
     device.hwFeatures = device.features;
     device.address.set([2, 0, 0, 0, 0xee, this.net.deviceCount + 1]);
-    this.net.register(device as NetDevice);
+    this.net.register(device);
     device.open();
     return device;
   }

@@ -148,7 +148,7 @@ test('the flow hash keeps a flow on its queue, spreads flows, and follows the ha
 test('NAPI: weight, budget, MISSED, disable', () => {
   const kernel = new TestKernel();
   const device = kernel.net.allocEtherdev('eth%d', { startXmit: () => 0 });
-  kernel.net.register(device as NetDevice);
+  kernel.net.register(device);
   let work = 1000;
   const budgets: number[] = [];
   const napi = device.napiAdd(budget => {
