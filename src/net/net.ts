@@ -14,7 +14,7 @@ import {
 import { DeviceTable } from './device-table.js';
 import { NetError } from './error.js';
 import { Headers, PARSED_L3, PARSED_L4 } from './headers.js';
-import { closeDevices } from './link.js';
+import { closeDevices, updateFeatures } from './link.js';
 import { Linkwatch } from './linkwatch.js';
 import { Materialiser } from './materialise.js';
 import type { Napi } from './napi.js';
@@ -365,6 +365,14 @@ export class Net {
 
   sendLinkMessage(message: Uint8Array): void {
     for (const listener of this.linkListeners) listener(message);
+  }
+
+  /**
+   * netdev_update_features: for a driver whose abilities have changed; everybody hears of a change.
+   * @returns true when something changed
+   */
+  updateFeatures(device: NetDevice): boolean {
+    return updateFeatures(device);
   }
 
   // Packets and softirqs

@@ -180,9 +180,9 @@ describe('seed 003, 2: registering', () => {
     const device = net.allocEtherdev('t%d', OPS);
     net.register(device);
     assert.equal(device.name, 't31999');
-    for (let i = 0; i < 10; i++) net.table.names.add(`fourteen-chars${i}`);
+    for (let i = 0; i < 100; i++) net.table.names.add(`thirteen-char${i}`);
     assert.throws(
-      () => net.register(net.allocEtherdev('fourteen-char%d', OPS)),
+      () => net.register(net.allocEtherdev('thirteen-char%d', OPS)),
       { code: 'ENFILE' },
       'cut to 15',
     );
