@@ -1,0 +1,266 @@
+import { Irqs } from '../../src/events/index.js';
+import type { Platform } from '../../src/platform/platform.js';
+import {
+  type Domain,
+  type DomainOptions,
+  Hypervisor,
+  type HypervisorOptions,
+  SeededScheduler,
+} from '../../src/platform/sim/index.js';
+import { type SimXenstored, startSimXenstored } from '../../src/toolstack/sim-xenstored.js';
+import { Xenbus, type XenbusTraceEvent } from '../../src/xenbus/index.js';
+import { streamPair, XenStoreClient, type XenStoreServerOptions } from '../../src/xenstore/index.js';
+
+/** A domain with a kernel: platform, interrupts, xenbus, and what its xenbus did so far. */
+export interface SimKernel {
+  readonly domain: Domain;
+  readonly domid: number;
+  readonly platform: Platform;
+  readonly irqs: Irqs;
+  readonly xenbus: Xenbus;
+  readonly trace: XenbusTraceEvent[];
+}
+
+export interface SimHostOptions {
+  hypervisor?: Partial<HypervisorOptions>;
+  xenstored?: Partial<Omit<XenStoreServerOptions, 'host'>>;
+}
+
+export interface PlugOptions {
+  /** "vif" */
+  type: string;
+  front: SimKernel;
+  back: SimKernel;
+  devid?: number;
+  /** Nodes beyond those that every device has. */
+  frontNodes?: Record<string, string | number>;
+  backNodes?: Record<string, string | number>;
+}
+
+/** What a domain holds, to be compared before and after. */
+export interface Holdings {
+  ports: number;
+  grants: number;
+  mappings: number;
+  pages: number;
+  irqs: number;
+  watches: number;
+  transactions: number;
+}
+
+/**
+ * A whole simulated host for tests, without mocks: a hypervisor in virtual time, xenstored in domain 0, and domains with
+ * a xenbus each. The same seed gives the same run. `toolstack` is what xl has: a privileged connection.
+ */
+export class SimHost {
+  readonly scheduler: SeededScheduler;
+  readonly hypervisor: Hypervisor;
+  readonly dom0: SimKernel;
+  readonly xenstored: SimXenstored;
+  readonly toolstack: XenStoreClient;
+  readonly kernels: SimKernel[] = [];
+
+  /** Domain 0's xenbus is made but not initialised; nothing has run. */
+  constructor(seed = 1, options: SimHostOptions = {}) {
+    this.scheduler = new SeededScheduler(seed, { yieldToMicrotasks: () => new Promise(setImmediate) });
+    const { scheduler } = this;
+    this.hypervisor = new Hypervisor({
+      scheduler,
+      random: scheduler.random,
+      memoryBytes: 64 << 20,
+      ...options.hypervisor,
+    });
+    this.dom0 = this.#kernel(this.hypervisor.createDomain({ name: 'Domain-0', domid: 0 }));
+    this.xenstored = startSimXenstored(this.hypervisor, this.dom0, options.xenstored);
+    const [client, server] = streamPair(scheduler);
+    this.xenstored.server.attach(server);
+    this.toolstack = new XenStoreClient(client, { scheduler, random: scheduler.random });
+  }
+
+  /** A host whose domain 0 is up. */
+  static async boot(seed = 1, options: SimHostOptions = {}): Promise<SimHost> {
+    const host = new SimHost(seed, options);
+    await host.run(host.toolstack.mkdir('/local/domain/0'));
+    await host.run(host.dom0.xenbus.init());
+    await host.run(host.dom0.xenbus.ready);
+    return host;
+  }
+
+  /** Runs the host until `work` has settled. @throws what it throws; Error when nothing is left to run before */
+  async run<T>(work: Promise<T>, timeoutMs?: number): Promise<T> {
+    let settled = false;
+    const settle = () => {
+      settled = true;
+    };
+    work.then(settle, settle);
+    await this.scheduler.runUntil(() => settled, timeoutMs);
+    return work;
+  }
+
+  /** Runs the host until `condition` holds, or throws after that much virtual time. */
+  until(condition: () => boolean, timeoutMs?: number): Promise<void> {
+    return this.scheduler.runUntil(condition, timeoutMs);
+  }
+
+  /**
+   * Makes a domain as xl does: home directory with its permissions, and introduction to xenstored. Its kernel's xenbus
+   * is not initialised.
+   */
+  async addDomain(options: DomainOptions = {}): Promise<SimKernel> {
+    const kernel = this.#kernel(this.hypervisor.createDomain(options));
+    const { domid, domain } = kernel;
+    const home = `/local/domain/${domid}`;
+    await this.run(
+      this.toolstack.transaction(async t => {
+        const make = async (path: string, perms: string[]) => {
+          await t.mkdir(path);
+          await t.setPerms(path, perms);
+        };
+        await make(home, ['n0', `r${domid}`]);
+        for (const name of ['device', 'control']) await make(`${home}/${name}`, ['n0', `r${domid}`]);
+        for (const name of ['data', 'drivers', 'feature', 'attr', 'error', 'backend']) {
+          await make(`${home}/${name}`, [`n${domid}`]);
+        }
+        await t.write(`${home}/name`, domain.name);
+        await t.write(`${home}/domid`, String(domid));
+      }),
+    );
+    await this.run(
+      this.toolstack.introduce(domid, kernel.platform.memory.gfn(domain.storePage), domain.storePort),
+    );
+    return kernel;
+  }
+
+  /** A domain whose kernel is up. */
+  async bootDomain(options: DomainOptions = {}): Promise<SimKernel> {
+    const kernel = await this.addDomain(options);
+    await this.run(kernel.xenbus.init());
+    return kernel;
+  }
+
+  /** A new kernel in a domain whose old one is gone (its xenbus closed): as after kexec. */
+  rebootKernel(domain: Domain): SimKernel {
+    return this.#kernel(domain);
+  }
+
+  frontPath({ type, front, devid = 0 }: PlugOptions): string {
+    return `/local/domain/${front.domid}/device/${type}/${devid}`;
+  }
+
+  backPath({ type, front, back, devid = 0 }: PlugOptions): string {
+    return `/local/domain/${back.domid}/backend/${type}/${front.domid}/${devid}`;
+  }
+
+  /** Attaches a device as libxl does, in one transaction. */
+  plug(options: PlugOptions): Promise<void> {
+    const { front, back, frontNodes = {}, backNodes = {} } = options;
+    const frontPath = this.frontPath(options);
+    const backPath = this.backPath(options);
+    return this.run(
+      this.toolstack.transaction(async t => {
+        const fill = async (path: string, perms: string[], nodes: Record<string, string | number>) => {
+          if (await t.exists(path)) await t.rm(path);
+          await t.mkdir(path);
+          await t.setPerms(path, perms);
+          for (const [name, value] of Object.entries(nodes)) await t.write(`${path}/${name}`, String(value));
+        };
+        await fill(frontPath, [`n${front.domid}`, `r${back.domid}`], {
+          backend: backPath,
+          'backend-id': back.domid,
+          state: 1,
+          handle: options.devid ?? 0,
+          ...frontNodes,
+        });
+        await fill(backPath, [`n${back.domid}`, `r${front.domid}`], {
+          frontend: frontPath,
+          'frontend-id': front.domid,
+          online: 1,
+          state: 1,
+          handle: options.devid ?? 0,
+          ...backNodes,
+        });
+      }),
+    );
+  }
+
+  /**
+   * Detaches a device as libxl does: asks the backend to close, waits for Closed, removes both directories.
+   * @returns whether the backend went to Closed within the 10 s that libxl gives it
+   */
+  async unplug(options: PlugOptions): Promise<boolean> {
+    const backPath = this.backPath(options);
+    await this.run(
+      this.toolstack.transaction(async t => {
+        if (!(await t.exists(`${backPath}/state`))) return;
+        await t.write(`${backPath}/online`, '0');
+        if ((await t.read(`${backPath}/state`)) !== '6') await t.write(`${backPath}/state`, '5');
+      }),
+    );
+    let closed = false;
+    const deadline = this.scheduler.now() + 10_000;
+    while (!closed && this.scheduler.now() < deadline) {
+      const state = await this.run(this.toolstack.readIfExists(`${backPath}/state`));
+      closed = state === undefined || state === '6';
+      if (!closed) await this.scheduler.runFor(10);
+    }
+    await this.removeDirs(options);
+    return closed;
+  }
+
+  /** Removes both directories, whatever their drivers say. */
+  async removeDirs(options: PlugOptions): Promise<void> {
+    await this.run(
+      this.toolstack.transaction(async t => {
+        for (const path of [this.frontPath(options), this.backPath(options)]) {
+          if (await t.exists(path)) await t.rm(path);
+        }
+      }),
+    );
+    await this.settle();
+  }
+
+  /** The value of a node, undefined when it is not there. */
+  read(path: string): Promise<string | undefined> {
+    return this.run(this.toolstack.readIfExists(path));
+  }
+
+  write(path: string, value: string | number): Promise<void> {
+    return this.run(this.toolstack.write(path, String(value)));
+  }
+
+  /** Runs what is ready, not waiting for timers. */
+  settle(): Promise<void> {
+    return this.scheduler.runReady();
+  }
+
+  /** What a kernel holds at the moment. */
+  holdings(kernel: SimKernel): Holdings {
+    const { server } = this.xenstored;
+    let watches = 0;
+    let transactions = 0;
+    for (const connection of server.connections) {
+      if (connection.domid !== kernel.domid) continue;
+      watches += connection.watches.size;
+      transactions += connection.transactions.size;
+    }
+    return {
+      ports: kernel.platform.events.allocated,
+      grants: kernel.platform.grants.allocated,
+      mappings: kernel.platform.grants.mapped,
+      pages: kernel.platform.memory.allocated,
+      irqs: kernel.irqs.counts.length,
+      watches,
+      transactions,
+    };
+  }
+
+  #kernel(domain: Domain): SimKernel {
+    const { platform, domid } = domain;
+    const irqs = new Irqs(platform);
+    const trace: XenbusTraceEvent[] = [];
+    const xenbus = new Xenbus({ platform, irqs, trace: event => trace.push(event) });
+    const kernel = { domain, domid, platform, irqs, xenbus, trace };
+    this.kernels.push(kernel);
+    return kernel;
+  }
+}
