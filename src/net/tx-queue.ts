@@ -153,6 +153,7 @@ export class TxQueue {
       if (this.state !== 0) break;
       const next: Packet | null = packet.next;
       packet.next = null;
+      packet.queue = this.index;
       if (device.ops.startXmit(packet, device) !== NETDEV_TX_OK) {
         packet.next = next;
         break;

@@ -19,6 +19,14 @@ const FEATURES: readonly (readonly [string, number])[] = [
 ];
 
 const MAX_HANDLE = 0xffff;
+/** Queues that a frontend may have, unless the options say otherwise. */
+export const DEFAULT_MAX_QUEUES = 8;
+
+export interface NetbackOptions {
+  /** Queues that a frontend may have: 1 … 8 is sensible. */
+  maxQueues?: number;
+}
+
 /** Grant references and event channel ports are read as u32; nothing larger exists. */
 const MAX_U32 = 0xffffffff;
 
@@ -33,6 +41,7 @@ export class Netback {
   constructor(
     private readonly kernel: Kernel,
     readonly xbdev: XenbusDevice,
+    private readonly maxQueues: number,
   ) {}
 
   /** What the vif waits for where the two states do not say it; null when they do. */
@@ -58,12 +67,21 @@ export class Netback {
         `the frontend of ${this.vif?.name} broke the protocol`,
       );
     };
-    this.vif = new Vif(kernel.platform, kernel.irqs, kernel.net, xbdev.otherendId, handle, onFatal);
+    this.vif = new Vif(
+      kernel.platform,
+      kernel.irqs,
+      kernel.net,
+      xbdev.otherendId,
+      handle,
+      this.maxQueues,
+      onFatal,
+    );
     await xbdev.watchPath(`${xbdev.nodename}/rate`, async path => {
       this.vif?.setRate(parseRate(await xbdev.xs.readOptional(path)));
     });
     await xbdev.transaction(async t => {
       for (const [key, value] of FEATURES) await t.write(`${xbdev.nodename}/${key}`, String(value));
+      await t.write(`${xbdev.nodename}/multi-queue-max-queues`, String(this.maxQueues));
     });
     await xbdev.switchState(XenbusState.InitWait);
   }
@@ -110,7 +128,7 @@ export class Netback {
     try {
       this.fatalReason = '';
       const frontend = await this.readFrontend();
-      vif.connect(frontend, [await this.mapQueue()]);
+      vif.connect(frontend, await this.mapQueues());
     } catch (error) {
       await this.disconnect();
       await xbdev.fatal(error, `connecting ${vif.name}`);
@@ -164,13 +182,30 @@ export class Netback {
     };
   }
 
-  /** Maps the rings that the frontend published. */
-  private async mapQueue(): Promise<QueueConnection> {
+  /** Maps the rings of all queues that the frontend published. */
+  private async mapQueues(): Promise<QueueConnection[]> {
+    const { xbdev } = this;
+    const key = 'multi-queue-num-queues';
+    const asked = await xbdev.xs.readOptional(joinPath(xbdev.otherend, key));
+    const count = asked === undefined ? 1 : await this.readNumber(xbdev.otherend, key);
+    if (count < 1 || count > this.maxQueues) {
+      throw new ErrnoError(
+        'EINVAL',
+        `${xbdev.otherend}/${key} is ${count}; there are 1 to ${this.maxQueues} queues`,
+      );
+    }
+    if (count === 1) return [await this.mapQueue(xbdev.otherend)];
+    const connections: QueueConnection[] = [];
+    for (let i = 0; i < count; i++) connections.push(await this.mapQueue(`${xbdev.otherend}/queue-${i}`));
+    return connections;
+  }
+
+  private async mapQueue(dir: string): Promise<QueueConnection> {
     const { xbdev, kernel } = this;
     const domid = xbdev.otherendId;
-    const txRef = await this.readNumber('tx-ring-ref');
-    const rxRef = await this.readNumber('rx-ring-ref');
-    const [txPort, rxPort] = await this.readPorts();
+    const txRef = await this.readNumber(dir, 'tx-ring-ref');
+    const rxRef = await this.readNumber(dir, 'rx-ring-ref');
+    const [txPort, rxPort] = await this.readPorts(dir);
     const map = (gref: number) => {
       const mapping = kernel.platform.grants.map(domid, gref, false);
       this.mappings.push(mapping);
@@ -179,22 +214,21 @@ export class Netback {
     return { domid, txRing: map(txRef), rxRing: map(rxRef), txPort, rxPort };
   }
 
-  private async readPorts(): Promise<[tx: number, rx: number]> {
-    const { xbdev } = this;
-    if ((await xbdev.xs.readOptional(joinPath(xbdev.otherend, 'event-channel-tx'))) !== undefined) {
-      return [await this.readNumber('event-channel-tx'), await this.readNumber('event-channel-rx')];
+  private async readPorts(dir: string): Promise<[tx: number, rx: number]> {
+    if ((await this.xbdev.xs.readOptional(joinPath(dir, 'event-channel-tx'))) !== undefined) {
+      return [await this.readNumber(dir, 'event-channel-tx'), await this.readNumber(dir, 'event-channel-rx')];
     }
-    const port = await this.readNumber('event-channel');
+    const port = await this.readNumber(dir, 'event-channel');
     return [port, port];
   }
 
-  private async readNumber(key: string): Promise<number> {
-    const { xbdev } = this;
-    const text = await xbdev.xs.readOptional(joinPath(xbdev.otherend, key));
+  private async readNumber(dir: string, key: string): Promise<number> {
+    const path = joinPath(dir, key);
+    const text = await this.xbdev.xs.readOptional(path);
     const value = text !== undefined && /^\d{1,10}$/.test(text) ? Number(text) : -1;
     if (value < 0 || value > MAX_U32) {
       const what = text === undefined ? 'is missing' : `is "${text}", not a number`;
-      throw new ErrnoError('EINVAL', `${xbdev.otherend}/${key} ${what}`);
+      throw new ErrnoError('EINVAL', `${path} ${what}`);
     }
     return value;
   }
@@ -228,14 +262,14 @@ async function frontendChanged(back: Netback, state: number): Promise<void> {
 }
 
 /** The xenbus driver for the vifs of other domains. */
-export function netbackDriver(kernel: Kernel): XenbusDriver {
+export function netbackDriver(kernel: Kernel, options: NetbackOptions = {}): XenbusDriver {
   const of = (dev: XenbusDevice) => dev.driverData as Netback | undefined;
   return {
     name: 'netback',
     ids: ['vif'],
     allowRebind: true,
     async probe(dev) {
-      const back = new Netback(kernel, dev);
+      const back = new Netback(kernel, dev, options.maxQueues ?? DEFAULT_MAX_QUEUES);
       dev.driverData = back;
       await back.probe();
     },
@@ -252,6 +286,6 @@ export function netbackDriver(kernel: Kernel): XenbusDriver {
 }
 
 /** Registers netback with a kernel's backend bus: it serves every vif whose backend is this domain. */
-export async function registerNetback(kernel: Kernel): Promise<void> {
-  await kernel.xenbus.registerBackend(netbackDriver(kernel));
+export async function registerNetback(kernel: Kernel, options: NetbackOptions = {}): Promise<void> {
+  await kernel.xenbus.registerBackend(netbackDriver(kernel, options));
 }

@@ -75,7 +75,6 @@ export interface QueueVif {
   readonly irqs: Irqs;
   readonly net: Net;
   readonly dev: NetDevice;
-  readonly name: string;
   /** Called once, when the frontend broke the protocol. */
   fatal(reason: string): void;
 }
@@ -134,6 +133,7 @@ export class Queue implements PacketOwner {
   constructor(
     private readonly vif: QueueVif,
     private readonly connection: QueueConnection,
+    name: string,
   ) {
     const { txRing, rxRing, domid } = connection;
     this.tx = new BackRing(txRing.memory, txRing.address, NETIF_TX_SLOT_SIZE);
@@ -146,8 +146,8 @@ export class Queue implements PacketOwner {
     this.recordExtras = new Uint8Array(records);
     this.freeRecords = Int32Array.from({ length: records }, (_, i) => i);
     this.freeRecordCount = records;
-    this.pushTask = new Task(`${vif.name} tx responses`, () => this.pushTx());
-    this.rxTask = new Task(`${vif.name} rx`, () => this.runRx());
+    this.pushTask = new Task(`${name} tx responses`, () => this.pushTx());
+    this.rxTask = new Task(`${name} rx`, () => this.runRx());
     this.napi = vif.dev.napiAdd(budget => this.poll(budget));
     const { irqs } = vif;
     this.split = connection.txPort !== connection.rxPort;
@@ -157,7 +157,7 @@ export class Queue implements PacketOwner {
       vif.platform.scheduler.post(this.rxTask);
     };
     const bind = (port: number, handler: () => void, suffix: string) =>
-      irqs.bindInterdomainEvtchnToIrqhandlerLateeoi(domid, port, handler, `${vif.name}${suffix}`).irq;
+      irqs.bindInterdomainEvtchnToIrqhandlerLateeoi(domid, port, handler, `${name}${suffix}`).irq;
     if (this.split) {
       this.txIrq = bind(connection.txPort, onTx, '-tx');
       this.rxIrq = bind(connection.rxPort, onRx, '-rx');

@@ -44,6 +44,7 @@ const NO_FEATURES: FrontendFeatures = {
 /** The backend's end of one virtual interface: the device vif<domid>.<handle> and its queues. */
 export class Vif implements QueueVif {
   readonly dev: NetDevice<Vif>;
+  /** In the order of the frontend's numbers; none while disconnected. */
   readonly queues: Queue[] = [];
   private frontend = NO_FEATURES;
   /** What the guest may send, null without a bound. */
@@ -53,6 +54,7 @@ export class Vif implements QueueVif {
 
   /**
    * Registers the device, without carrier.
+   * @param maxQueues queues that a frontend may ask for
    * @param onFatal what to do about a frontend that broke the protocol; called once a connection, from
    *   the data path, and so must put off whatever takes time
    * @throws NetError as `register`
@@ -63,6 +65,7 @@ export class Vif implements QueueVif {
     readonly net: Net,
     readonly domid: number,
     readonly handle: number,
+    maxQueues: number,
     private readonly onFatal: (reason: string) => void,
   ) {
     this.dev = net.allocEtherdev<Vif>(
@@ -72,7 +75,7 @@ export class Vif implements QueueVif {
         fixFeatures: (_, features) => this.fixFeatures(features),
         changeMtu: (_, mtu) => this.checkMtu(mtu),
       },
-      { priv: this },
+      { priv: this, txQueues: maxQueues, rxQueues: maxQueues },
     );
     const { dev } = this;
     dev.hwFeatures = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6;
@@ -97,11 +100,16 @@ export class Vif implements QueueVif {
     this.frontend = frontend;
     this.disabled = false;
     try {
-      for (const connection of connections) this.queues.push(new Queue(this, connection));
+      for (const connection of connections) {
+        const suffix = connections.length === 1 ? '' : `-q${this.queues.length}`;
+        this.queues.push(new Queue(this, connection, `${this.dev.name}${suffix}`));
+      }
     } catch (error) {
       this.destroyQueues();
       throw error;
     }
+    this.dev.setRealNumTxQueues(connections.length);
+    this.dev.setRealNumRxQueues(connections.length);
     this.net.updateFeatures(this.dev as NetDevice);
     if (!frontend.sg && this.dev.mtu > ETH_DATA_LEN) this.dev.mtu = ETH_DATA_LEN;
     this.dev.open();
@@ -144,7 +152,7 @@ export class Vif implements QueueVif {
   }
 
   private startXmit(packet: Packet): number {
-    const queue = this.queues[packet.queue < this.queues.length ? packet.queue : 0];
+    const queue = this.queues[packet.queue];
     if (queue === undefined) {
       this.dev.stats.txDropped++;
       packet.release();

@@ -1,3 +1,4 @@
+export * from './granted-pool.js';
 export * from './netfront.js';
 export * from './queue.js';
 export * from './rx-slots.js';

@@ -10,7 +10,9 @@ import {
   NETIF_F_TSO6,
 } from '../net/features.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
+import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import { text, type XenbusDevice, type XenbusDriver } from '../xenbus/index.js';
+import { GrantedPool } from './granted-pool.js';
 import { Queue, type QueueDevice } from './queue.js';
 
 const ETH_DATA_LEN = 1500;
@@ -25,12 +27,27 @@ interface BackendFeatures {
   noCsumOffload: boolean;
   ipv6CsumOffload: boolean;
   splitEventChannels: boolean;
+  /** 0 when the backend knows one queue only. */
+  maxQueues: number;
 }
+
+export interface NetfrontOptions {
+  /** Queues that a device uses if its backend has as many: 1 … 8. Linux has one a processor. */
+  maxQueues?: number;
+}
+
+/** Queues of a device at most; more were never useful (XENNET's and XENVIF's default bound). */
+export const MAX_QUEUES = 8;
+/** The keys that tell of rings and event channels. */
+const RING_KEY = /^(queue-\d+|[tr]x-ring-ref|event-channel(-[tr]x)?|multi-queue-num-queues)$/;
+/** Pages that a queue sends from: a ring of them on their way, and as many being filled. */
+const TX_PAGES_PER_QUEUE = 512;
 
 /** The frontend of one virtual interface: the guest's eth%d. */
 export class Netfront implements QueueDevice {
   readonly dev: NetDevice<Netfront>;
-  private queue: Queue | null = null;
+  private queues: Queue[] = [];
+  private txPool: GrantedPool | null = null;
   private backend: BackendFeatures | null = null;
   /** Why the backend is not to be trusted any more, until it reconnects. */
   private brokenReason = '';
@@ -38,17 +55,21 @@ export class Netfront implements QueueDevice {
   constructor(
     private readonly kernel: Kernel,
     readonly xbdev: XenbusDevice,
+    private readonly options: NetfrontOptions = {},
   ) {
     this.dev = kernel.net.allocEtherdev<Netfront>(
       'eth%d',
       {
         startXmit: (packet, dev) => {
-          if (this.queue !== null) return this.queue.startXmit(packet);
+          const queue = this.queues[packet.queue];
+          if (queue !== undefined) return queue.startXmit(packet);
           dev.stats.txDropped++;
           packet.release();
-          return 0;
+          return NETDEV_TX_OK;
         },
-        flush: () => this.queue?.flush(),
+        flush: () => {
+          for (const queue of this.queues) queue.flush();
+        },
         fixFeatures: (_, features) => this.fixFeatures(features),
         changeMtu: (dev, mtu) => {
           const max = this.maxMtu;
@@ -56,7 +77,7 @@ export class Netfront implements QueueDevice {
             throw dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that its backend takes`);
         },
       },
-      { priv: this },
+      { priv: this, txQueues: options.maxQueues ?? 1, rxQueues: options.maxQueues ?? 1 },
     );
     const { dev } = this;
     dev.hwFeatures = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6;
@@ -86,9 +107,9 @@ export class Netfront implements QueueDevice {
     return this.xbdev.otherendId;
   }
 
-  /** The counters of the connection, while there is one. */
+  /** The counters of the connection, a queue each. */
   get queueStats() {
-    return this.queue?.stats;
+    return this.queues.map(queue => queue.stats);
   }
 
   private get maxMtu(): number {
@@ -103,9 +124,8 @@ export class Netfront implements QueueDevice {
       this.backend = await this.readBackend();
       await this.readAddress();
       if (!this.dev.registered) await this.register();
-      const { splitEventChannels } = this.backend;
-      this.queue = this.makeQueue(splitEventChannels);
-      await this.publish(this.queue);
+      this.makeQueues(this.backend);
+      await this.publish(this.backend);
     } catch (error) {
       this.disconnect();
       await xbdev.fatal(error, 'connecting to the backend');
@@ -114,9 +134,9 @@ export class Netfront implements QueueDevice {
     this.brokenReason = '';
     this.net.updateFeatures(this.dev as NetDevice);
     if (this.dev.mtu > this.maxMtu) this.dev.mtu = this.maxMtu;
-    this.dev.txPool = this.queue.txPool;
+    this.dev.txPool = this.txPool!.pages;
     this.dev.open();
-    this.queue.start();
+    for (const queue of this.queues) queue.start();
     await xbdev.switchState(XenbusState.Connected);
     this.dev.carrierOn();
   }
@@ -125,8 +145,9 @@ export class Netfront implements QueueDevice {
   disconnect(): void {
     this.dev.carrierOff();
     this.dev.txPool = null;
-    this.queue?.destroy();
-    this.queue = null;
+    for (const queue of this.queues.splice(0)) queue.destroy();
+    this.txPool?.retire();
+    this.txPool = null;
   }
 
   async remove(): Promise<void> {
@@ -152,13 +173,31 @@ export class Netfront implements QueueDevice {
     if (mtu >= ETH_MIN_MTU && mtu <= this.maxMtu) this.dev.mtu = mtu;
   }
 
+  /** As many queues as both ends want, or as many as there are ports and grants for. */
+  private makeQueues(backend: BackendFeatures): void {
+    const wanted = Math.min(this.options.maxQueues ?? 1, Math.max(backend.maxQueues, 1), MAX_QUEUES);
+    const { platform, reclaimer, backendId } = this;
+    this.txPool = new GrantedPool(platform, reclaimer, backendId, wanted * TX_PAGES_PER_QUEUE);
+    for (let i = 0; i < wanted; i++) {
+      try {
+        this.queues.push(this.makeQueue(i, backend.splitEventChannels, this.txPool));
+      } catch (error) {
+        if (i === 0) throw error;
+        platform.log(`${this.dev.name}: only ${i} of ${wanted} queues: ${(error as Error).message}`);
+        break;
+      }
+    }
+    this.dev.setRealNumTxQueues(this.queues.length);
+    this.dev.setRealNumRxQueues(this.queues.length);
+  }
+
   /** With split event channels if the backend has them and there are ports enough. */
-  private makeQueue(split: boolean): Queue {
+  private makeQueue(index: number, split: boolean, pool: GrantedPool): Queue {
     try {
-      return new Queue(this, 0, split);
+      return new Queue(this, index, split, pool);
     } catch (error) {
       if (!split) throw error;
-      return new Queue(this, 0, false);
+      return new Queue(this, index, false, pool);
     }
   }
 
@@ -178,6 +217,7 @@ export class Netfront implements QueueDevice {
       noCsumOffload: await has('feature-no-csum-offload'),
       ipv6CsumOffload: await has('feature-ipv6-csum-offload'),
       splitEventChannels: await has('feature-split-event-channels'),
+      maxQueues: await xbdev.readUnsigned(xbdev.otherend, 'multi-queue-max-queues', 0),
     };
   }
 
@@ -194,28 +234,31 @@ export class Netfront implements QueueDevice {
     this.dev.address.set(address);
   }
 
-  private async publish(queue: Queue): Promise<void> {
+  private async publish(backend: BackendFeatures): Promise<void> {
     const { xbdev } = this;
-    const { txRef, rxRef, txPort, rxPort } = queue.publication;
-    const channels: [string, number][] =
-      txPort === rxPort
-        ? [['event-channel', txPort]]
-        : [
-            ['event-channel-tx', txPort],
-            ['event-channel-rx', rxPort],
-          ];
-    const keys: [string, number][] = [
-      ['tx-ring-ref', txRef],
-      ['rx-ring-ref', rxRef],
-      ...channels,
+    const keys: [string, number][] = [];
+    if (backend.maxQueues > 0) keys.push(['multi-queue-num-queues', this.queues.length]);
+    for (const queue of this.queues) {
+      // One queue's keys lie in the device's own directory, those of several in one each.
+      const prefix = this.queues.length === 1 ? '' : `queue-${queue.index}/`;
+      const { txRef, rxRef, txPort, rxPort } = queue.publication;
+      keys.push([`${prefix}tx-ring-ref`, txRef], [`${prefix}rx-ring-ref`, rxRef]);
+      if (txPort === rxPort) keys.push([`${prefix}event-channel`, txPort]);
+      else keys.push([`${prefix}event-channel-tx`, txPort], [`${prefix}event-channel-rx`, rxPort]);
+    }
+    keys.push(
       ['request-rx-copy', 1],
       ['feature-rx-notify', 1],
       ['feature-sg', 1],
       ['feature-gso-tcpv4', 1],
       ['feature-gso-tcpv6', 1],
       ['feature-ipv6-csum-offload', 1],
-    ];
+    );
     await xbdev.transaction(async t => {
+      // A connection before this one may have had other queues or channels.
+      for (const key of await t.directory(xbdev.nodename)) {
+        if (RING_KEY.test(key)) await t.rm(`${xbdev.nodename}/${key}`);
+      }
       for (const [key, value] of keys) await t.write(`${xbdev.nodename}/${key}`, String(value));
     });
   }
@@ -236,9 +279,9 @@ async function backendChanged(front: Netfront, state: number): Promise<void> {
   const { xbdev } = front;
   switch (state) {
     case XenbusState.InitWait:
-      // A backend that came back while we were Closed has to be told to start over first.
+      // A backend that came back while we were Closed waits for us to start over.
       if (xbdev.state === XenbusState.Closed) await xbdev.switchState(XenbusState.Initialising);
-      else if (xbdev.state === XenbusState.Initialising) await front.connect();
+      if (xbdev.state === XenbusState.Initialising) await front.connect();
       break;
     case XenbusState.Connected:
       front.net.notifiers.call(NETDEV_NOTIFY_PEERS, front.dev as NetDevice);
@@ -263,13 +306,13 @@ async function backendClosed(front: Netfront, state: number): Promise<void> {
 }
 
 /** The xenbus driver for a kernel's own interfaces. */
-export function netfrontDriver(kernel: Kernel): XenbusDriver {
+export function netfrontDriver(kernel: Kernel, options: NetfrontOptions = {}): XenbusDriver {
   const of = (dev: XenbusDevice) => dev.driverData as Netfront | undefined;
   return {
     name: 'netfront',
     ids: ['vif'],
     probe(dev) {
-      dev.driverData = new Netfront(kernel, dev);
+      dev.driverData = new Netfront(kernel, dev, options);
     },
     async otherendChanged(dev, state) {
       const front = of(dev);
@@ -285,6 +328,6 @@ export function netfrontDriver(kernel: Kernel): XenbusDriver {
 }
 
 /** Registers netfront with a kernel's frontend bus: each vif of the domain becomes an eth%d. */
-export async function registerNetfront(kernel: Kernel): Promise<void> {
-  await kernel.xenbus.registerFrontend(netfrontDriver(kernel));
+export async function registerNetfront(kernel: Kernel, options: NetfrontOptions = {}): Promise<void> {
+  await kernel.xenbus.registerFrontend(netfrontDriver(kernel, options));
 }

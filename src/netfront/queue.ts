@@ -26,6 +26,7 @@ import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
 import type { Timer } from '../platform/scheduler.js';
+import type { GrantedPool } from './granted-pool.js';
 import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
 import { txSlotsNeeded, writeTxPacket } from './tx-slots.js';
 
@@ -73,9 +74,7 @@ export class QueueStats {
 export class Queue {
   readonly stats = new QueueStats();
   readonly publication: QueuePublication;
-  /** Pages that are granted to the backend read-only, each when first used: sending costs no grant. */
-  readonly txPool: PagePool;
-
+  private readonly txPool: PagePool;
   private readonly tx: FrontRing;
   private readonly rx: FrontRing;
   private readonly txPage: number;
@@ -84,8 +83,6 @@ export class Queue {
   private readonly rxIrq: number;
   private readonly napi: Napi;
 
-  /** Grant reference of each page of the pool, 0 before its first use. */
-  private readonly txGrefs: Uint32Array;
   private readonly freeIds: Uint16Array;
   private freeIdCount: number;
   /** The packet whose slot has this id, and the id of its first slot, which counts what is unanswered. */
@@ -113,6 +110,7 @@ export class Queue {
     private readonly device: QueueDevice,
     readonly index: number,
     split: boolean,
+    private readonly granted: GrantedPool,
   ) {
     const { platform, dev, irqs, backendId } = device;
     const undo: (() => void)[] = [];
@@ -156,8 +154,7 @@ export class Queue {
       throw error;
     }
     const slots = this.tx.size;
-    this.txPool = new PagePool(platform.memory, 2 * slots);
-    this.txGrefs = new Uint32Array(this.txPool.limit);
+    this.txPool = granted.pages;
     this.freeIds = Uint16Array.from({ length: slots }, (_, i) => slots - 1 - i);
     this.freeIdCount = slots;
     this.txPackets = new Array<Packet | null>(slots).fill(null);
@@ -193,10 +190,6 @@ export class Queue {
       this.txPackets[id] = null;
       if (packet !== null && this.firstId[id] === id) packet.release();
     }
-    this.txPool.retire((page, index) => {
-      if (this.txGrefs[index] === 0) platform.memory.freePage(page);
-      else reclaimer.end(this.txGrefs[index], page);
-    });
     for (let slot = 0; slot < this.rxPosted.length; slot++) {
       if (this.rxPosted[slot] < 0) platform.grants.free(this.rxGrefs[slot]);
       else reclaimer.end(this.rxGrefs[slot], this.rxPool.pages[this.rxPosted[slot]]);
@@ -249,14 +242,14 @@ export class Queue {
       queue.stop();
       return NETDEV_TX_BUSY;
     }
-    const granted = this.isGranted(packet) ? packet : this.bounce(packet);
-    if (granted === null) {
+    const sendable = this.isGranted(packet) ? packet : this.bounce(packet);
+    if (sendable === null) {
       queue.stop();
       return NETDEV_TX_BUSY;
     }
-    this.write(granted);
+    this.write(sendable);
     dev.stats.txPackets++;
-    dev.stats.txBytes += granted.length;
+    dev.stats.txBytes += sendable.length;
     if (this.tx.free < TX_SLOTS_MAX) queue.stop();
     return NETDEV_TX_OK;
   }
@@ -325,15 +318,6 @@ export class Queue {
     return page << PAGE_SHIFT;
   }
 
-  private grefOf(index: number): number {
-    const gref = this.txGrefs[index];
-    if (gref !== 0) return gref;
-    const { grants } = this.device.platform;
-    const granted = grants.grantAccess(this.device.backendId, this.txPool.pages[index], true);
-    this.txGrefs[index] = granted;
-    return granted;
-  }
-
   private write(packet: Packet): void {
     const first = this.freeIds[this.freeIdCount - 1];
     let slots = 0;
@@ -347,7 +331,7 @@ export class Queue {
   private takeId(packet: Packet, slot: number, first: number, poolIndex: number): void {
     const id = this.freeIds[--this.freeIdCount];
     this.slotIds[slot] = id;
-    this.slotGrefs[slot] = this.grefOf(poolIndex);
+    this.slotGrefs[slot] = this.granted.grefOf(poolIndex);
     this.txPackets[id] = packet;
     this.firstId[id] = first;
   }

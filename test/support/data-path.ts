@@ -2,7 +2,7 @@ import { Irqs } from '../../src/events/index.js';
 import { Bridge } from '../../src/net/bridge.js';
 import { NETIF_F_ALL_TSO, NETIF_F_CSUM_MASK, NETIF_F_SG, Net, type NetDevice } from '../../src/net/index.js';
 import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
-import { Queue as FrontQueue } from '../../src/netfront/index.js';
+import { Queue as FrontQueue, GrantedPool } from '../../src/netfront/index.js';
 import { type GrantMapping, GrantReclaimer, type Platform } from '../../src/platform/index.js';
 import { type Domain, Hypervisor, SeededScheduler } from '../../src/platform/sim/index.js';
 
@@ -81,14 +81,16 @@ export class DataPath {
     dev.hwFeatures = NETIF_F_SG | NETIF_F_ALL_TSO | NETIF_F_CSUM_MASK;
     dev.features = dev.hwFeatures;
     dom.net.register(dev);
+    const granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     const queue: FrontQueue = new FrontQueue(
       { ...dom, dev, backendId: 0, broken: reason => broken.push(reason) },
       0,
       options.split ?? true,
+      granted,
     );
-    dev.txPool = queue.txPool;
+    dev.txPool = granted.pages;
     const { platform, irqs, net } = this.dom0;
-    const vif = new Vif(platform, irqs, net, domid, 0, reason => fatal.push(reason));
+    const vif = new Vif(platform, irqs, net, domid, 0, 1, reason => fatal.push(reason));
     if (options.mtu !== undefined) vif.dev.mtu = options.mtu;
     const { txRef, rxRef, txPort, rxPort } = queue.publication;
     const mappings: GrantMapping[] = [txRef, rxRef].map(ref => platform.grants.map(domid, ref, false));
@@ -108,6 +110,7 @@ export class DataPath {
         vif.disconnect();
         for (const mapping of mappings) platform.grants.unmap(mapping);
         queue.destroy();
+        granted.retire();
       },
     };
   }

@@ -1,8 +1,8 @@
 import { XenbusState } from '../../src/abi/index.js';
 import { bootKernel, type Kernel } from '../../src/kernel/index.js';
 import { Bridge, type NetDevice } from '../../src/net/index.js';
-import { registerNetback } from '../../src/netback/index.js';
-import { registerNetfront } from '../../src/netfront/index.js';
+import { type NetbackOptions, registerNetback } from '../../src/netback/index.js';
+import { type NetfrontOptions, registerNetfront } from '../../src/netfront/index.js';
 import { type Domain, Hypervisor, SeededScheduler } from '../../src/platform/sim/index.js';
 import { type SimXenstored, startSimXenstored } from '../../src/toolstack/sim-xenstored.js';
 import { formatXenbusTrace, type XenbusTraceEvent } from '../../src/xenbus/index.js';
@@ -35,7 +35,7 @@ export class Host {
     this.hypervisor = new Hypervisor({ scheduler: this.scheduler, memoryBytes: 64 << 20 });
   }
 
-  static async boot(seed = 1): Promise<Host> {
+  static async boot(seed = 1, netback: NetbackOptions = {}): Promise<Host> {
     const host = new Host(seed);
     const domain = host.hypervisor.createDomain({ name: 'Domain-0', privileged: true });
     host.dom0 = await bootKernel(domain.platform, { name: 'Domain-0', trace: host.record });
@@ -47,7 +47,7 @@ export class Host {
     host.bridge = new Bridge(host.dom0.net, 'xenbr0');
     host.dom0.net.register(host.bridge as NetDevice);
     host.bridge.open();
-    await host.run(registerNetback(host.dom0));
+    await host.run(registerNetback(host.dom0, netback));
     return host;
   }
 
@@ -71,8 +71,8 @@ export class Host {
     return this.scheduler.runUntil(condition);
   }
 
-  /** A domain that xenstored knows, with a home directory, and with a kernel that has netfront. */
-  async createGuest(name: string, withNetfront = true): Promise<GuestDomain> {
+  /** A domain that xenstored knows, with a home directory, and a kernel; with null without netfront. */
+  async createGuest(name: string, netfront: NetfrontOptions | null = {}): Promise<GuestDomain> {
     const domain = this.hypervisor.createDomain({ name });
     const { domid, platform } = domain;
     const { xs } = this;
@@ -88,7 +88,7 @@ export class Host {
       })(),
     );
     const kernel = await this.run(bootKernel(platform, { name, trace: this.record }));
-    if (withNetfront) await this.run(registerNetfront(kernel));
+    if (netfront !== null) await this.run(registerNetfront(kernel, netfront));
     return { domain, kernel };
   }
 

@@ -5,7 +5,9 @@ import { GNTST } from '../../../src/abi/index.js';
 import { COPY_LOCAL, CopyBatch, Memory, PAGE_SIZE } from '../../../src/platform/index.js';
 import { makeHost } from './host.js';
 
-test('a kernel in another thread can trust a grant that it revoked: no copy writes after that', { timeout: 60_000 }, async () => {
+test('a kernel in another thread can trust a grant that it revoked: no copy writes after that', {
+  timeout: 60_000,
+}, async () => {
   const { hypervisor } = makeHost();
   const dom0 = hypervisor.createDomain();
   const ram = new Memory(new SharedArrayBuffer(4 * PAGE_SIZE));

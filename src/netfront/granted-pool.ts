@@ -1,0 +1,44 @@
+import { PagePool } from '../net/page-pool.js';
+import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
+import type { Platform } from '../platform/platform.js';
+
+/**
+ * The pages that a frontend sends from: each is granted to the backend, read-only, when it is first used and
+ * stays so until the connection ends. Sending costs no grant operation then, and the backend never sees more
+ * than packets that were sent to it.
+ */
+export class GrantedPool {
+  readonly pages: PagePool;
+  /** Grant reference of each page, 0 before its first use. */
+  private readonly grefs: Uint32Array;
+
+  constructor(
+    private readonly platform: Platform,
+    private readonly reclaimer: GrantReclaimer,
+    private readonly backendId: number,
+    limit: number,
+  ) {
+    this.pages = new PagePool(platform.memory, limit);
+    this.grefs = new Uint32Array(limit);
+  }
+
+  /** The reference of a page in use. @throws ENOSPC when the grant table is full */
+  grefOf(index: number): number {
+    const gref = this.grefs[index];
+    return gref !== 0 ? gref : this.grant(index);
+  }
+
+  /** Gives all pages back: those in use when their packets are released, or the backend lets go of them. */
+  retire(): void {
+    this.pages.retire((page, index) => {
+      if (this.grefs[index] === 0) this.platform.memory.freePage(page);
+      else this.reclaimer.end(this.grefs[index], page);
+    });
+  }
+
+  private grant(index: number): number {
+    const gref = this.platform.grants.grantAccess(this.backendId, this.pages.pages[index], true);
+    this.grefs[index] = gref;
+    return gref;
+  }
+}
