@@ -61,21 +61,32 @@ export class TwoLevelBitmap {
       any |= selectors[i];
     }
     if (any === 0) return;
-    const words = this.layout.nrEventChannels / 32;
-    const firstWord = this.start >>> 5;
-    const firstBit = this.start & 31;
     // The first word is looked at twice: from the start position on, and at the end what lies before.
-    this.scanWord(firstWord, -1 << firstBit, handle);
-    for (let i = 1; i < words; i++) {
-      const word = (firstWord + i) % words;
-      this.scanWord(word, -1, handle);
+    const first = this.start >>> 5;
+    const before = ~(-1 << (this.start & 31));
+    for (let word = this.nextSelected(first); word >= 0; word = this.nextSelected(word + 1)) {
+      this.scanWord(word, word === first ? ~before : -1, handle);
     }
-    if (firstBit > 0) this.scanWord(firstWord, ~(-1 << firstBit), handle);
+    for (let word = this.nextSelected(0); word >= 0 && word <= first; word = this.nextSelected(word + 1)) {
+      this.scanWord(word, word === first ? before : -1, handle);
+    }
+  }
+
+  /** The lowest 32-bit word from `word` on whose selector bit was set, or -1. */
+  private nextSelected(word: number): number {
+    const { selectors, halves } = this;
+    const selector = halves === 2 ? word >>> 1 : word;
+    let i = selector >>> 5;
+    let bits = i < halves ? selectors[i] & (-1 << (selector & 31)) : 0;
+    while (bits === 0) {
+      if (++i >= halves) return -1;
+      bits = selectors[i];
+    }
+    const found = (i << 5) | (31 - Math.clz32(bits & -bits));
+    return halves === 2 ? Math.max(word, found << 1) : found;
   }
 
   private scanWord(word: number, bits: number, handle: (port: number) => void): void {
-    const selected = this.halves === 2 ? word >>> 1 : word;
-    if ((this.selectors[selected >>> 5] & (1 << (selected & 31))) === 0) return;
     const { i32 } = this.memory;
     let active = bits;
     for (;;) {

@@ -357,9 +357,9 @@ export class Domain {
 
   /** Makes the virtual CPU look at its pending events, unless it holds upcalls off. */
   private kick(vcpu: Vcpu): void {
-    if (vcpu.memory.u8[vcpu.info + this.layout.vcpu.evtchn_upcall_mask] === 0) {
-      this.scheduler.post(vcpu.task);
-    }
+    if (vcpu.upcall === null) return;
+    const masked = vcpu.memory.u8[vcpu.info + this.layout.vcpu.evtchn_upcall_mask] !== 0;
+    if (!masked) this.scheduler.post(vcpu.task);
   }
 
   /** Sets what runs when the virtual CPU has events; it runs at once when some are pending. */
@@ -409,7 +409,7 @@ export class Domain {
     if (this.state !== 'running') return;
     this.state = 'shutdown';
     this.shutdownReason = reason;
-    if (reason !== 'suspend') this.scheduler.stopped = true;
+    if (reason !== 'suspend') this.scheduler.stop();
     this.hypervisor.domainChanged(this);
   }
 

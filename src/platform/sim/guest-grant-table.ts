@@ -55,8 +55,8 @@ export class GuestGrantTable {
 
   grant(gref: number, domid: number, page: number, readonly: boolean): void {
     const { domain, table } = this;
-    if (this.owner[page] !== domain.domid || this.taken[gref] !== 1) this.refuse(gref, page);
     if (domain.dying) return;
+    if (this.owner[page] !== domain.domid || this.taken[gref] !== 1) this.refuse(gref, page);
     const { i32 } = this;
     const at = table.entryWord(gref);
     const flags = readonly ? GTF_permit_access | GTF_readonly : GTF_permit_access;

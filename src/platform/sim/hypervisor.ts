@@ -201,7 +201,7 @@ export class Hypervisor {
   destroyDomain(domain: Domain): void {
     if (domain.dying) return;
     domain.state = 'dying';
-    domain.scheduler.stopped = true;
+    domain.scheduler.stop();
     this.events.closeAll(domain);
     for (const handle of domain.maptrack.handles()) this.grants.unmap(domain, handle);
     domain.releaseMemory();

@@ -179,6 +179,11 @@ describe('a domain', () => {
     a.platform.events.notify(port);
     assert.deepEqual(hypervisor.dyingDomains, []);
     assert.deepEqual(hypervisor.domains, [dom0, a, hypervisor.domain(2)!]);
+    await scheduler.runReady();
+    assert.equal(scheduler.idle, true, 'its timers are gone, too');
+    c.platform.scheduler.after(1, () => {
+      ran = true;
+    });
     await scheduler.runFor(10);
     assert.equal(ran, false, 'it runs no more');
 
@@ -189,6 +194,7 @@ describe('a domain', () => {
     c.platform.events.unmask(bound);
     c.platform.grants.unmap(mapping);
     assert.equal(c.platform.grants.endAccess(own), true);
+    c.platform.grants.grant(c.platform.grants.alloc(), a.domid, 1, false);
     c.platform.memory.freePage(1);
     assert.throws(() => c.platform.memory.allocPage(), errno('ENOMEM'));
     assert.throws(() => c.platform.events.allocUnbound(0), errno('ENOSPC'));
