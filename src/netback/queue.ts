@@ -390,6 +390,8 @@ export class Queue implements PacketOwner {
 
   /** Takes a packet for the guest; drops it when too many bytes wait already. Takes the reference. */
   enqueue(packet: Packet): void {
+    // A sender's whole ring is forwarded in one go: what it brought may fill the queue before the task has run.
+    if (this.waiting.bytes > RX_QUEUE_BYTES_MAX) this.runRx();
     if (this.stopped || rxSlotsNeeded(packet) > RX_SLOTS_MAX || this.waiting.bytes > RX_QUEUE_BYTES_MAX) {
       this.stats.rxQueueDrops++;
       this.vif.dev.stats.txDropped++;
