@@ -1,0 +1,98 @@
+import type { NetDevice } from '../net/device.js';
+import { NETIF_F_CSUM_MASK, NETIF_F_TSO, NETIF_F_TSO6 } from '../net/features.js';
+import type { NotifierBlock } from '../net/notifier.js';
+import {
+  NETDEV_CHANGE,
+  NETDEV_CHANGEMTU,
+  NETDEV_DOWN,
+  NETDEV_FEAT_CHANGE,
+  NETDEV_UP,
+} from '../net/notifier.js';
+import type { Packet } from '../net/packet.js';
+import { POLL_STARVED, type Poller, type PollHandle } from './poller.js';
+import { type Tap, TapIo, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6 } from './tap.js';
+
+/**
+ * A TAP as the user of a network device: what arrives on the device is what the TAP's interface receives,
+ * and what is sent there goes out through the device. Frames are read straight into pages that the device
+ * sends without copying, and are not read while it is stopped. The carrier, the MTU and the offloads of the
+ * interface follow the device's.
+ */
+export class TapFace {
+  private readonly io: TapIo;
+  private readonly handle: PollHandle;
+  private readonly notifier: NotifierBlock;
+  private readonly wake = (): void => this.handle.wake();
+
+  /** @param onMtu learns the device's MTU when it changes */
+  constructor(
+    readonly device: NetDevice,
+    readonly tap: Tap,
+    poller: Poller,
+    onMtu: (mtu: number) => void,
+  ) {
+    const { net } = device;
+    this.io = new TapIo(tap, net.memory, net.packets, net.pages);
+    this.handle = poller.add({ fd: tap.fd, poll: budget => this.poll(budget) });
+    this.notifier = {
+      name: `tap ${tap.name}`,
+      notifierCall: (event, changed) => {
+        if (changed !== device) return;
+        if (event === NETDEV_CHANGEMTU) onMtu(device.mtu);
+        else if ([NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE].includes(event)) this.follow();
+      },
+    };
+    device.rxHandler = packet => this.receive(packet);
+    device.onWake(this.wake);
+    net.registerNotifier(this.notifier);
+    this.follow();
+  }
+
+  /** Lets go of the device and closes the TAP. */
+  close(): void {
+    const { device } = this;
+    device.net.unregisterNotifier(this.notifier);
+    device.offWake(this.wake);
+    device.rxHandler = null;
+    this.handle.remove();
+    this.io.destroy();
+    this.tap.close();
+  }
+
+  /** Makes the interface what the device is. */
+  private follow(): void {
+    const { device, tap } = this;
+    const up = device.running && device.carrierOk;
+    const { features } = device;
+    let offload = 0;
+    if ((features & NETIF_F_CSUM_MASK) !== 0) {
+      offload = TUN_F_CSUM;
+      if ((features & NETIF_F_TSO) !== 0) offload |= TUN_F_TSO4;
+      if ((features & NETIF_F_TSO6) !== 0) offload |= TUN_F_TSO6;
+      if (offload !== TUN_F_CSUM) offload |= TUN_F_TSO_ECN;
+    }
+    tap.setOffload(offload);
+    this.io.setPool((up ? device.txPool : null) ?? device.net.pages);
+    tap.setCarrier(up);
+    if (up) this.handle.wake();
+  }
+
+  private receive(packet: Packet): void {
+    if (packet.isLocal || this.device.net.materialiser.materialiseOne(packet)) this.io.writePacket(packet);
+    packet.release();
+  }
+
+  private poll(budget: number): number {
+    const { device, io } = this;
+    let count = 0;
+    // What is sent to an interface without carrier is not sent; the kernel keeps it from us, mostly.
+    for (; count < budget && !device.congested; count++) {
+      const packet = io.readPacket();
+      if (packet === null) break;
+      device.xmit(packet, true);
+    }
+    device.net.flush();
+    if (!io.starved || device.congested) return count;
+    return count > 0 ? budget : POLL_STARVED;
+  }
+}
