@@ -1,0 +1,99 @@
+import { ErrnoError } from '../abi/errno.js';
+import { bootKernel, type Kernel } from '../kernel/kernel.js';
+import { registerNetfront } from '../netfront/netfront.js';
+import type { Domain } from '../platform/sim/domain.js';
+import type { VifConfig } from '../toolstack/vif-config.js';
+import type { Poller } from '../uplink/poller.js';
+import type { XenbusTrace } from '../xenbus/index.js';
+import type { Guest, GuestKind } from './guest.js';
+
+export interface BootOptions {
+  domain: Domain;
+  kind: GuestKind;
+  argument: string;
+  vif(devid: number): VifConfig | undefined;
+  poller(): Poller;
+  trace?: XenbusTrace;
+}
+
+/** A domain that runs: its kernel, and what runs above it. */
+export interface BootedGuest {
+  readonly kernel: Kernel;
+  readonly guest: Guest;
+}
+
+/** What control/shutdown may ask for, and how the domain then ends. */
+const SHUTDOWN_REASONS: Record<string, 'poweroff' | 'reboot'> = {
+  poweroff: 'poweroff',
+  halt: 'poweroff',
+  reboot: 'reboot',
+};
+
+/**
+ * Boots a domain: kernel, netfront, guest. The kernel does what control/shutdown asks for, as Linux does:
+ * stops the guest, closes its devices, and ends with that reason.
+ */
+export async function bootGuest(options: BootOptions): Promise<BootedGuest> {
+  const { domain, kind, argument, poller } = options;
+  const { platform } = domain;
+  const kernel = await bootKernel(platform, { name: domain.name, trace: options.trace });
+  const started = await kind({
+    name: domain.name,
+    kernel,
+    argument,
+    vif: devid => options.vif(devid),
+    poller,
+    log: line => platform.log(line),
+  });
+  let stopped: Promise<void> | null = null;
+  const guest: Guest = {
+    ...started,
+    stop() {
+      stopped ??= started.stop();
+      return stopped;
+    },
+  };
+  await registerNetfront(kernel);
+  await watchShutdown(domain, kernel, guest);
+  return { kernel, guest };
+}
+
+async function watchShutdown(domain: Domain, kernel: Kernel, guest: Guest): Promise<void> {
+  const { xs } = kernel.xenbus;
+  const node = 'control/shutdown';
+  let ending = false;
+  const end = async (reason: 'poweroff' | 'reboot'): Promise<void> => {
+    try {
+      await guest.stop();
+      await kernel.shutdown();
+    } catch (error) {
+      domain.platform.log(`shutting down: ${(error as Error).message}`);
+    }
+    domain.shutdown(reason);
+  };
+  await xs.registerWatch({
+    node,
+    callback: async () => {
+      const asked = await xs.readOptional(node);
+      if (asked === undefined || asked === '' || ending) return;
+      // Says that it was seen.
+      await xs.write(node, '');
+      const reason = SHUTDOWN_REASONS[asked];
+      if (reason === undefined) {
+        domain.platform.log(`control/shutdown asks for "${asked}", which this kernel does not do`);
+        return;
+      }
+      ending = true;
+      domain.platform.log(`control/shutdown: ${asked}`);
+      // Not from inside the watch's callback, for which closing devices would wait.
+      void end(reason);
+    },
+  });
+  for (const feature of ['feature-poweroff', 'feature-reboot']) {
+    try {
+      await xs.write(`control/${feature}`, '1');
+    } catch (error) {
+      if (!(error instanceof ErrnoError)) throw error;
+    }
+  }
+}

@@ -1,0 +1,50 @@
+import type { NetDevice } from '../net/device.js';
+import { FRAGMENT_LOCAL, PACKET_LINEAR_MAX, type Packet } from '../net/packet.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+
+/**
+ * Copies a packet's bytes out. For guests that want a frame as an array; the data path never does.
+ * @returns null when the data could not be fetched
+ */
+export function packetBytes(packet: Packet, device: NetDevice): Uint8Array | null {
+  if (!packet.isLocal && !device.net.materialiser.materialiseOne(packet)) return null;
+  const { u8 } = packet.memory;
+  const bytes = new Uint8Array(packet.length);
+  bytes.set(u8.subarray(packet.data, packet.data + packet.linear));
+  let at = packet.linear;
+  for (let i = 0; i < packet.fragments; i++) {
+    const from = (packet.ref[i] << PAGE_SHIFT) + packet.offset[i];
+    bytes.set(u8.subarray(from, from + packet.size[i]), at);
+    at += packet.size[i];
+  }
+  return bytes;
+}
+
+/** Sends a frame whose checksums are complete. @returns false when there was no memory, or it was dropped */
+export function sendFrame(device: NetDevice, frame: Uint8Array): boolean {
+  const { packets, pages } = device.net;
+  const needed = frame.length <= PACKET_LINEAR_MAX ? 0 : Math.ceil(frame.length / PAGE_SIZE);
+  if (pages.available < needed) return false;
+  const packet = packets.get();
+  const { u8 } = packet.memory;
+  if (needed === 0) {
+    u8.set(frame, packet.data);
+    packet.linear = frame.length;
+    packet.length = frame.length;
+    return device.xmit(packet);
+  }
+  packet.pool = pages;
+  for (let i = 0; i < needed; i++) {
+    const part = frame.subarray(i * PAGE_SIZE, (i + 1) * PAGE_SIZE);
+    const index = pages.alloc();
+    const address = pages.pages[index] << PAGE_SHIFT;
+    u8.set(part, address);
+    if (i === 0) {
+      packet.linearPoolIndex = index;
+      packet.data = address;
+      packet.linear = part.length;
+      packet.length = part.length;
+    } else packet.addFragment(FRAGMENT_LOCAL, pages.pages[index], 0, part.length, index);
+  }
+  return device.xmit(packet);
+}

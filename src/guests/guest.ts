@@ -1,0 +1,62 @@
+import type { Kernel } from '../kernel/kernel.js';
+import type { NetDevice } from '../net/device.js';
+import { NETDEV_REGISTER, NETDEV_UNREGISTER } from '../net/notifier.js';
+import type { Netfront } from '../netfront/netfront.js';
+import type { VifConfig } from '../toolstack/vif-config.js';
+import type { Poller } from '../uplink/poller.js';
+
+/** What a guest is made from. */
+export interface GuestOptions {
+  /** The domain's name. */
+  readonly name: string;
+  readonly kernel: Kernel;
+  /** What is behind the colon of `guest = "kind:argument"`. */
+  readonly argument: string;
+  /** How the domain's file describes a vif; undefined for one that was attached in another way. */
+  vif(devid: number): VifConfig | undefined;
+  /** What reads the devices of the machine that we run on. */
+  poller(): Poller;
+  /** One line for the domain's log. */
+  log(line: string): void;
+}
+
+/** What runs in a simulated domain, above its kernel. */
+export interface Guest {
+  readonly kind: string;
+  /** Resolves when what has been started (devices being set up) is done. */
+  settled(): Promise<void>;
+  /** What to run on this machine so that a program runs in the guest; absent where none can. */
+  command?(argv: readonly string[], workingDirectory?: string): string[];
+  /** Sends one echo request. @returns milliseconds until the answer. @throws ErrnoError ETIMEDOUT */
+  ping?(address: string, timeoutMs?: number): Promise<number>;
+  /** Gives everything back. The kernel's devices may be gone by then, or still be there. */
+  stop(): Promise<void>;
+}
+
+/** Starts a guest of one kind. @throws ErrnoError that says what is missing */
+export type GuestKind = (options: GuestOptions) => Promise<Guest>;
+
+/** The number in device/vif/N, or -1 for a device that is no netfront's. */
+export function vifDevid(device: NetDevice): number {
+  const nodename = (device.priv as Partial<Netfront> | undefined)?.xbdev?.nodename ?? '';
+  const match = /(?:^|\/)device\/vif\/(\d+)$/.exec(nodename);
+  return match === null ? -1 : Number(match[1]);
+}
+
+/** Calls back for each netfront device that is there, comes or goes. @returns what ends that */
+export function watchVifs(
+  kernel: Kernel,
+  listener: { added(device: NetDevice, devid: number): void; removed(device: NetDevice): void },
+): () => void {
+  const block = {
+    name: 'guest',
+    notifierCall(event: number, device: NetDevice): void {
+      const devid = vifDevid(device);
+      if (devid < 0) return;
+      if (event === NETDEV_REGISTER) listener.added(device, devid);
+      else if (event === NETDEV_UNREGISTER) listener.removed(device);
+    },
+  };
+  kernel.net.registerNotifier(block);
+  return () => kernel.net.unregisterNotifier(block);
+}

@@ -1,0 +1,81 @@
+import { pathToFileURL } from 'node:url';
+import { ErrnoError } from '../abi/errno.js';
+import type { Kernel } from '../kernel/kernel.js';
+import type { NetDevice } from '../net/device.js';
+import type { Platform } from '../platform/platform.js';
+import { type Guest, type GuestOptions, watchVifs } from './guest.js';
+
+/** What the function of a guest module gets. */
+export interface ModuleContext {
+  /** The domain's name. */
+  readonly name: string;
+  /** The domain's view of Xen. */
+  readonly platform: Platform;
+  readonly kernel: Kernel;
+  /** Resolves with the network device of a vif when it is connected for the first time. */
+  device(devid?: number): Promise<NetDevice>;
+  /** One line for the domain's log (`pvnet dmesg`). */
+  log(line: string): void;
+}
+
+/** What a guest module exports as its default. What it returns is called before the domain goes. */
+export type GuestModule = (context: ModuleContext) => StopModule | Promise<StopModule>;
+export type StopModule = (() => void | Promise<void>) | void;
+
+/** `guest = "module:./file.js"`: the user's code in a domain of its own. */
+export async function startModule(options: GuestOptions): Promise<Guest> {
+  const { kernel, argument } = options;
+  let loaded: { default?: unknown };
+  try {
+    loaded = await import(pathToFileURL(argument).href);
+  } catch (error) {
+    throw new ErrnoError(
+      'ENOENT',
+      `${options.name}: ${argument} cannot be loaded: ${(error as Error).message}`,
+    );
+  }
+  if (typeof loaded.default !== 'function') {
+    const right = 'export default function ({ device, log }) { … }';
+    throw new ErrnoError(
+      'EINVAL',
+      `${options.name}: ${argument} has no default export that is a function: ${right}`,
+    );
+  }
+  const devices = new Map<number, NetDevice>();
+  const waiting = new Map<number, ((device: NetDevice) => void)[]>();
+  const unwatch = watchVifs(kernel, {
+    added(device, devid) {
+      devices.set(devid, device);
+      for (const resolve of waiting.get(devid) ?? []) resolve(device);
+      waiting.delete(devid);
+    },
+    removed(device) {
+      for (const [devid, known] of devices) if (known === device) devices.delete(devid);
+    },
+  });
+  let stop: StopModule;
+  try {
+    stop = await (loaded.default as GuestModule)({
+      name: options.name,
+      platform: kernel.platform,
+      kernel,
+      device(devid = 0) {
+        const known = devices.get(devid);
+        if (known !== undefined) return Promise.resolve(known);
+        return new Promise(resolve => waiting.set(devid, [...(waiting.get(devid) ?? []), resolve]));
+      },
+      log: line => options.log(line),
+    });
+  } catch (error) {
+    unwatch();
+    throw error;
+  }
+  return {
+    kind: 'module',
+    settled: () => Promise.resolve(),
+    async stop() {
+      unwatch();
+      await stop?.();
+    },
+  };
+}
