@@ -1,0 +1,540 @@
+import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
+import { type BootedGuest, bootGuest, GUEST_KINDS } from '../guests/index.js';
+import { bootKernel, type Kernel } from '../kernel/kernel.js';
+import { Bridge } from '../net/bridge.js';
+import type { NetDevice } from '../net/device.js';
+import { registerNetback } from '../netback/netback.js';
+import type { Domain } from '../platform/sim/domain.js';
+import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
+import { Hypervisor } from '../platform/sim/hypervisor.js';
+import { Poller } from '../uplink/poller.js';
+import { openTap } from '../uplink/tap.js';
+import { TapPort } from '../uplink/tap-port.js';
+import type { XenbusTrace } from '../xenbus/index.js';
+import { streamPair, XenStoreClient } from '../xenstore/index.js';
+import type { DomainConfig } from './domain-config.js';
+import { type DomainIdentity, removeDomain, writeDomain } from './domain-store.js';
+import { ToolstackError } from './error.js';
+import { hotplugOnline } from './hotplug.js';
+import { type SimXenstored, startSimXenstored } from './sim-xenstored.js';
+import { randomMac, type VifConfig } from './vif-config.js';
+import { removeVifNodes, requestClose, type VifPaths, vifPaths, writeVif } from './vif-store.js';
+
+/** LIBXL_INIT_TIMEOUT and LIBXL_DESTROY_TIMEOUT. */
+const INIT_TIMEOUT_MS = 10_000;
+const DESTROY_TIMEOUT_MS = 10_000;
+/** How long a guest has to power off before it is destroyed. */
+const SHUTDOWN_TIMEOUT_MS = 10_000;
+const PAGES_PER_MIB = 256;
+
+export interface HostOptions {
+  /** Sees what the buses of all domains do. */
+  trace?: XenbusTrace;
+  /** Gets each line that a domain's kernel logs. */
+  onLog?: (domid: number, line: string) => void;
+  /** Machine memory. */
+  memoryBytes?: number;
+  random?: () => number;
+}
+
+/** A vif of a domain, as the toolstack knows it. */
+export interface AttachedVif {
+  readonly devid: number;
+  readonly config: VifConfig;
+  readonly mac: string;
+  readonly backendDomid: number;
+  readonly paths: VifPaths;
+  /** What the toolstack itself does about it now, or what went wrong; null when it is done. */
+  status: string | null;
+}
+
+/** A domain of the host. */
+export interface HostedDomain {
+  readonly domain: Domain;
+  readonly config: DomainConfig;
+  readonly identity: DomainIdentity;
+  readonly vifs: Map<number, AttachedVif>;
+  booted: BootedGuest | null;
+}
+
+/** What `vif-list` shows of a vif. */
+export interface VifInfo {
+  readonly domid: number;
+  readonly domain: string;
+  readonly devid: number;
+  readonly backendDomid: number;
+  readonly mac: string;
+  readonly bridge: string;
+  /** The backend's interface. */
+  readonly vif: string;
+  readonly frontendState: string;
+  readonly backendState: string;
+  /** As the frontend published them; null when it did not. */
+  readonly eventChannels: string | null;
+  readonly ringRefs: string | null;
+  readonly backendPath: string;
+  /** What it waits for, in words; null when it is connected. */
+  readonly waitingFor: string | null;
+}
+
+/** What `list` shows of a domain. */
+export interface DomainInfo {
+  readonly domid: number;
+  readonly name: string;
+  readonly memoryMib: number;
+  readonly vcpus: number;
+  readonly state: string;
+  readonly guest: string;
+  readonly vifs: number;
+}
+
+/**
+ * A simulated Xen host in this process: hypervisor, xenstored, domain 0 with netback and bridges, and what a
+ * toolstack does with domains and their vifs.
+ */
+export class Host {
+  readonly hypervisor: Hypervisor;
+  /** The toolstack's own connection. */
+  xs!: XenStoreClient;
+  dom0!: Kernel;
+  xenstored!: SimXenstored;
+  private readonly hosted = new Map<number, HostedDomain>();
+  private readonly bridgesByName = new Map<string, Bridge>();
+  private readonly uplinks: TapPort[] = [];
+  private pollerMade: Poller | null = null;
+  /** Ends of domains that are under way. */
+  private readonly endings = new Map<number, Promise<void>>();
+  /** Names of domains that are being created. */
+  private readonly creating = new Set<string>();
+  private stopping = false;
+
+  private constructor(
+    readonly scheduler: EventLoopScheduler,
+    private readonly options: HostOptions,
+  ) {
+    this.hypervisor = new Hypervisor({
+      scheduler,
+      random: options.random,
+      memoryBytes: options.memoryBytes,
+      onLog: (domain, line) => options.onLog?.(domain.domid, line),
+    });
+  }
+
+  /** Boots domain 0 with xenstored and netback. */
+  static async start(options: HostOptions = {}): Promise<Host> {
+    const scheduler = new EventLoopScheduler({
+      setImmediate: run => void setImmediate(run),
+      setTimeout: (run, delayMs) => setTimeout(run, delayMs),
+      clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+      now: () => performance.now(),
+    });
+    const host = new Host(scheduler, options);
+    await host.boot();
+    return host;
+  }
+
+  private async boot(): Promise<void> {
+    const { hypervisor, scheduler } = this;
+    const domain = hypervisor.createDomain({ name: 'Domain-0', privileged: true });
+    this.dom0 = await bootKernel(domain.platform, { name: 'Domain-0', trace: this.options.trace });
+    this.xenstored = startSimXenstored(hypervisor, this.dom0);
+    const [mine, its] = streamPair(scheduler);
+    this.xenstored.server.attach(its);
+    this.xs = new XenStoreClient(mine, { scheduler, random: hypervisor.random });
+    await this.dom0.xenbus.ready;
+    await this.xs.write('/local/domain/0/name', 'Domain-0');
+    await this.xs.write('/local/domain/0/domid', '0');
+    await registerNetback(this.dom0);
+    hypervisor.onDomainChange(changed => this.domainChanged(changed));
+  }
+
+  /** What reads the machine's devices; made when the first one is there. */
+  readonly poller = (): Poller => {
+    this.pollerMade ??= new Poller(this.scheduler);
+    return this.pollerMade;
+  };
+
+  /** The domains but domain 0. */
+  get domains(): IterableIterator<HostedDomain> {
+    return this.hosted.values();
+  }
+
+  /** @throws ToolstackError ESRCH when there is no domain of that name or number */
+  find(nameOrDomid: string | number): HostedDomain {
+    const wanted = String(nameOrDomid);
+    for (const hosted of this.hosted.values()) {
+      if (hosted.config.name === wanted || String(hosted.domain.domid) === wanted) return hosted;
+    }
+    const names = [...this.hosted.values()].map(({ config }) => config.name).join(', ') || 'none';
+    throw new ToolstackError('ESRCH', `there is no domain "${wanted}"; there are: ${names}`);
+  }
+
+  /** The kernel of a domain, domain 0 included. @throws ToolstackError ESRCH */
+  kernelOf(nameOrDomid: string | number): { kernel: Kernel; domain: Domain } {
+    if (nameOrDomid === 'Domain-0' || String(nameOrDomid) === '0') {
+      return { kernel: this.dom0, domain: this.hypervisor.domain(0)! };
+    }
+    const { booted, domain, config } = this.find(nameOrDomid);
+    if (booted === null) throw new ToolstackError('EAGAIN', `the domain ${config.name} has not booted yet`);
+    return { kernel: booted.kernel, domain };
+  }
+
+  // ---------------------------------------------------------------- bridges and uplinks
+
+  /** The bridge of that name in domain 0; made when there is none yet. */
+  bridge(name: string): Bridge {
+    let bridge = this.bridgesByName.get(name);
+    if (bridge === undefined) {
+      bridge = new Bridge(this.dom0.net, name);
+      this.dom0.net.register(bridge as NetDevice);
+      bridge.open();
+      this.bridgesByName.set(name, bridge);
+    }
+    return bridge;
+  }
+
+  /**
+   * Connects a bridge with the machine by a TAP.
+   * @param tapName the TAP's name on the machine
+   * @throws UplinkError that says what is missing
+   */
+  addUplink(bridgeName: string, tapName: string): TapPort {
+    const port = new TapPort(this.dom0.net, this.poller(), openTap(tapName));
+    this.uplinks.push(port);
+    this.bridge(bridgeName).addPort(port.device);
+    port.device.open();
+    return port;
+  }
+
+  // ---------------------------------------------------------------- domains
+
+  /**
+   * Creates a domain, attaches its vifs and boots it. When anything fails nothing of it stays.
+   * @throws ToolstackError EEXIST for a name that is in use; what the guest's kind and the vifs throw
+   */
+  async create(config: DomainConfig): Promise<HostedDomain> {
+    const { name } = config;
+    const taken =
+      this.creating.has(name) || [...this.hosted.values()].some(other => other.config.name === name);
+    if (taken || name === 'Domain-0')
+      throw new ToolstackError('EEXIST', `there is a domain "${name}" already`);
+    this.creating.add(name);
+    try {
+      return await this.build(config);
+    } finally {
+      this.creating.delete(name);
+    }
+  }
+
+  private async build(config: DomainConfig): Promise<HostedDomain> {
+    const { hypervisor, xs } = this;
+    const domain = hypervisor.createDomain({ name: config.name, maxPages: config.memory * PAGES_PER_MIB });
+    const identity = { domid: domain.domid, name: config.name, uuid: this.uuid(), memoryMib: config.memory };
+    const hosted: HostedDomain = { domain, config, identity, vifs: new Map(), booted: null };
+    this.hosted.set(domain.domid, hosted);
+    try {
+      await writeDomain(xs, identity);
+      await xs.introduce(domain.domid, domain.platform.memory.gfn(domain.storePage), domain.storePort);
+      await Promise.all(config.vifs.map((vif, index) => this.attach(hosted, vif, vif.devid ?? index)));
+      hosted.booted = await bootGuest({
+        domain,
+        kind: GUEST_KINDS[config.guest.kind],
+        argument: config.guest.argument,
+        vif: devid => hosted.vifs.get(devid)?.config,
+        poller: this.poller,
+        trace: this.options.trace,
+      });
+      return hosted;
+    } catch (error) {
+      await this.destroy(hosted);
+      throw error;
+    }
+  }
+
+  /** Waits until every vif of a domain is connected at both ends, and set up in the guest. @returns those that are not */
+  async settled(hosted: HostedDomain, timeoutMs = INIT_TIMEOUT_MS): Promise<AttachedVif[]> {
+    const end = this.scheduler.now() + timeoutMs;
+    for (;;) {
+      const left = [...hosted.vifs.values()].filter(vif => this.waitingFor(hosted, vif) !== null);
+      if (left.length === 0) await hosted.booted?.guest.settled();
+      if (left.length === 0 || this.scheduler.now() >= end) return left;
+      await new Promise<void>(resolve => {
+        const done = (): void => {
+          for (const stop of stops) stop();
+          this.scheduler.cancel(timer);
+          resolve();
+        };
+        const timer = this.scheduler.after(Math.min(250, end - this.scheduler.now()), done);
+        const kernels = hosted.booted === null ? [this.dom0] : [this.dom0, hosted.booted.kernel];
+        const stops = kernels.map(kernel => kernel.xenbus.onDevicesChanged(done));
+      });
+    }
+  }
+
+  /** Asks a domain's kernel to power off or reboot, and waits until it has. @throws ToolstackError ETIMEDOUT */
+  async shutdown(hosted: HostedDomain, how: 'poweroff' | 'reboot' = 'poweroff'): Promise<void> {
+    const { domid } = hosted.domain;
+    await this.xs.write(`/local/domain/${domid}/control/shutdown`, how);
+    const end = this.scheduler.now() + SHUTDOWN_TIMEOUT_MS;
+    while (this.hosted.has(domid)) {
+      const ending = this.endings.get(domid);
+      if (ending !== undefined) await ending;
+      else if (this.scheduler.now() >= end) {
+        throw new ToolstackError('ETIMEDOUT', `the domain ${hosted.config.name} did not go down; destroy it`);
+      } else await new Promise(resolve => this.scheduler.after(10, () => resolve(undefined)));
+    }
+  }
+
+  /** Ends a domain at once, and removes its devices and its part of xenstore. */
+  destroy(hosted: HostedDomain): Promise<void> {
+    const { domid } = hosted.domain;
+    let ending = this.endings.get(domid);
+    if (ending === undefined) {
+      ending = this.end(hosted).finally(() => this.endings.delete(domid));
+      this.endings.set(domid, ending);
+    }
+    return ending;
+  }
+
+  private async end(hosted: HostedDomain): Promise<void> {
+    const { domain, identity } = hosted;
+    try {
+      await hosted.booted?.guest.stop();
+    } catch (error) {
+      domain.platform.log(`stopping the guest: ${(error as Error).message}`);
+    }
+    hosted.booted?.kernel.reclaimer.stop();
+    domain.destroy();
+    await Promise.all([...hosted.vifs.values()].map(vif => this.detach(hosted, vif, true)));
+    await removeDomain(this.xs, identity);
+    this.hosted.delete(domain.domid);
+  }
+
+  private domainChanged(domain: Domain): void {
+    const hosted = this.hosted.get(domain.domid);
+    if (hosted?.domain !== domain || domain.state !== 'shutdown' || domain.shutdownReason === 'suspend')
+      return;
+    const again = domain.shutdownReason === 'reboot' && !this.stopping;
+    void this.destroy(hosted)
+      .then(() => (again ? this.create(hosted.config) : undefined))
+      .catch(error => {
+        this.dom0.platform.log(`toolstack: ${hosted.config.name}: ${(error as Error).message}`);
+      });
+  }
+
+  list(): DomainInfo[] {
+    const dom0 = this.hypervisor.domain(0)!;
+    const info = (domain: Domain, guest: string, memoryMib: number, vifs: number): DomainInfo => ({
+      domid: domain.domid,
+      name: domain.name,
+      memoryMib,
+      vcpus: domain.vcpus.length,
+      state: domain.state,
+      guest,
+      vifs,
+    });
+    const used = Math.ceil(dom0.pages / PAGES_PER_MIB);
+    return [
+      info(dom0, 'netback', used, 0),
+      ...[...this.hosted.values()].map(({ domain, config, vifs }) =>
+        info(domain, config.guest.kind, config.memory, vifs.size),
+      ),
+    ];
+  }
+
+  // ---------------------------------------------------------------- vifs
+
+  /** Attaches a vif to a domain that runs. @returns its devid @throws as `create` */
+  async attachVif(hosted: HostedDomain, vif: VifConfig): Promise<number> {
+    let devid = vif.devid ?? 0;
+    if (vif.devid === undefined) while (hosted.vifs.has(devid)) devid++;
+    await this.attach(hosted, vif, devid);
+    return devid;
+  }
+
+  /**
+   * Detaches a vif: asks its backend to close, waits for that, removes its nodes.
+   * @param force does not wait for the guest
+   * @throws ToolstackError ENODEV
+   */
+  async detachVif(hosted: HostedDomain, devid: number, force = false): Promise<void> {
+    const vif = hosted.vifs.get(devid);
+    if (vif === undefined) {
+      const there = [...hosted.vifs.keys()].join(', ') || 'none';
+      throw new ToolstackError(
+        'ENODEV',
+        `the domain ${hosted.config.name} has no vif ${devid}; there are: ${there}`,
+      );
+    }
+    await this.detach(hosted, vif, force);
+  }
+
+  private async attach(hosted: HostedDomain, config: VifConfig, devid: number): Promise<void> {
+    const { domid } = hosted.domain;
+    if (hosted.vifs.has(devid)) {
+      throw new ToolstackError('EEXIST', `the domain ${hosted.config.name} has a vif ${devid} already`);
+    }
+    if (config.backend !== '0' && config.backend !== 'Domain-0') {
+      throw new ToolstackError(
+        'EINVAL',
+        `backend=${config.backend}: only domain 0 has a netback on this host`,
+      );
+    }
+    const backendDomid = 0;
+    const mac = config.mac ?? randomMac(() => this.hypervisor.random());
+    const paths = vifPaths(domid, devid, backendDomid);
+    const vif: AttachedVif = { devid, config, mac, backendDomid, paths, status: 'waiting for the toolstack' };
+    hosted.vifs.set(devid, vif);
+    try {
+      await writeVif(this.xs, { domid, devid, backendDomid, mac }, config);
+      vif.status = 'the toolstack waits for the backend to reach InitWait';
+      const reached = await this.waitForState(
+        `${paths.backend}/state`,
+        state => state !== undefined && Number(state) >= XenbusState.InitWait,
+        INIT_TIMEOUT_MS,
+      );
+      if (!reached) {
+        const why = this.waitingFor(hosted, vif) ?? 'no reason known';
+        throw new ToolstackError(
+          'ETIMEDOUT',
+          `vif ${domid}.${devid}: the backend did not reach InitWait in ${INIT_TIMEOUT_MS / 1000} s (${why})`,
+        );
+      }
+      vif.status = 'hotplug';
+      await hotplugOnline(
+        this.xs,
+        this.dom0.net,
+        this.bridge(config.bridge),
+        paths,
+        `vif${domid}.${devid}`,
+        config,
+      );
+      vif.status = null;
+    } catch (error) {
+      vif.status = (error as Error).message;
+      await this.detach(hosted, vif, true);
+      throw error;
+    }
+  }
+
+  private async detach(hosted: HostedDomain, vif: AttachedVif, force: boolean): Promise<void> {
+    const { paths, devid } = vif;
+    vif.status = 'detaching: the toolstack waits for the backend to close';
+    if (await requestClose(this.xs, paths, force)) {
+      const closed = await this.waitForState(
+        `${paths.backend}/state`,
+        state => state === undefined || state === String(XenbusState.Closed),
+        DESTROY_TIMEOUT_MS,
+      );
+      if (!closed) {
+        this.dom0.platform.log(
+          `toolstack: ${paths.backend} did not close in ${DESTROY_TIMEOUT_MS / 1000} s: removed`,
+        );
+      }
+    }
+    const device = this.dom0.net.byName(`vif${hosted.domain.domid}.${devid}`);
+    if (device !== undefined && device.master !== null) (device.master as Bridge).removePort(device);
+    await removeVifNodes(this.xs, paths);
+    hosted.vifs.delete(devid);
+  }
+
+  /** @returns false when that took too long */
+  private async waitForState(
+    path: string,
+    accept: (state: string | undefined) => boolean,
+    timeoutMs: number,
+  ): Promise<boolean> {
+    const abort = new AbortController();
+    const timer = this.scheduler.after(timeoutMs, () => abort.abort());
+    try {
+      await this.xs.waitFor(path, accept, { signal: abort.signal });
+      return true;
+    } catch (error) {
+      if (abort.signal.aborted) return false;
+      throw error;
+    } finally {
+      this.scheduler.cancel(timer);
+    }
+  }
+
+  /** What a vif waits for, in words; null when it is connected. */
+  waitingFor(hosted: HostedDomain, vif: AttachedVif): string | null {
+    if (vif.status !== null) return vif.status;
+    const { domid } = hosted.domain;
+    const back = this.dom0.xenbus.backend.devices.get(`backend/vif/${domid}/${vif.devid}`);
+    const front = hosted.booted?.kernel.xenbus.frontend.devices.get(`device/vif/${vif.devid}`);
+    if (back === undefined) return 'waiting for the backend bus to find it';
+    if (hosted.booted === null) return 'waiting for the domain to boot';
+    if (front === undefined) return 'waiting for the frontend bus to find it';
+    return back.waitingFor() ?? front.waitingFor();
+  }
+
+  async vifList(hosted: HostedDomain): Promise<VifInfo[]> {
+    const { xs } = this;
+    const { domid } = hosted.domain;
+    const join = (values: (string | undefined)[]): string | null => values.filter(Boolean).join('/') || null;
+    const stateName = (state: string | undefined): string =>
+      state === undefined ? 'absent' : xenbusStateName(Number(state));
+    return Promise.all(
+      [...hosted.vifs.values()].map(async vif => {
+        const { frontend, backend } = vif.paths;
+        const read = (path: string): Promise<string | undefined> => xs.readIfExists(path);
+        const channels = [
+          await read(`${frontend}/event-channel-tx`),
+          await read(`${frontend}/event-channel-rx`),
+        ];
+        return {
+          domid,
+          domain: hosted.config.name,
+          devid: vif.devid,
+          backendDomid: vif.backendDomid,
+          mac: vif.mac,
+          bridge: vif.config.bridge,
+          vif: `vif${domid}.${vif.devid}`,
+          frontendState: stateName(await read(`${frontend}/state`)),
+          backendState: stateName(await read(`${backend}/state`)),
+          eventChannels: join(channels) ?? join([await read(`${frontend}/event-channel`)]),
+          ringRefs: join([await read(`${frontend}/tx-ring-ref`), await read(`${frontend}/rx-ring-ref`)]),
+          backendPath: backend,
+          waitingFor: this.waitingFor(hosted, vif),
+        };
+      }),
+    );
+  }
+
+  // ----------------------------------------------------------------
+
+  /** Shuts everything down: domains in order, uplinks, xenstored. Nothing stays behind. */
+  async close(): Promise<void> {
+    this.stopping = true;
+    await Promise.all(
+      [...this.hosted.values()].map(async hosted => {
+        if (hosted.booted !== null) {
+          await this.shutdown(hosted).catch(() => {});
+        }
+        await this.destroy(hosted);
+      }),
+    );
+    await this.abandon();
+  }
+
+  /** Lets go of the machine at once: TAPs, namespaces, the poller. For the way out in a hurry. */
+  async abandon(): Promise<void> {
+    this.stopping = true;
+    await Promise.all([...this.hosted.values()].map(hosted => hosted.booted?.guest.stop().catch(() => {})));
+    for (const uplink of this.uplinks.splice(0)) await uplink.close();
+    await this.dom0.shutdown();
+    this.xs.close();
+    this.xenstored.close();
+    this.pollerMade?.close();
+    this.pollerMade = null;
+  }
+
+  private uuid(): string {
+    const hex = Array.from({ length: 32 }, () => Math.floor(this.hypervisor.random() * 16).toString(16)).join(
+      '',
+    );
+    const variant = '89ab'[Number.parseInt(hex[16], 16) & 3];
+    return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-${variant}${hex.slice(17, 20)}-${hex.slice(20)}`;
+  }
+}

@@ -1,0 +1,40 @@
+import type { Bridge } from '../net/bridge.js';
+import type { NetDevice } from '../net/device.js';
+import type { Net } from '../net/net.js';
+import type { XenStoreClient } from '../xenstore/index.js';
+import { ToolstackError } from './error.js';
+import type { VifConfig } from './vif-config.js';
+import type { VifPaths } from './vif-store.js';
+
+/**
+ * What the script vif-bridge does when a vif comes online: gives the backend's interface its MTU, makes it a
+ * port of the bridge, brings it up, and says so in hotplug-status.
+ * @throws ToolstackError after it has written hotplug-error, as the script does
+ */
+export async function hotplugOnline(
+  xs: XenStoreClient,
+  net: Net,
+  bridge: Bridge,
+  paths: VifPaths,
+  name: string,
+  vif: VifConfig,
+): Promise<NetDevice> {
+  try {
+    const device = net.byName(name);
+    if (device === undefined)
+      throw new ToolstackError('ENODEV', `there is no interface ${name} to add to ${bridge.name}`);
+    if (vif.mtu !== device.mtu) {
+      device.ops.changeMtu?.(device, vif.mtu);
+      device.mtu = vif.mtu;
+    }
+    await xs.write(`${paths.frontend}/mtu`, String(vif.mtu));
+    bridge.addPort(device);
+    device.open();
+    await xs.write(`${paths.backend}/hotplug-status`, 'connected');
+    return device;
+  } catch (error) {
+    await xs.write(`${paths.backend}/hotplug-error`, (error as Error).message);
+    await xs.write(`${paths.backend}/hotplug-status`, 'error');
+    throw error;
+  }
+}
