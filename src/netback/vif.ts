@@ -171,7 +171,8 @@ export class Vif implements QueueVif {
   }
 
   private checkMtu(mtu: number): void {
-    const max = this.frontend.sg ? ETH_MAX_MTU - VLAN_ETH_HLEN : ETH_DATA_LEN;
+    // The script sets the MTU before the frontend has said what it can; `connect` cuts what is too much.
+    const max = this.frontend.sg || !this.connected ? ETH_MAX_MTU - VLAN_ETH_HLEN : ETH_DATA_LEN;
     if (mtu > max) throw this.dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that it can send`);
   }
 }
