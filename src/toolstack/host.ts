@@ -23,6 +23,8 @@ import { removeVifNodes, requestClose, type VifPaths, vifPaths, writeVif } from 
 /** LIBXL_INIT_TIMEOUT and LIBXL_DESTROY_TIMEOUT. */
 const INIT_TIMEOUT_MS = 10_000;
 const DESTROY_TIMEOUT_MS = 10_000;
+/** How long a kernel has to notice that a device is gone before nobody waits for it any more. */
+const GONE_TIMEOUT_MS = 2_000;
 /** How long a guest has to power off before it is destroyed. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
 const PAGES_PER_MIB = 256;
@@ -435,7 +437,31 @@ export class Host {
     const device = this.dom0.net.byName(`vif${hosted.domain.domid}.${devid}`);
     if (device !== undefined && device.master !== null) (device.master as Bridge).removePort(device);
     await removeVifNodes(this.xs, paths);
+    await this.unlessLate(this.untilGone(this.dom0, `backend/vif/${hosted.domain.domid}/${devid}`));
+    if (hosted.booted !== null && hosted.domain.state === 'running') {
+      await this.unlessLate(this.untilGone(hosted.booted.kernel, `device/vif/${devid}`));
+    }
     hosted.vifs.delete(devid);
+  }
+
+  /** Resolves when a kernel's bus has let go of a device whose directory is gone. */
+  private async untilGone({ xenbus }: Kernel, nodename: string): Promise<void> {
+    const { devices } = nodename.startsWith('device/') ? xenbus.frontend : xenbus.backend;
+    while (devices.has(nodename)) {
+      await new Promise<void>(resolve => {
+        const stop = xenbus.onDevicesChanged(() => {
+          stop();
+          resolve();
+        });
+      });
+    }
+  }
+
+  private unlessLate(work: Promise<void>): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const timer = this.scheduler.after(GONE_TIMEOUT_MS, resolve);
+      work.finally(() => this.scheduler.cancel(timer)).then(resolve, reject);
+    });
   }
 
   /** @returns false when that took too long */

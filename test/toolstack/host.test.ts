@@ -1,0 +1,162 @@
+import assert from 'node:assert/strict';
+import { describe, type TestContext, test } from 'node:test';
+import { parseDomain } from '../../src/toolstack/domain-config.js';
+import { Host } from '../../src/toolstack/host.js';
+import { parseVif } from '../../src/toolstack/vif-config.js';
+
+function echo(name: string, vifs = "''"): ReturnType<typeof parseDomain> {
+  return parseDomain(`name = "${name}"\nguest = "echo"\nvif = [ ${vifs} ]`, `${name}.cfg`);
+}
+
+async function start(t: TestContext): Promise<Host> {
+  const host = await Host.start({ memoryBytes: 64 << 20 });
+  t.after(() => host.close());
+  return host;
+}
+
+/** What the host holds; the same before and after, or something leaked. */
+async function holdings(host: Host): Promise<object> {
+  const { grants, events } = host.dom0.platform;
+  return {
+    mapped: grants.mapped,
+    grants: grants.allocated,
+    ports: events.allocated,
+    devices: [...host.dom0.net.devices].map(device => device.name),
+    watches: [...host.dom0.xenbus.xs.watches].length,
+    nodes: await tree(host, '/local/domain'),
+  };
+}
+
+async function tree(host: Host, path: string): Promise<string[]> {
+  const names = await host.xs.directory(path);
+  const below = await Promise.all(names.map(name => tree(host, `${path}/${name}`)));
+  return [path, ...below.flat()];
+}
+
+describe('a host with echo guests', () => {
+  test('answers pings across, over IPv4 and IPv6', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1 fd00::1'"));
+    const b = await host.create(echo('b', "'ip=10.0.0.2 fd00::2,mac=00:16:3e:01:02:03'"));
+    assert.deepEqual([await host.settled(a), await host.settled(b)], [[], []]);
+    for (const address of ['10.0.0.2', 'fd00::2', 'fe80::216:3eff:fe01:203']) {
+      assert.ok((await a.booted!.guest.ping!(address)) >= 0);
+    }
+    assert.ok((await b.booted!.guest.ping!('10.0.0.1')) >= 0);
+    await assert.rejects(a.booted!.guest.ping!('10.0.0.9', 20), /ETIMEDOUT: 10\.0\.0\.9 did not answer/);
+  });
+
+  test('writes to xenstore what libxl writes', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'mac=00:16:3e:01:02:03,ip=10.0.0.1,rate=1MB/s@20ms,mtu=9000'"));
+    await host.settled(a);
+    const front = '/local/domain/1/device/vif/0';
+    const back = '/local/domain/0/backend/vif/1/0';
+    const read = (path: string): Promise<string> => host.xs.read(path);
+    assert.deepEqual(
+      await Promise.all(
+        ['backend', 'backend-id', 'handle', 'mac', 'mtu', 'state'].map(key => read(`${front}/${key}`)),
+      ),
+      [back, '0', '0', '00:16:3e:01:02:03', '9000', '4'],
+    );
+    const keys = [
+      'frontend',
+      'frontend-id',
+      'online',
+      'bridge',
+      'ip',
+      'rate',
+      'mtu',
+      'type',
+      'hotplug-status',
+      'state',
+    ];
+    assert.deepEqual(await Promise.all(keys.map(key => read(`${back}/${key}`))), [
+      front,
+      '1',
+      '1',
+      'xenbr0',
+      '10.0.0.1',
+      '20000,20000',
+      '9000',
+      'vif',
+      'connected',
+      '4',
+    ]);
+    assert.deepEqual(await host.xs.getPerms(front), ['n1', 'r0']);
+    assert.deepEqual(await host.xs.getPerms(`${front}/mtu`), ['n0', 'r1']);
+    assert.deepEqual(await host.xs.getPerms(back), ['n0', 'r1']);
+    assert.equal(await read('/libxl/1/device/vif/0/mac'), '00:16:3e:01:02:03');
+    assert.equal(a.booted!.kernel.net.byName('eth0')!.mtu, 9000);
+    assert.equal(host.dom0.net.byName('vif1.0')!.mtu, 9000);
+  });
+
+  test('attaches and detaches vifs and is then what it was', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+    const b = await host.create(echo('b', "'ip=10.0.0.2'"));
+    await host.settled(a);
+    await host.settled(b);
+    const before = await holdings(host);
+    for (const force of [false, true]) {
+      const devid = await host.attachVif(a, parseVif('ip=10.0.0.3'));
+      assert.equal(devid, 1);
+      await host.settled(a);
+      assert.ok((await a.booted!.guest.ping!('10.0.0.2')) >= 0);
+      assert.deepEqual(
+        (await host.vifList(a)).map(vif => [vif.devid, vif.vif, vif.frontendState, vif.waitingFor]),
+        [
+          [0, 'vif1.0', 'Connected', null],
+          [1, 'vif1.1', 'Connected', null],
+        ],
+      );
+      await host.detachVif(a, devid, force);
+      assert.ok((await a.booted!.guest.ping!('10.0.0.2')) >= 0);
+    }
+    assert.deepEqual(await holdings(host), before);
+    await assert.rejects(host.detachVif(a, 7), /ENODEV: the domain a has no vif 7; there are: 0/);
+    await assert.rejects(host.attachVif(a, parseVif('devid=0')), /EEXIST: the domain a has a vif 0 already/);
+    await assert.rejects(host.attachVif(a, parseVif('backend=driver')), /EINVAL: backend=driver/);
+    assert.deepEqual(await holdings(host), before);
+  });
+
+  test('destroys and shuts down domains without a trace', async t => {
+    const host = await start(t);
+    await host.destroy(await host.create(echo('first', "'', ''")));
+    const before = await holdings(host);
+    await host.destroy(await host.create(echo('a', "'', ''")));
+    assert.deepEqual(await holdings(host), before);
+    await host.shutdown(await host.create(echo('b')));
+    assert.deepEqual(await holdings(host), before);
+    assert.deepEqual(
+      host.list().map(({ name }) => name),
+      ['Domain-0'],
+    );
+    assert.throws(() => host.find('b'), /ESRCH: there is no domain "b"; there are: none/);
+  });
+
+  test('reboots a domain that is asked to', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+    await host.settled(a);
+    await host.shutdown(a, 'reboot');
+    let again = host.list().find(({ name }) => name === 'a');
+    while (again === undefined) {
+      await new Promise(resolve => setTimeout(resolve, 5));
+      again = host.list().find(({ name }) => name === 'a');
+    }
+    assert.equal(again.domid, 2);
+    assert.deepEqual(await host.settled(host.find('a')), []);
+  });
+
+  test('refuses what cannot be, and nothing of it stays', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a'));
+    await host.settled(a);
+    const before = await holdings(host);
+    await assert.rejects(host.create(echo('a')), /EEXIST: there is a domain "a" already/);
+    const missing = parseDomain('name="m"\nguest="module:./nowhere.js"\nvif=[""]', '/nonexistent/m.cfg');
+    await assert.rejects(host.create(missing), /m: \/nonexistent\/nowhere\.js cannot be loaded/);
+    assert.deepEqual(await holdings(host), before);
+  });
+});
