@@ -126,6 +126,8 @@ export class Queue implements PacketOwner {
   /** The next packet has to wait for credit: no event is asked for meanwhile. */
   private throttled = false;
   private polling = false;
+  /** The polls since the last end of interrupt found something to do. */
+  private worked = false;
   private stopped = false;
   private readonly pushTask: Task;
   private readonly rxTask: Task;
@@ -218,11 +220,18 @@ export class Queue implements PacketOwner {
     const work = this.receive(budget);
     this.polling = false;
     this.pushTx();
+    if (work > 0) this.worked = true;
     if (this.stopped || work >= budget) return work;
     if (!this.napi.complete(work) || this.throttled) return work;
     if (this.tx.finalCheckForRequests()) this.napi.schedule();
-    else this.vif.irqs.lateEoi(this.txIrq, work === 0 && (this.split || !this.rxRequestsCame()));
+    else this.endOfInterrupt();
     return work;
+  }
+
+  private endOfInterrupt(): void {
+    const spurious = !this.worked && (this.split || !this.rxRequestsCame());
+    this.worked = false;
+    this.vif.irqs.lateEoi(this.txIrq, spurious);
   }
 
   private receive(budget: number): number {

@@ -103,6 +103,8 @@ export class Queue {
   private extrasUnanswered = 0;
   private refillTimer: Timer | null = null;
   private carrying = false;
+  /** The polls since the last end of interrupt found something to do. */
+  private worked = false;
   private stopped = false;
 
   /** @throws HypercallError, GrantError ENOSPC or ENOMEM; nothing stays behind then */
@@ -213,16 +215,19 @@ export class Queue {
     }
     const answered = this.reclaim();
     const work = this.receive(budget);
+    if (answered + work > 0) this.worked = true;
     this.refill();
     if (this.stopped || work >= budget) return work;
     if (!this.napi.complete(work)) return work;
     if (this.rx.finalCheckForResponses() || this.askForTxEvent()) this.napi.schedule();
-    else this.endOfInterrupt(answered + work === 0);
+    else this.endOfInterrupt();
     return work;
   }
 
-  private endOfInterrupt(spurious: boolean): void {
+  private endOfInterrupt(): void {
     const { irqs } = this.device;
+    const spurious = !this.worked;
+    this.worked = false;
     irqs.lateEoi(this.txIrq, spurious);
     if (this.rxIrq !== this.txIrq) irqs.lateEoi(this.rxIrq, spurious);
   }
