@@ -1,0 +1,179 @@
+// npm run bench [-- NAME…] [--json] [--rounds N] [--cpu N]: compiles, then runs the contenders of each benchmark in
+// turn, round after round, pinned to one CPU, and prints medians of the ratios within a round.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { availableParallelism, cpus, release } from 'node:os';
+import { join } from 'node:path';
+import { root, setUp } from '../scripts/setup.mjs';
+
+const SIZES = [64, 1500, 4096, 65535];
+const RING_MS = 250;
+const TCP_SECONDS = 1;
+const built = join(root, 'dist/bench/c');
+
+function fail(message) {
+  console.error(`bench: ${message}`);
+  process.exit(1);
+}
+
+/** Compiles a C program of bench/c when it is newer than what is there. @returns its path */
+function compile(name) {
+  const source = join(root, `bench/c/${name}.c`);
+  const program = join(built, name);
+  if (!existsSync(program) || statSync(program).mtimeMs < statSync(source).mtimeMs) {
+    mkdirSync(built, { recursive: true });
+    const { status, error } = spawnSync('cc', ['-O2', '-Wall', '-o', program, source], { stdio: 'inherit' });
+    if (error) fail(`no C compiler: ${error.message} (Debian's package gcc)`);
+    if (status !== 0) rmSync(program, { force: true });
+    if (status !== 0) fail(`${source} does not compile`);
+  }
+  return program;
+}
+
+/** Runs a contender, pinned, to its end. @returns what it printed as JSON */
+function measure(argv) {
+  const command = ['taskset', '-c', String(cpu), ...argv];
+  const { status, stdout, error } = spawnSync(command[0], command.slice(1), {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  if (error) fail(`${command[0]}: ${error.message}`);
+  if (status !== 0) fail(`"${command.join(' ')}" ended with status ${status}`);
+  return JSON.parse(stdout);
+}
+
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const half = sorted.length >> 1;
+  return sorted.length % 2 === 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+const fixed =
+  (digits, unit = '') =>
+  value =>
+    `${value.toFixed(digits)}${unit}`;
+const node = process.execPath;
+
+/** The ring benchmarks: work done per second of CPU time, so that a busy machine disturbs them less. */
+function ring(title, flags) {
+  return SIZES.map(size => ({
+    title: `${title} ${size} B`,
+    contenders: {
+      c: () => measure([compile('ring'), String(size), String(RING_MS), ...flags]),
+      pvnet: () => measure([node, join(root, 'dist/bench/ring.js'), String(size), String(RING_MS), ...flags]),
+    },
+    against: 'c',
+    values: {
+      'Mpackets/s': { of: run => run.packets / run.cpuSeconds / 1e6, show: fixed(2) },
+      'GB/s': { of: run => run.bytes / run.cpuSeconds / 1e9, show: fixed(2) },
+      'core-µs/packet': { of: run => (run.cpuSeconds / run.packets) * 1e6, show: fixed(3) },
+    },
+    ratio: {
+      name: 'packets, pvnet : C',
+      of: (run, other) => run.packets / run.cpuSeconds / (other.packets / other.cpuSeconds),
+    },
+  }));
+}
+
+function tcp(title, flags) {
+  const argv = (kind, more = []) => [
+    node,
+    join(root, 'dist/bench/tcp.js'),
+    kind,
+    String(TCP_SECONDS),
+    ...flags,
+    ...more,
+  ];
+  const contenders = {
+    veth: () => measure(argv('veth')),
+    tapfwd: () => measure(argv('tapfwd', [`--tapfwd=${compile('tapfwd')}`])),
+    pvnet: () => measure(argv('pvnet')),
+  };
+  const values = {
+    'Gbit/s': { of: run => (run.bytes * 8) / run.seconds / 1e9, show: fixed(2) },
+    'core-s/GB': { of: run => run.cpuSeconds / (run.bytes / 1e9), show: fixed(3) },
+    'ping µs': { of: run => run.pingUs, show: fixed(1) },
+  };
+  const speed = run => run.bytes / run.seconds;
+  return [
+    {
+      title,
+      contenders,
+      against: ['tapfwd', 'veth'],
+      values,
+      ratio: { name: 'throughput', of: (run, other) => speed(run) / speed(other) },
+    },
+  ];
+}
+
+const BENCHMARKS = {
+  ring: () => ring('ring', []),
+  fresh: () => ring('ring, fresh grants', ['--fresh']),
+  tcp: () => tcp('TCP, TSO', []),
+  'tcp-no-tso': () => tcp('TCP, no TSO', ['--no-tso']),
+};
+
+function parseArguments(argv) {
+  const options = { names: [], json: false, rounds: 3, cpu: availableParallelism() - 1 };
+  for (let i = 0; i < argv.length; i++) {
+    const argument = argv[i];
+    if (argument === '--json') options.json = true;
+    else if (argument === '--rounds' || argument === '--cpu') {
+      const value = Number(argv[++i]);
+      if (!Number.isInteger(value) || value < (argument === '--rounds' ? 1 : 0))
+        fail(`${argument} wants a number`);
+      options[argument.slice(2)] = value;
+    } else if (BENCHMARKS[argument] !== undefined) options.names.push(argument);
+    else fail(`no benchmark "${argument}": there are ${Object.keys(BENCHMARKS).join(', ')}`);
+  }
+  if (options.names.length === 0) options.names = Object.keys(BENCHMARKS);
+  return options;
+}
+
+/** Runs every contender once a round. @returns medians by contender, and of the ratios within rounds */
+function compete({ title, contenders, against, values, ratio }, rounds) {
+  const runs = Object.fromEntries(Object.keys(contenders).map(name => [name, []]));
+  for (let round = 0; round < rounds; round++) {
+    for (const [name, contender] of Object.entries(contenders)) runs[name].push(contender());
+  }
+  const medians = {};
+  for (const [name, of] of Object.entries(runs)) {
+    medians[name] = Object.fromEntries(
+      Object.entries(values).map(([value, { of: get }]) => [value, median(of.map(get))]),
+    );
+  }
+  const ratios = Object.fromEntries(
+    [against].flat().map(other => [other, median(runs.pvnet.map((run, i) => ratio.of(run, runs[other][i])))]),
+  );
+  return { title, medians, ratio: ratio.name, ratios };
+}
+
+function print({ title, medians, ratios }, values) {
+  for (const [name, of] of Object.entries(medians)) {
+    const cells = Object.entries(values).map(
+      ([value, { show }]) => `${show(of[value]).padStart(9)} ${value}`,
+    );
+    console.log(`${title.padEnd(26)} ${name.padEnd(7)}${cells.join('  ')}`);
+  }
+  const text = Object.entries(ratios).map(([other, value]) => `${value.toFixed(2)} of ${other}`);
+  console.log(`${''.padEnd(26)} pvnet is ${text.join(', ')}`);
+}
+
+const { names, json, rounds, cpu } = parseArguments(process.argv.slice(2));
+setUp();
+const machine = `${cpus()[0].model.trim()}, ${availableParallelism()} CPUs, Linux ${release()}, Node ${process.versions.node}`;
+const commandLine = ['npm run bench --', ...names, `--rounds ${rounds}`, `--cpu ${cpu}`].join(' ');
+if (!json) console.log(`${commandLine}\n${machine}\n`);
+const results = [];
+for (const name of names) {
+  for (const benchmark of BENCHMARKS[name]()) {
+    const result = compete(benchmark, rounds);
+    results.push({ name, ...result });
+    if (!json) print(result, benchmark.values);
+  }
+}
+if (json) {
+  const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+  console.log(
+    JSON.stringify({ version, commandLine, machine, date: new Date().toISOString(), results }, null, 2),
+  );
+}
