@@ -1,5 +1,6 @@
 // Nanoseconds per grant copy, grant and event: node dist/bench/micro/grant-copy.js
-import { COPY_LOCAL, CopyBatch } from '../../src/platform/index.js';
+import { Irqs } from '../../src/events/index.js';
+import { COPY_LOCAL, CopyBatch, Memory } from '../../src/platform/index.js';
 import { EventLoopScheduler, Hypervisor } from '../../src/platform/sim/index.js';
 
 const scheduler = new EventLoopScheduler({
@@ -13,6 +14,12 @@ const dom0 = hypervisor.createDomain();
 const a = hypervisor.createDomain();
 const b = hypervisor.createDomain();
 const v2 = hypervisor.createDomain({ grantVersion: 2 });
+
+/** A guest like an emulated PC, whose kernel runs in another thread. */
+const threaded = hypervisor.createDomain({
+  wordBits: 32,
+  bank: { memory: new Memory(new SharedArrayBuffer(300 * 4096)), pages: 300, threaded: true },
+});
 
 const PAGES = 256;
 const BATCH = 64;
@@ -36,6 +43,12 @@ function grants(domain: typeof a, readonly: boolean): number[] {
 const fromA = grants(a, true);
 const toB = grants(b, false);
 const fromV2 = grants(v2, true);
+const ofThreaded = Array.from({ length: PAGES }, (_, i) => {
+  const at = threaded.grantTable.entryWord(i + 8);
+  hypervisor.memory.i32[at + 1] = i;
+  hypervisor.memory.i32[at] = 1;
+  return i + 8;
+});
 const local = Array.from({ length: PAGES }, () => dom0.platform.memory.allocPage());
 const batch = new CopyBatch(BATCH);
 const COPIES = 200_000;
@@ -61,6 +74,8 @@ const rows: [string, Side, Side][] = [
   ['grant to local', [a.domid, fromA], [COPY_LOCAL, local]],
   ['local to grant', [COPY_LOCAL, local], [b.domid, toB]],
   ['v2 grant to grant', [v2.domid, fromV2], [b.domid, toB]],
+  ['grant to other thread', [a.domid, fromA], [threaded.domid, ofThreaded]],
+  ['within another thread', [threaded.domid, ofThreaded], [threaded.domid, ofThreaded]],
 ];
 console.log('ns per copy (batches of 64)        64 B    1500 B    4096 B');
 for (const [name, source, dest] of rows) {
@@ -108,3 +123,16 @@ const send = measure(COPIES, () => {
   }
 });
 console.log(`event sent, and cleared          ${send.toFixed(1)} ns`);
+
+let handled = 0;
+const irqs = new Irqs(b.platform);
+const listening = irqs.bindListeningPortToIrqhandler(0, () => handled++, 'bench');
+const toListening = dom0.platform.events.bindInterdomain(b.domid, listening.port);
+const delivered = measure(COPIES, () => {
+  for (let i = 0; i < COPIES; i++) {
+    dom0.platform.events.notify(toListening);
+    scheduler.drain();
+  }
+});
+console.log(`event sent, upcall and handler   ${delivered.toFixed(1)} ns`);
+if (handled < COPIES) throw new Error('events were lost');
