@@ -87,11 +87,6 @@ export class FrameTable {
     return true;
   }
 
-  /** How often the frame is mapped by other domains. */
-  mappings(frame: number): number {
-    return this.references[frame];
-  }
-
   private free(frame: number): void {
     this.owner[frame] = DOMID_INVALID;
     this.freeFrames[this.freeCount++] = frame;

@@ -151,6 +151,19 @@ describe('a domain', () => {
     assert.equal(upcalls, 1);
   });
 
+  test('can cancel its timers', async () => {
+    const { hypervisor, scheduler } = makeHost();
+    const { a } = makeDomains(hypervisor);
+    let fired = 0;
+    const timer = a.platform.scheduler.after(1, () => fired++);
+    a.platform.scheduler.after(2, () => fired++);
+    a.platform.scheduler.cancel(timer);
+    await scheduler.runFor(5);
+    a.platform.scheduler.cancel(timer);
+    assert.equal(fired, 1);
+    assert.ok(a.platform.random() < 1);
+  });
+
   test('that is destroyed leaves nothing behind', async () => {
     const { hypervisor, scheduler } = makeHost();
     const { dom0, a } = makeDomains(hypervisor);

@@ -271,6 +271,17 @@ describe('event channels', () => {
     events.bindVirq(VIRQ.DOM_EXC, 0);
   });
 
+  test('a global VIRQ can be given to another domain than 0', () => {
+    const { hypervisor } = makeHost();
+    const { dom0, a } = makeDomains(hypervisor);
+    const ports = [dom0, a].map(domain => domain.platform.events.bindVirq(VIRQ.DOM_EXC, 0));
+    hypervisor.events.setVirqHandler(VIRQ.DOM_EXC, a.domid);
+    hypervisor.events.sendGlobalVirq(VIRQ.DOM_EXC);
+    assert.deepEqual([dom0.isPending(ports[0]), a.isPending(ports[1])], [false, true]);
+    a.destroy();
+    assert.equal(dom0.isPending(ports[0]), false);
+  });
+
   test('XSA-496: a VIRQ for which no port is left is ENOSPC and can be bound later', () => {
     const { hypervisor } = makeHost();
     const dom0 = hypervisor.createDomain({ limits: { maxPorts: 6 } });
