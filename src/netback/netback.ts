@@ -3,6 +3,7 @@ import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
+import type { ControlConnection } from './control.js';
 import { parseRate } from './credit.js';
 import type { QueueConnection } from './queue.js';
 import { type FrontendFeatures, Vif } from './vif.js';
@@ -16,6 +17,9 @@ const FEATURES: readonly (readonly [string, number])[] = [
   ['feature-rx-copy', 1],
   ['feature-rx-flip', 0],
   ['feature-split-event-channels', 1],
+  ['feature-multicast-control', 1],
+  ['feature-dynamic-multicast-control', 1],
+  ['feature-ctrl-ring', 1],
 ];
 
 const MAX_HANDLE = 0xffff;
@@ -34,6 +38,7 @@ const MAX_U32 = 0xffffffff;
 export class Netback {
   vif: Vif | null = null;
   private mappings: GrantMapping[] = [];
+  private multicastWatch: XsWatch | null = null;
   private hotplugWatch: XsWatch | null = null;
   private hotplugStatus: string | undefined;
   private fatalReason = '';
@@ -128,7 +133,8 @@ export class Netback {
     try {
       this.fatalReason = '';
       const frontend = await this.readFrontend();
-      vif.connect(frontend, await this.mapQueues());
+      vif.connect(frontend, await this.mapQueues(), await this.mapControl());
+      await this.followMulticastControl();
     } catch (error) {
       await this.disconnect();
       await xbdev.fatal(error, `connecting ${vif.name}`);
@@ -151,9 +157,10 @@ export class Netback {
   }
 
   private async disconnect(): Promise<void> {
-    const watch = this.hotplugWatch;
+    const watches = [this.hotplugWatch, this.multicastWatch];
     this.hotplugWatch = null;
-    if (watch !== null) await this.xbdev.unwatch(watch);
+    this.multicastWatch = null;
+    for (const watch of watches) if (watch !== null) await this.xbdev.unwatch(watch);
     this.vif?.disconnect();
     for (const mapping of this.mappings.splice(0)) this.kernel.platform.grants.unmap(mapping);
   }
@@ -212,6 +219,33 @@ export class Netback {
       return mapping;
     };
     return { domid, txRing: map(txRef), rxRing: map(rxRef), txPort, rxPort };
+  }
+
+  private async mapControl(): Promise<ControlConnection | null> {
+    const { xbdev, kernel } = this;
+    if ((await xbdev.xs.readOptional(joinPath(xbdev.otherend, 'ctrl-ring-ref'))) === undefined) return null;
+    const domid = xbdev.otherendId;
+    const ring = kernel.platform.grants.map(
+      domid,
+      await this.readNumber(xbdev.otherend, 'ctrl-ring-ref'),
+      false,
+    );
+    this.mappings.push(ring);
+    return { domid, ring, port: await this.readNumber(xbdev.otherend, 'event-channel-ctrl') };
+  }
+
+  /** The frontend may switch multicast control on and off while it is connected. */
+  private async followMulticastControl(): Promise<void> {
+    const { xbdev, vif } = this;
+    const key = 'request-multicast-control';
+    const read = async () => {
+      if (vif !== null) vif.multicastControl = (await xbdev.readUnsigned(xbdev.otherend, key, 0)) !== 0;
+    };
+    this.multicastWatch ??= await xbdev.watchPath(
+      joinPath(xbdev.otherend, key),
+      read,
+      (_, pending) => pending === 0,
+    );
   }
 
   private async readPorts(dir: string): Promise<[tx: number, rx: number]> {

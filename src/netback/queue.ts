@@ -1,4 +1,5 @@
 import {
+  type ExtraInfos,
   NETIF_RSP_ERROR,
   NETIF_RSP_OKAY,
   NETIF_RX_SLOT_SIZE,
@@ -36,6 +37,7 @@ import {
   rxCopiesAtMost,
   rxSlotsNeeded,
 } from './rx-slots.js';
+import { StaticGrants } from './static-grants.js';
 import {
   gatherTx,
   readTxPacket,
@@ -75,6 +77,10 @@ export interface QueueVif {
   readonly irqs: Irqs;
   readonly net: Net;
   readonly dev: NetDevice;
+  /** Takes a packet that the guest sent; the reference too. */
+  receive(packet: Packet): void;
+  /** Handles a request to change the multicast filter. @returns false when it cannot be met */
+  changeMulticast(infos: ExtraInfos): boolean;
   /** Called once, when the frontend broke the protocol. */
   fatal(reason: string): void;
 }
@@ -94,6 +100,8 @@ export class QueueStats {
  */
 export class Queue implements PacketOwner {
   readonly stats = new QueueStats();
+  /** Grants that the frontend asked to keep mapped. */
+  readonly staticGrants: StaticGrants;
   private readonly tx: BackRing;
   private readonly rx: BackRing;
   private readonly txIrq: number;
@@ -140,6 +148,7 @@ export class Queue implements PacketOwner {
     const { txRing, rxRing, domid } = connection;
     this.tx = new BackRing(txRing.memory, txRing.address, NETIF_TX_SLOT_SIZE);
     this.rx = new BackRing(rxRing.memory, rxRing.address, NETIF_RX_SLOT_SIZE);
+    this.staticGrants = new StaticGrants(vif.platform, domid);
     this.tx.attach();
     this.rx.attach();
     const records = this.tx.size;
@@ -201,6 +210,7 @@ export class Queue implements PacketOwner {
     irqs.unbindFromIrqhandler(this.txIrq);
     if (this.rxIrq !== this.txIrq) irqs.unbindFromIrqhandler(this.rxIrq);
     for (let packet = this.waiting.shift(); packet !== null; packet = this.waiting.shift()) packet.release();
+    this.staticGrants.destroy();
   }
 
   private fatal(reason: string): void {
@@ -277,7 +287,7 @@ export class Queue implements PacketOwner {
       available -= tx.consumed;
       taken++;
       if (tx.verdict === TX_DROP) this.refuse(tx);
-      else if (tx.infos.multicast !== 0) respondToRead(ring, tx);
+      else if (tx.infos.multicast !== 0) respondToRead(ring, tx, !this.vif.changeMulticast(tx.infos));
       else this.build(tx);
     }
     return taken;
@@ -304,7 +314,8 @@ export class Queue implements PacketOwner {
     packet.length = linear;
     this.firstCopy[this.built.length] = this.txBatch.count;
     const { data } = packet;
-    gatherTx(tx, domid, 0, linear, this.txBatch, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1));
+    const offset = data & (PAGE_SIZE - 1);
+    gatherTx(tx, domid, 0, linear, this.txBatch, data >>> PAGE_SHIFT, offset, this.staticGrants);
     this.firstCopy[this.built.length + 1] = this.txBatch.count;
     let skip = linear;
     for (let i = 0; i < tx.slots; i++) {
@@ -338,7 +349,7 @@ export class Queue implements PacketOwner {
     }
     dev.stats.rxPackets++;
     dev.stats.rxBytes += packet.length;
-    dev.receive(packet);
+    this.vif.receive(packet);
   }
 
   /** @returns the data slot whose copy failed, or -1 */
@@ -369,6 +380,8 @@ export class Queue implements PacketOwner {
     const { gsoType, gsoSize } = tx.infos;
     const { materialiser } = this.vif.net;
     const blank = (tx.flags & NETTXF_CSUM_BLANK) !== 0;
+    packet.hashType = tx.infos.hashType;
+    packet.hash = tx.infos.hash;
     if (gsoType !== GSO_NONE) {
       if (!blank) this.stats.rxGsoChecksumFixup++;
       packet.gsoType = gsoType;
@@ -434,7 +447,9 @@ export class Queue implements PacketOwner {
       }
       if (this.planned === BATCH_PACKETS || this.rxBatch.free < rxCopiesAtMost(packet)) this.copyRx();
       waiting.shift();
-      planRx(packet, ring, ring.reqCons, this.connection.domid, this.rxBatch, this.plans[this.planned++]);
+      const plan = this.plans[this.planned++];
+      const { domid } = this.connection;
+      planRx(packet, ring, ring.reqCons, domid, this.rxBatch, plan, this.staticGrants);
       ring.reqCons = (ring.reqCons + needed) | 0;
     }
     this.copyRx();

@@ -1,11 +1,13 @@
 import {
   gsoExtraWord0,
   gsoExtraWord1,
+  hashExtraWord0,
   NETIF_RSP_ERROR,
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
   NETRXF_EXTRA_INFO,
   NETRXF_MORE_DATA,
+  XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
 } from '../abi/netif.js';
 import type { BackRing } from '../abi/ring.js';
 import {
@@ -17,6 +19,7 @@ import {
 } from '../net/packet.js';
 import { COPY_LOCAL, type CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import type { StaticGrants } from './static-grants.js';
 
 /**
  * The steps from a packet to an rx ring, the mirror of tx-slots.ts.
@@ -24,12 +27,17 @@ import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
  *     packet → rxSlotsNeeded → planRx → copy batch → … → respondRx → responses
  */
 
-/** A 64 KiB packet takes 16 slots, and one for its GSO extra info. */
-export const RX_SLOTS_MAX = 18;
+/** A 64 KiB packet takes 16 slots; a VLAN tag may make it 17; two are for extra infos. */
+export const RX_SLOTS_MAX = 19;
 
-/** rx requests that a packet takes: a page each, and one for a GSO extra info. */
+/** Extra infos that a packet has: of its GSO, and of its hash when the frontend wants that. */
+function extraInfos(packet: Packet): number {
+  return (packet.gsoType === GSO_NONE ? 0 : 1) + (packet.hashType < 0 ? 0 : 1);
+}
+
+/** rx requests that a packet takes: a page each, and one for each extra info. */
 export function rxSlotsNeeded(packet: Packet): number {
-  return ((packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT) + (packet.gsoType === GSO_NONE ? 0 : 1);
+  return ((packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT) + extraInfos(packet);
 }
 
 /** Copies that a packet of `fragments` fragments needs at most: a new one at each source and each slot. */
@@ -54,6 +62,7 @@ export class RxPlan {
  * made sure that `rxSlotsNeeded` requests and `rxCopiesAtMost` places in the batch are free.
  *
  * @param domid who granted the rx pages
+ * @param statics grants that are mapped, whose pages are written directly
  */
 export function planRx(
   packet: Packet,
@@ -62,9 +71,10 @@ export function planRx(
   domid: number,
   batch: CopyBatch,
   plan: RxPlan,
+  statics: StaticGrants | null = null,
 ): void {
   const { i32 } = ring.memory;
-  const extra = packet.gsoType !== GSO_NONE;
+  const extras = extraInfos(packet);
   plan.packet = packet;
   plan.start = start;
   plan.firstCopy = batch.count;
@@ -72,8 +82,8 @@ export function planRx(
   plan.id[0] = i32[at];
   let gref = i32[at + 1];
   let slots = 1;
-  // The extra info's request gives up its place in the ring; its page stays untouched.
-  if (extra) plan.id[slots++] = i32[ring.slot(start + 1) >>> 2];
+  // An extra info's request gives up its place in the ring; its page stays untouched.
+  for (; slots <= extras; slots++) plan.id[slots] = i32[ring.slot(start + slots) >>> 2];
   let filled = 0;
   for (let i = -1; i < packet.fragments; i++) {
     const local = i < 0 || packet.source[i] === FRAGMENT_LOCAL;
@@ -89,7 +99,16 @@ export function planRx(
         filled = 0;
       }
       const take = Math.min(left, PAGE_SIZE - filled);
-      batch.add(source, ref, offset, domid, gref, filled, take);
+      const mapped = statics === null ? -1 : statics.pageOf(gref, true);
+      batch.add(
+        source,
+        ref,
+        offset,
+        mapped < 0 ? domid : COPY_LOCAL,
+        mapped < 0 ? gref : mapped,
+        filled,
+        take,
+      );
       filled += take;
       offset += take;
       left -= take;
@@ -126,14 +145,13 @@ export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number
     ring.rspProdPvt = (plan.start + 1) | 0;
     return 1;
   }
-  const extra = packet.gsoType !== GSO_NONE;
+  const extras = extraInfos(packet);
   let left = packet.length;
-  let flags = checksumFlags(packet) | (extra ? NETRXF_EXTRA_INFO : 0);
+  let flags = checksumFlags(packet) | (extras > 0 ? NETRXF_EXTRA_INFO : 0);
   for (let i = 0; i < plan.slots; i++) {
     at = ring.slot(plan.start + i) >>> 2;
-    if (extra && i === 1) {
-      i32[at] = gsoExtraWord0(packet.gsoSize);
-      i32[at + 1] = gsoExtraWord1(packet.gsoType);
+    if (i > 0 && i <= extras) {
+      writeExtraInfo(i32, at, packet, i === 1 && packet.gsoType !== GSO_NONE, i < extras);
       continue;
     }
     const bytes = Math.min(left, PAGE_SIZE);
@@ -145,6 +163,16 @@ export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number
   }
   ring.rspProdPvt = (plan.start + plan.slots) | 0;
   return plan.slots;
+}
+
+function writeExtraInfo(i32: Int32Array, at: number, packet: Packet, gso: boolean, more: boolean): void {
+  if (gso) {
+    i32[at] = gsoExtraWord0(packet.gsoSize, more);
+    i32[at + 1] = gsoExtraWord1(packet.gsoType);
+  } else {
+    i32[at] = hashExtraWord0(packet.hashType, XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, more);
+    i32[at + 1] = packet.hash;
+  }
 }
 
 /** Answers `slots` requests from `plan.id[first]` on with ERROR, each as a packet of its own. */

@@ -11,6 +11,7 @@ import {
 import type { BackRing } from '../abi/ring.js';
 import { COPY_LOCAL, type CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SIZE } from '../platform/memory.js';
+import type { StaticGrants } from './static-grants.js';
 
 /**
  * The steps from a tx ring to packets. Each works on a ring view and a private start index, and changes
@@ -169,6 +170,7 @@ function readTxExtras(ring: BackRing, start: number, available: number, tx: TxPa
  *
  * @param domid who granted the slots
  * @param page local page number; the bytes must fit behind `offset` in it
+ * @param statics grants that are mapped, whose pages are read directly
  * @returns how many copies were added; the caller made room for one a slot
  */
 export function gatherTx(
@@ -179,6 +181,7 @@ export function gatherTx(
   batch: CopyBatch,
   page: number,
   offset: number,
+  statics: StaticGrants | null = null,
 ): number {
   const before = batch.count;
   for (let i = 0; length > 0 && i < tx.slots; i++) {
@@ -188,7 +191,9 @@ export function gatherTx(
       continue;
     }
     const take = Math.min(bytes - skip, length);
-    batch.add(domid, tx.gref[i], tx.offset[i] + skip, COPY_LOCAL, page, offset, take);
+    const mapped = statics === null ? -1 : statics.pageOf(tx.gref[i], false);
+    const from = mapped < 0 ? domid : COPY_LOCAL;
+    batch.add(from, mapped < 0 ? tx.gref[i] : mapped, tx.offset[i] + skip, COPY_LOCAL, page, offset, take);
     skip = 0;
     offset += take;
     length -= take;

@@ -1,3 +1,4 @@
+import { type ExtraInfos, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
 import { type NetDevice, parseAddress } from '../net/device.js';
 import {
@@ -8,12 +9,19 @@ import {
   NETIF_F_TSO,
   NETIF_F_TSO6,
 } from '../net/features.js';
+import { Headers } from '../net/headers.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Platform } from '../platform/platform.js';
+import { type ControlConnection, ControlRing, type ControlTarget } from './control.js';
 import type { Rate } from './credit.js';
+import { FILTER_PASS, FILTER_REDIRECT, FilteredPacket, type PacketFilter } from './filter.js';
+import { HashConfig } from './hash.js';
+import { MulticastFilter } from './multicast.js';
 import { Queue, type QueueConnection, type QueueVif } from './queue.js';
+import type { SourceFilter } from './source-filter.js';
+import type { StaticGrants } from './static-grants.js';
 
 /** Packets that wait in the qdisc of a vif (XENVIF_QUEUE_LENGTH). */
 const QUEUE_LENGTH = 32;
@@ -41,11 +49,35 @@ const NO_FEATURES: FrontendFeatures = {
   ipv6CsumOffload: false,
 };
 
+/** What a vif did to packets besides moving them. */
+export class VifStats {
+  /** From other addresses than the guest's own. */
+  spoofed = 0;
+  /** Dropped or redirected by the user's filter, and errors that it threw. */
+  filterDrops = 0;
+  filterRedirects = 0;
+  filterErrors = 0;
+  /** To groups that the guest did not ask for. */
+  multicastFiltered = 0;
+}
+
 /** The backend's end of one virtual interface: the device vif<domid>.<handle> and its queues. */
-export class Vif implements QueueVif {
+export class Vif implements QueueVif, ControlTarget {
   readonly dev: NetDevice<Vif>;
   /** In the order of the frontend's numbers; none while disconnected. */
   readonly queues: Queue[] = [];
+  readonly stats = new VifStats();
+  readonly hash = new HashConfig();
+  readonly multicast = new MulticastFilter();
+  /** Whether the guest gets only the groups that it asked for (request-multicast-control). */
+  multicastControl = false;
+  /** Whom the guest may send as; null for anybody. */
+  sourceFilter: SourceFilter | null = null;
+  /** Sees every packet, both ways. */
+  filter: PacketFilter | null = null;
+  private readonly filtered: FilteredPacket;
+  private readonly headers = new Headers();
+  private control: ControlRing | null = null;
   private frontend = NO_FEATURES;
   /** What the guest may send, null without a bound. */
   rate: Rate | null = null;
@@ -72,11 +104,13 @@ export class Vif implements QueueVif {
       `vif${domid}.${handle}`,
       {
         startXmit: packet => this.startXmit(packet),
+        selectQueue: packet => this.selectQueue(packet),
         fixFeatures: (_, features) => this.fixFeatures(features),
         changeMtu: (_, mtu) => this.checkMtu(mtu),
       },
       { priv: this, txQueues: maxQueues, rxQueues: maxQueues },
     );
+    this.filtered = new FilteredPacket(net.materialiser);
     const { dev } = this;
     dev.hwFeatures = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6;
     dev.features = dev.hwFeatures | NETIF_F_RXCSUM;
@@ -96,7 +130,11 @@ export class Vif implements QueueVif {
   }
 
   /** Attaches to the frontend's rings. @throws as `Queue`; nothing stays behind then */
-  connect(frontend: FrontendFeatures, connections: readonly QueueConnection[]): void {
+  connect(
+    frontend: FrontendFeatures,
+    connections: readonly QueueConnection[],
+    control: ControlConnection | null = null,
+  ): void {
     this.frontend = frontend;
     this.disabled = false;
     try {
@@ -104,6 +142,7 @@ export class Vif implements QueueVif {
         const suffix = connections.length === 1 ? '' : `-q${this.queues.length}`;
         this.queues.push(new Queue(this, connection, `${this.dev.name}${suffix}`));
       }
+      if (control !== null) this.control = new ControlRing(this, control, this.dev.name);
     } catch (error) {
       this.destroyQueues();
       throw error;
@@ -147,7 +186,62 @@ export class Vif implements QueueVif {
     this.onFatal(reason);
   }
 
+  get staticGrants(): readonly StaticGrants[] {
+    return this.queues.map(queue => queue.staticGrants);
+  }
+
+  receive(packet: Packet): void {
+    const { sourceFilter, filter, dev } = this;
+    if (sourceFilter !== null && !sourceFilter.allows(packet, this.headers)) {
+      this.stats.spoofed++;
+      dev.stats.rxDropped++;
+      packet.release();
+      return;
+    }
+    if (filter === null || this.passes(filter, packet, true)) dev.receive(packet);
+  }
+
+  changeMulticast(infos: ExtraInfos): boolean {
+    if (infos.multicast === XEN_NETIF_EXTRA_TYPE_MCAST_ADD) return this.multicast.add(infos.multicastAddress);
+    this.multicast.delete(infos.multicastAddress);
+    return true;
+  }
+
+  /** Asks the user's filter. @returns whether the packet goes on; otherwise its reference is gone */
+  private passes(filter: PacketFilter, packet: Packet, fromGuest: boolean): boolean {
+    const { stats, filtered } = this;
+    let verdict = -1;
+    try {
+      verdict = filtered.run(filter, packet, this.dev.name, fromGuest);
+    } catch (error) {
+      // One line for the first, a count for all: a filter that always throws must not fill the log.
+      if (stats.filterErrors++ === 0) this.platform.log(`${this.dev.name}: the filter threw ${error}`);
+    }
+    if (verdict === FILTER_PASS) return true;
+    const target = verdict === FILTER_REDIRECT ? this.net.byName(filtered.target) : undefined;
+    if (target === undefined) {
+      stats.filterDrops++;
+      packet.release();
+    } else {
+      stats.filterRedirects++;
+      target.xmit(packet, true);
+    }
+    return false;
+  }
+
+  private selectQueue(packet: Packet): number {
+    const count = this.queues.length;
+    if (count < 2) return 0;
+    if (!this.hash.enabled) return this.net.flowHash(packet) % count;
+    this.hash.apply(packet, this.headers);
+    return this.hash.queueOf(packet, count);
+  }
+
   private destroyQueues(): void {
+    this.control?.destroy();
+    this.control = null;
+    this.multicast.clear();
+    Object.assign(this.hash, { algorithm: 0, flags: 0, mappingSize: 0 });
     for (const queue of this.queues.splice(0)) queue.destroy();
   }
 
@@ -156,7 +250,18 @@ export class Vif implements QueueVif {
     if (queue === undefined) {
       this.dev.stats.txDropped++;
       packet.release();
-    } else queue.enqueue(packet);
+      return NETDEV_TX_OK;
+    }
+    if (this.multicastControl && !this.multicast.allows(packet.memory.u8, packet.data)) {
+      this.stats.multicastFiltered++;
+      this.dev.stats.txDropped++;
+      packet.release();
+      return NETDEV_TX_OK;
+    }
+    if (this.hash.enabled) {
+      if (this.queues.length === 1) this.hash.apply(packet, this.headers);
+    } else packet.hashType = -1;
+    if (this.filter === null || this.passes(this.filter, packet, false)) queue.enqueue(packet);
     return NETDEV_TX_OK;
   }
 

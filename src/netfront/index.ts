@@ -1,3 +1,4 @@
+export * from './control.js';
 export * from './granted-pool.js';
 export * from './netfront.js';
 export * from './queue.js';

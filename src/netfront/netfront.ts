@@ -12,6 +12,7 @@ import {
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import { text, type XenbusDevice, type XenbusDriver } from '../xenbus/index.js';
+import { Control, type HashSettings } from './control.js';
 import { GrantedPool } from './granted-pool.js';
 import { Queue, type QueueDevice } from './queue.js';
 
@@ -29,6 +30,7 @@ interface BackendFeatures {
   splitEventChannels: boolean;
   /** 0 when the backend knows one queue only. */
   maxQueues: number;
+  controlRing: boolean;
 }
 
 export interface NetfrontOptions {
@@ -39,7 +41,7 @@ export interface NetfrontOptions {
 /** Queues of a device at most; more were never useful (XENNET's and XENVIF's default bound). */
 export const MAX_QUEUES = 8;
 /** The keys that tell of rings and event channels. */
-const RING_KEY = /^(queue-\d+|[tr]x-ring-ref|event-channel(-[tr]x)?|multi-queue-num-queues)$/;
+const RING_KEY = /^(queue-\d+|(tx|rx|ctrl)-ring-ref|event-channel(-(tx|rx|ctrl))?|multi-queue-num-queues)$/;
 /** Pages that a queue sends from: a ring of them on their way, and as many being filled. */
 const TX_PAGES_PER_QUEUE = 512;
 
@@ -48,6 +50,7 @@ export class Netfront implements QueueDevice {
   readonly dev: NetDevice<Netfront>;
   private queues: Queue[] = [];
   private txPool: GrantedPool | null = null;
+  private control: Control | null = null;
   private backend: BackendFeatures | null = null;
   /** Why the backend is not to be trusted any more, until it reconnects. */
   private brokenReason = '';
@@ -125,6 +128,7 @@ export class Netfront implements QueueDevice {
       await this.readAddress();
       if (!this.dev.registered) await this.register();
       this.makeQueues(this.backend);
+      if (this.backend.controlRing) this.control = new Control(this, this.dev.name);
       await this.publish(this.backend);
     } catch (error) {
       this.disconnect();
@@ -146,8 +150,20 @@ export class Netfront implements QueueDevice {
     this.dev.carrierOff();
     this.dev.txPool = null;
     for (const queue of this.queues.splice(0)) queue.destroy();
+    this.control?.destroy();
+    this.control = null;
     this.txPool?.retire();
     this.txPool = null;
+  }
+
+  /**
+   * Sets how the backend hashes packets to this guest and spreads them over its queues.
+   * @throws EOPNOTSUPP without a control ring, EINVAL when the backend refuses
+   */
+  async setHash(settings: HashSettings): Promise<void> {
+    if (this.control === null)
+      throw this.dev.error('EOPNOTSUPP', 'there is no control ring with its backend');
+    await this.control.setHash(settings);
   }
 
   async remove(): Promise<void> {
@@ -218,6 +234,7 @@ export class Netfront implements QueueDevice {
       ipv6CsumOffload: await has('feature-ipv6-csum-offload'),
       splitEventChannels: await has('feature-split-event-channels'),
       maxQueues: await xbdev.readUnsigned(xbdev.otherend, 'multi-queue-max-queues', 0),
+      controlRing: await has('feature-ctrl-ring'),
     };
   }
 
@@ -254,6 +271,9 @@ export class Netfront implements QueueDevice {
       ['feature-gso-tcpv6', 1],
       ['feature-ipv6-csum-offload', 1],
     );
+    if (this.control !== null) {
+      keys.push(['ctrl-ring-ref', this.control.ringRef], ['event-channel-ctrl', this.control.port]);
+    }
     await xbdev.transaction(async t => {
       // A connection before this one may have had other queues or channels.
       for (const key of await t.directory(xbdev.nodename)) {

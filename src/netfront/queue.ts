@@ -471,6 +471,8 @@ export class Queue {
     const { flags, infos } = this.response;
     const { materialiser } = this.device.net;
     const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
+    packet.hashType = infos.hashType;
+    packet.hash = infos.hash;
     if (infos.gsoType !== GSO_NONE) {
       if (!blank) this.stats.rxGsoChecksumFixup++;
       packet.gsoType = infos.gsoType;

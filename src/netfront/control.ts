@@ -1,0 +1,172 @@
+import { ErrnoError } from '../abi/errno.js';
+import {
+  NETIF_CTRL_SLOT_SIZE,
+  XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
+  XEN_NETIF_CTRL_STATUS,
+  XEN_NETIF_CTRL_TYPE,
+} from '../abi/netif.js';
+import { FrontRing, initSharedRing } from '../abi/ring.js';
+import type { Irqs } from '../events/index.js';
+import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import type { Platform } from '../platform/platform.js';
+
+/** What the control ring needs of its device. */
+export interface ControlDevice {
+  readonly platform: Platform;
+  readonly irqs: Irqs;
+  readonly reclaimer: GrantReclaimer;
+  readonly backendId: number;
+  broken(reason: string): void;
+}
+
+export interface ControlResponse {
+  /** XEN_NETIF_CTRL_STATUS. */
+  readonly status: number;
+  readonly data: number;
+}
+
+/** How packets to this guest are to be hashed. */
+export interface HashSettings {
+  /** Mask of 1 << XEN_NETIF_CTRL_HASH_TYPE; 0 ends hashing. */
+  readonly flags: number;
+  /** Up to 40 octets. */
+  readonly key: Uint8Array;
+  /** The queue for each value of hash modulo its length; without it, the hash modulo the queues. */
+  readonly mapping?: readonly number[];
+}
+
+/** A frontend's control ring: requests to its backend about hashing and static grants. */
+export class Control {
+  /** For xenstore: ctrl-ring-ref and event-channel-ctrl. */
+  readonly ringRef: number;
+  readonly port: number;
+  private readonly ring: FrontRing;
+  private readonly page: number;
+  private readonly irq: number;
+  private readonly waiting = new Map<
+    number,
+    { type: number; resolve: (response: ControlResponse) => void }
+  >();
+  private lastId = 0;
+  private stopped = false;
+
+  /** @throws ENOSPC, ENOMEM; nothing stays behind then */
+  constructor(
+    private readonly device: ControlDevice,
+    name: string,
+  ) {
+    const { platform, irqs, backendId } = device;
+    const { memory } = platform.memory;
+    this.page = platform.memory.allocPage();
+    initSharedRing(memory, this.page << PAGE_SHIFT);
+    this.ring = new FrontRing(memory, this.page << PAGE_SHIFT, NETIF_CTRL_SLOT_SIZE);
+    let ringRef = -1;
+    try {
+      ringRef = platform.grants.grantAccess(backendId, this.page, false);
+      const bound = irqs.bindListeningPortToIrqhandler(backendId, () => this.take(), `${name}-ctrl`);
+      this.irq = bound.irq;
+      this.port = bound.port;
+    } catch (error) {
+      if (ringRef >= 0) platform.grants.endAccess(ringRef);
+      platform.memory.freePage(this.page);
+      throw error;
+    }
+    this.ringRef = ringRef;
+  }
+
+  /**
+   * Sends a request. @param type one of XEN_NETIF_CTRL_TYPE
+   * @throws EBUSY when the ring is full, ENOTCONN when the connection ends before the answer
+   */
+  request(type: number, a = 0, b = 0, c = 0): Promise<ControlResponse> {
+    if (this.stopped) return Promise.reject(new ErrnoError('ENOTCONN', 'the control ring is closed'));
+    const { ring } = this;
+    if (ring.free === 0) return Promise.reject(new ErrnoError('EBUSY', 'the control ring is full'));
+    do this.lastId = (this.lastId + 1) & 0xffff;
+    while (this.waiting.has(this.lastId));
+    const { u32 } = ring.memory;
+    const at = ring.slot(ring.reqProdPvt) >>> 2;
+    u32[at] = this.lastId | (type << 16);
+    u32[at + 1] = a;
+    u32[at + 2] = b;
+    u32[at + 3] = c;
+    ring.reqProdPvt = (ring.reqProdPvt + 1) | 0;
+    const answer = new Promise<ControlResponse>(resolve => this.waiting.set(this.lastId, { type, resolve }));
+    if (ring.pushRequests()) this.device.irqs.notifyRemoteViaIrq(this.irq);
+    return answer;
+  }
+
+  /** Sets the Toeplitz hash up. @throws EINVAL with the request that the backend refused */
+  async setHash(settings: HashSettings): Promise<void> {
+    const T = XEN_NETIF_CTRL_TYPE;
+    await this.must(T.SET_HASH_ALGORITHM, XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ);
+    await this.withPage(settings.key, gref => this.must(T.SET_HASH_KEY, gref, settings.key.length));
+    const mapping = Uint32Array.from(settings.mapping ?? []);
+    await this.must(T.SET_HASH_MAPPING_SIZE, mapping.length);
+    if (mapping.length > 0) {
+      const bytes = new Uint8Array(mapping.buffer);
+      await this.withPage(bytes, gref => this.must(T.SET_HASH_MAPPING, gref, mapping.length, 0));
+    }
+    await this.must(T.SET_HASH_FLAGS, settings.flags);
+  }
+
+  destroy(): void {
+    this.stopped = true;
+    this.device.irqs.unbindFromIrqhandler(this.irq);
+    this.device.reclaimer.end(this.ringRef, this.page);
+    for (const { resolve } of this.waiting.values()) {
+      resolve({ status: XEN_NETIF_CTRL_STATUS.NOT_SUPPORTED, data: 0 });
+    }
+    this.waiting.clear();
+  }
+
+  private async must(type: number, a = 0, b = 0, c = 0): Promise<number> {
+    const { status, data } = await this.request(type, a, b, c);
+    if (status === XEN_NETIF_CTRL_STATUS.SUCCESS) return data;
+    const name = Object.entries(XEN_NETIF_CTRL_TYPE).find(([, value]) => value === type)?.[0];
+    throw new ErrnoError('EINVAL', `the backend answered ${name}(${a}, ${b}, ${c}) with status ${status}`);
+  }
+
+  /** Grants a page with these bytes for the time of `use`. */
+  private async withPage(bytes: Uint8Array, use: (gref: number) => Promise<number>): Promise<void> {
+    const { platform, backendId, reclaimer } = this.device;
+    if (bytes.length > PAGE_SIZE)
+      throw new ErrnoError('EINVAL', `${bytes.length} bytes do not fit into a page`);
+    const page = platform.memory.allocPage();
+    platform.memory.memory.u8.set(bytes, page << PAGE_SHIFT);
+    const gref = platform.grants.grantAccess(backendId, page, true);
+    try {
+      await use(gref);
+    } finally {
+      reclaimer.end(gref, page);
+    }
+  }
+
+  /** Takes the responses; the backend may answer in any order. */
+  private take(): void {
+    const { ring } = this;
+    const { u32 } = ring.memory;
+    do {
+      const rspProd = ring.rspProd();
+      if (ring.responseOverflow(rspProd)) {
+        this.stopped = true;
+        this.device.broken(`control rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
+        return;
+      }
+      while (ring.rspCons !== rspProd) {
+        const at = ring.slot(ring.rspCons) >>> 2;
+        ring.rspCons = (ring.rspCons + 1) | 0;
+        const word0 = u32[at];
+        const request = this.waiting.get(word0 & 0xffff);
+        if (request === undefined || request.type !== word0 >>> 16) {
+          this.stopped = true;
+          this.device.broken(`a control response for request ${word0 & 0xffff}, which is not outstanding`);
+          return;
+        }
+        this.waiting.delete(word0 & 0xffff);
+        request.resolve({ status: u32[at + 1], data: u32[at + 2] });
+      }
+    } while (ring.finalCheckForResponses());
+  }
+}
