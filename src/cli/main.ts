@@ -1,0 +1,59 @@
+#!/usr/bin/env node
+import { type Command, helpOf, runCommand } from './command.js';
+import { DOMAIN_COMMANDS } from './domain-commands.js';
+
+/** A command that lives in a module of its own, loaded when it is used. */
+interface LazyCommand {
+  readonly summary: string;
+  load(): Promise<Command>;
+}
+
+const LAZY: Readonly<Record<string, LazyCommand>> = {
+  up: {
+    summary: 'Starts a simulated Xen host; Ctrl-C shuts it down.',
+    load: async () => (await import('./up.js')).UP_COMMAND,
+  },
+};
+
+function usage(): string {
+  const summaries = [
+    ...Object.entries(LAZY).map(([name, { summary }]) => [name, summary]),
+    ...Object.entries(DOMAIN_COMMANDS).map(([name, { summary }]) => [name, summary]),
+  ];
+  const rows = summaries.map(([name, summary]) => `  ${name.padEnd(12)} ${summary}`);
+  return `Usage: pvnet COMMAND [ARGUMENT…]\n\n${rows.join('\n')}\n\nSee "pvnet COMMAND --help".`;
+}
+
+async function main(args: string[]): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
+    const about = rest[0];
+    if (name === 'help' && about !== undefined) {
+      const command = DOMAIN_COMMANDS[about] ?? (await LAZY[about]?.load());
+      if (command !== undefined) {
+        process.stdout.write(`${helpOf(about, command)}\n`);
+        return 0;
+      }
+    }
+    process.stdout.write(`${usage()}\n`);
+    return name === undefined ? 2 : 0;
+  }
+  const command = DOMAIN_COMMANDS[name] ?? (await LAZY[name]?.load());
+  if (command === undefined) {
+    process.stderr.write(`pvnet: there is no command "${name}"\n\n${usage()}\n`);
+    return 2;
+  }
+  try {
+    return await runCommand(name, command, rest);
+  } catch (error) {
+    process.stderr.write(`pvnet ${name}: ${(error as Error).message}\n`);
+    return 1;
+  }
+}
+
+// A reader that went away, as `pvnet list | head -1`, is no error.
+process.stdout.on('error', error => {
+  if ((error as NodeJS.ErrnoException).code === 'EPIPE') process.exit(0);
+  throw error;
+});
+process.exit(await main(process.argv.slice(2)));

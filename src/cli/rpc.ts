@@ -1,0 +1,230 @@
+import { chmodSync, lstatSync, mkdirSync, unlinkSync } from 'node:fs';
+import { createConnection, createServer, type Server, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { ERRNO, ErrnoError, type ErrnoName } from '../abi/errno.js';
+
+/**
+ * The control socket's protocol: a line of JSON for each message.
+ *   request  {"id":1,"method":"list","params":{}}
+ *   event    {"id":1,"event":…}            any number of them, before the answer
+ *   answer   {"id":1,"result":…}  or  {"id":1,"error":{"code":"ESRCH","message":"…"}}
+ */
+export class CliError extends ErrnoError {}
+
+/** A request longer than this is not one of ours. */
+const LINE_MAX = 1 << 20;
+/** sun_path. */
+const SOCKET_PATH_MAX = 107;
+
+export interface CallContext {
+  /** Sends something before the answer. */
+  emit(event: unknown): void;
+  /** Aborted when the caller hangs up. */
+  readonly signal: AbortSignal;
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: what comes over the wire; each method checks its own
+export type Method = (params: any, context: CallContext) => unknown;
+
+/** What can be called; each subsystem registers its methods under names of its own. */
+export class RpcRegistry {
+  private readonly methods = new Map<string, Method>();
+
+  register(name: string, method: Method): void {
+    if (this.methods.has(name)) throw new Error(`the method "${name}" is registered already`);
+    this.methods.set(name, method);
+  }
+
+  /** @throws CliError ENOSYS for a method that there is none of; what the method throws */
+  async call(name: string, params: unknown, context: CallContext): Promise<unknown> {
+    const method = this.methods.get(name);
+    if (method === undefined)
+      throw new CliError('ENOSYS', `this host has no method "${name}": is it an older pvnet?`);
+    return await method(params ?? {}, context);
+  }
+}
+
+/** Where a host listens unless told otherwise: PVNET_SOCKET, or in the user's own run directory. */
+export function defaultControlSocket(env: NodeJS.ProcessEnv = process.env): string {
+  if (env['PVNET_SOCKET']) return env['PVNET_SOCKET'];
+  const uid = process.getuid?.() ?? 0;
+  if (env['XDG_RUNTIME_DIR']) return join(env['XDG_RUNTIME_DIR'], 'pvnet/control.sock');
+  return uid === 0 ? '/run/pvnet/control.sock' : join(tmpdir(), `pvnet-${uid}`, 'control.sock');
+}
+
+/**
+ * Makes a place for a UNIX socket: its folder, and away with a socket that a host left which is gone.
+ * @throws CliError EADDRINUSE when a host listens there
+ */
+export async function prepareSocketPath(path: string): Promise<void> {
+  if (Buffer.byteLength(path) > SOCKET_PATH_MAX) {
+    throw new CliError('EINVAL', `${path}: the path of a UNIX socket has at most ${SOCKET_PATH_MAX} bytes`);
+  }
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found === undefined) return;
+  if (!found.isSocket()) throw new CliError('EEXIST', `${path} is there and is no socket`);
+  if (await isAlive(path)) {
+    throw new CliError(
+      'EADDRINUSE',
+      `a pvnet host listens on ${path}; --socket gives this one another place`,
+    );
+  }
+  unlinkSync(path);
+}
+
+function isAlive(path: string): Promise<boolean> {
+  return new Promise(resolve => {
+    const probe = createConnection({ path });
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+}
+
+/** Calls `onLine` for each line that arrives; a line without end ends the connection. */
+function readLines(socket: Socket, onLine: (line: string) => void): void {
+  let rest = '';
+  socket.setEncoding('utf8');
+  socket.on('data', chunk => {
+    rest += chunk;
+    for (let end = rest.indexOf('\n'); end >= 0; end = rest.indexOf('\n')) {
+      onLine(rest.slice(0, end));
+      rest = rest.slice(end + 1);
+    }
+    if (rest.length > LINE_MAX) socket.destroy();
+  });
+}
+
+/** Serves a registry on a UNIX socket that only this user may open. */
+export class RpcServer {
+  private readonly sockets = new Set<Socket>();
+
+  private constructor(
+    private readonly server: Server,
+    readonly path: string,
+  ) {}
+
+  /** @throws CliError EADDRINUSE, EINVAL; the system's error when the folder is closed to us */
+  static async listen(registry: RpcRegistry, path: string): Promise<RpcServer> {
+    await prepareSocketPath(path);
+    const server = createServer();
+    const rpc = new RpcServer(server, path);
+    server.on('connection', socket => rpc.serve(registry, socket));
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(path, resolve);
+    });
+    chmodSync(path, 0o600);
+    return rpc;
+  }
+
+  /** Hangs up on everybody; the socket is gone. */
+  async close(): Promise<void> {
+    for (const socket of this.sockets) socket.end();
+    await new Promise<void>(resolve => {
+      this.server.close(() => resolve());
+      setTimeout(() => {
+        for (const socket of this.sockets) socket.destroy();
+      }, 100).unref();
+    });
+  }
+
+  private serve(registry: RpcRegistry, socket: Socket): void {
+    const hangUp = new AbortController();
+    this.sockets.add(socket);
+    socket.on('error', () => {});
+    socket.on('close', () => {
+      this.sockets.delete(socket);
+      hangUp.abort();
+    });
+    const send = (message: object): void => {
+      if (!socket.destroyed) socket.write(`${JSON.stringify(message)}\n`);
+    };
+    readLines(socket, line => {
+      let request: { id?: unknown; method?: unknown; params?: unknown };
+      try {
+        request = JSON.parse(line);
+      } catch {
+        send({ id: null, error: { code: 'EBADMSG', message: 'EBADMSG: a request is a line of JSON' } });
+        return;
+      }
+      const { id, method, params } = request ?? {};
+      const context = { emit: (event: unknown) => send({ id, event }), signal: hangUp.signal };
+      registry.call(String(method), params, context).then(
+        result => send({ id, result: result ?? null }),
+        error =>
+          send({ id, error: { code: error?.code ?? 'EIO', message: String(error?.message ?? error) } }),
+      );
+    });
+  }
+}
+
+/** A connection to a host that runs. */
+export class RpcClient {
+  private nextId = 1;
+  private readonly calls = new Map<
+    number,
+    { resolve(result: unknown): void; reject(error: Error): void; onEvent?(event: unknown): void }
+  >();
+
+  private constructor(private readonly socket: Socket) {}
+
+  /** @throws CliError ENOENT or ECONNRESET when no host listens there */
+  static connect(path: string): Promise<RpcClient> {
+    return new Promise((resolve, reject) => {
+      const socket = createConnection({ path });
+      socket.once('error', error => {
+        const { code } = error as NodeJS.ErrnoException;
+        const why =
+          code === 'ENOENT' || code === 'ECONNREFUSED' ? 'no pvnet host runs there' : `it failed (${code})`;
+        const help = 'start one with "pvnet up FILE", or name its socket with --socket or PVNET_SOCKET';
+        reject(new CliError(code === 'EACCES' ? 'EACCES' : 'ENOENT', `${path}: ${why}; ${help}`));
+      });
+      socket.once('connect', () => {
+        const client = new RpcClient(socket);
+        client.start();
+        resolve(client);
+      });
+    });
+  }
+
+  /** @throws CliError as the host says; ECONNRESET when it went away meanwhile */
+  call<T = unknown>(method: string, params: object = {}, onEvent?: (event: unknown) => void): Promise<T> {
+    const id = this.nextId++;
+    return new Promise<T>((resolve, reject) => {
+      this.calls.set(id, { resolve: resolve as (result: unknown) => void, reject, onEvent });
+      this.socket.write(`${JSON.stringify({ id, method, params })}\n`);
+    });
+  }
+
+  close(): void {
+    this.socket.end();
+  }
+
+  private start(): void {
+    this.socket.on('error', () => {});
+    this.socket.on('close', () => {
+      for (const { reject } of this.calls.values()) reject(new CliError('ECONNRESET', 'the host went away'));
+      this.calls.clear();
+    });
+    readLines(this.socket, line => {
+      const { id, event, result, error } = JSON.parse(line);
+      const call = this.calls.get(id);
+      if (call === undefined) return;
+      if (event !== undefined) {
+        call.onEvent?.(event);
+        return;
+      }
+      this.calls.delete(id);
+      if (error === undefined) call.resolve(result);
+      else {
+        const code: ErrnoName = error.code in ERRNO ? error.code : 'EIO';
+        call.reject(new CliError(code, String(error.message).replace(new RegExp(`^${code}: `), '')));
+      }
+    });
+  }
+}

@@ -1,0 +1,158 @@
+import { unlinkSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { readDomainFile } from '../toolstack/domain-config.js';
+import { Host, type HostOptions } from '../toolstack/host.js';
+import { runProgram } from '../uplink/namespace.js';
+import { formatXenbusTrace } from '../xenbus/index.js';
+import { listen } from '../xenstore/node/index.js';
+import type { Command } from './command.js';
+import { registerHostMethods } from './host-methods.js';
+import { CliError, defaultControlSocket, prepareSocketPath, RpcRegistry, RpcServer } from './rpc.js';
+
+/** Where xenstored of a host listens: beside its control socket. */
+export function xenstoredSocketOf(controlSocket: string): string {
+  return `${controlSocket.replace(/\.sock$/, '')}-xenstored.sock`;
+}
+
+/** What `--uplink BRIDGE=TAP[,ADDRESS]` asks for. */
+interface UplinkOption {
+  readonly bridge: string;
+  readonly tap: string;
+  readonly address: string | undefined;
+}
+
+function parseUplink(text: string): UplinkOption {
+  const match = /^([^=,\s]+)=([^=,\s]+)(?:,(\S+))?$/.exec(text);
+  if (match === null) {
+    throw new CliError(
+      'EINVAL',
+      `--uplink ${text}: it is BRIDGE=TAP or BRIDGE=TAP,ADDRESS/PREFIX, as xenbr0=tap0,10.0.0.254/24`,
+    );
+  }
+  return { bridge: match[1], tap: match[2], address: match[3] };
+}
+
+export interface RunningHost {
+  readonly host: Host;
+  readonly registry: RpcRegistry;
+  readonly controlSocket: string;
+  readonly xenstoredSocket: string;
+  /** Resolves when the host has been shut down. */
+  readonly ended: Promise<void>;
+  /** Shuts down in order; the second time at once. */
+  end(): void;
+}
+
+/** Starts a host that serves its control socket and xenstored's socket. Used by `pvnet up` and `npm start`. */
+export async function startHost(options: {
+  controlSocket?: string;
+  xenstoredSocket?: string;
+  host?: HostOptions;
+}): Promise<RunningHost> {
+  const controlSocket = resolve(options.controlSocket ?? defaultControlSocket());
+  const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
+  await prepareSocketPath(controlSocket);
+  const host = await Host.start(options.host);
+  const registry = new RpcRegistry();
+  let finish: () => void = () => {};
+  const ended = new Promise<void>(resolved => {
+    finish = resolved;
+  });
+  let ending = false;
+  const end = (): void => {
+    if (ending) {
+      leaveNow(controlSocket, xenstoredSocket);
+      return;
+    }
+    ending = true;
+    void (async () => {
+      try {
+        await rpc.close();
+        await host.close();
+        await store.close();
+      } finally {
+        finish();
+      }
+    })();
+  };
+  registerHostMethods(registry, host, () => setImmediate(end));
+  const store = await listen(host.xenstored.server, xenstoredSocket).catch(async error => {
+    await host.close();
+    throw error;
+  });
+  const rpc = await RpcServer.listen(registry, controlSocket).catch(async error => {
+    await store.close();
+    await host.close();
+    throw error;
+  });
+  return { host, registry, controlSocket, xenstoredSocket, ended, end };
+}
+
+/** What Ctrl-C for the second time does: namespaces and TAPs go with this process, sockets have to be removed. */
+function leaveNow(...sockets: string[]): never {
+  for (const path of sockets) {
+    try {
+      unlinkSync(path);
+    } catch {
+      // It is gone already.
+    }
+  }
+  process.exit(130);
+}
+
+export const UP_COMMAND: Command = {
+  usage: '[FILE…]',
+  summary: 'Starts a simulated Xen host with the domains that the files describe; Ctrl-C shuts it down.',
+  details:
+    'Files are in xl’s syntax: name, memory, vif = [ … ], and guest = "echo", "netns" or "module:./file.js".\n' +
+    'Bridges that a vif names are made when they are first needed.',
+  options: {
+    xenstored: { type: 'string', value: 'PATH', help: 'xenstored’s socket (else beside the control socket)' },
+    uplink: {
+      type: 'string',
+      multiple: true,
+      value: 'BRIDGE=TAP[,ADDR]',
+      help: 'connect a bridge with this machine by a TAP',
+    },
+    trace: { type: 'boolean', help: 'print what the buses do' },
+  },
+  arguments: [0, Number.POSITIVE_INFINITY],
+  async run({ positionals, flag, option, options, print }) {
+    const configs = positionals.map(readDomainFile);
+    const uplinks = options('uplink').map(parseUplink);
+    for (const config of configs) for (const note of config.ignored) process.stderr.write(`${note}\n`);
+    const running = await startHost({
+      controlSocket: option('socket'),
+      xenstoredSocket: option('xenstored'),
+      host: flag('trace') ? { trace: event => print(formatXenbusTrace(event)) } : {},
+    });
+    const { host, controlSocket, xenstoredSocket } = running;
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, running.end);
+    let status = 0;
+    try {
+      for (const { bridge, tap, address } of uplinks) {
+        const port = host.addUplink(bridge, tap);
+        const lines = [`link set dev ${port.tap.name} up`];
+        if (address !== undefined) lines.unshift(`addr add ${address} dev ${port.tap.name}`);
+        const { status: code, stderr } = await runProgram(['ip', '-batch', '-'], `${lines.join('\n')}\n`);
+        if (code !== 0) throw new CliError('EINVAL', `--uplink ${bridge}=${tap}: ${stderr.trim()}`);
+        print(`uplink ${port.tap.name} on ${bridge}`);
+      }
+      for (const config of configs) {
+        const hosted = await host.create(config);
+        const waiting = await host.settled(hosted);
+        print(`domain ${hosted.domain.domid}: ${config.name}`);
+        for (const vif of waiting) print(`  vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
+      }
+      print(`PVNET_SOCKET=${controlSocket}`);
+      print(`XENSTORED_PATH=${xenstoredSocket}`);
+      print('ready; Ctrl-C shuts down');
+    } catch (error) {
+      process.stderr.write(`pvnet up: ${(error as Error).message}\n`);
+      status = 1;
+      running.end();
+    }
+    await running.ended;
+    return status;
+  },
+};

@@ -1,0 +1,182 @@
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, type TestContext, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+
+function folder(t: TestContext): string {
+  const path = mkdtempSync(join(tmpdir(), 'pvnet-cli-'));
+  t.after(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
+
+function pvnet(cwd: string, ...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  const env = { ...process.env, PVNET_SOCKET: join(cwd, 'c.sock') };
+  return spawnSync(process.execPath, [MAIN, ...args], { cwd, env, encoding: 'utf8' });
+}
+
+async function up(
+  t: TestContext,
+  cwd: string,
+  ...args: string[]
+): Promise<{ child: ChildProcess; output: string }> {
+  const env = { ...process.env, PVNET_SOCKET: join(cwd, 'c.sock') };
+  const child = spawn(process.execPath, [MAIN, 'up', ...args], {
+    cwd,
+    env,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  t.after(() => void child.kill('SIGKILL'));
+  let output = '';
+  await new Promise<void>((resolve, reject) => {
+    child.stderr!.on('data', chunk => {
+      output += chunk;
+    });
+    child.stdout!.on('data', chunk => {
+      output += chunk;
+      if (output.includes('ready;')) resolve();
+    });
+    child.on('exit', () => reject(new Error(`pvnet up ended: ${output}`)));
+  });
+  return { child, output };
+}
+
+function ended(child: ChildProcess): Promise<number | null> {
+  return new Promise(resolve => child.on('exit', code => resolve(code)));
+}
+
+describe('pvnet', () => {
+  test('runs a host that its other commands work on, and leaves nothing behind', async t => {
+    const cwd = folder(t);
+    writeFileSync(join(cwd, 'a.cfg'), `name = "a"\nguest = "echo"\nvif = [ 'ip=10.0.0.1' ]\n`);
+    writeFileSync(join(cwd, 'b.cfg'), `name = "b"\nguest = "echo"\nvif = [ 'ip=10.0.0.2' ]\ndisk = []\n`);
+    const { child, output } = await up(t, cwd, 'a.cfg');
+    assert.match(output, /domain 1: a\n/);
+    assert.ok(output.includes(`XENSTORED_PATH=${join(cwd, 'c-xenstored.sock')}`));
+
+    const created = pvnet(cwd, 'create', 'b.cfg');
+    assert.match(created.stdout, /created b as domain 2\n.*b\.cfg:4: disk: pvnet has no use for it/);
+    assert.deepEqual(
+      JSON.parse(pvnet(cwd, 'list', '--json').stdout).map((domain: { name: string }) => domain.name),
+      ['Domain-0', 'a', 'b'],
+    );
+    assert.match(pvnet(cwd, 'ping', 'a', '10.0.0.2', '-c', '1').stdout, /answer from 10\.0\.0\.2: seq=1/);
+    assert.match(pvnet(cwd, 'vif-attach', 'a', 'ip=10.0.1.1', 'mtu=9000').stdout, /attached vif 1 to a/);
+    assert.match(pvnet(cwd, 'vif-list', 'a').stdout, /\na +1 +vif1\.1 .*Connected +Connected/);
+    assert.equal(pvnet(cwd, 'vif-detach', 'a', '1').status, 0);
+    assert.match(
+      pvnet(cwd, 'vif-detach', 'a', '1').stderr,
+      /pvnet vif-detach: ENODEV: the domain a has no vif 1/,
+    );
+    assert.match(pvnet(cwd, 'interrupts', 'Domain-0').stdout, /vif1\.0/);
+    assert.match(pvnet(cwd, 'dmesg', 'a').stdout, /echo: eth0 answers for 10\.0\.0\.1/);
+    assert.match(pvnet(cwd, 'exec', 'a', '--', 'true').stderr, /EOPNOTSUPP: a: a guest of kind "echo"/);
+    assert.equal(pvnet(cwd, 'shutdown', 'b').status, 0);
+    assert.equal(pvnet(cwd, 'destroy', 'a').status, 0);
+    assert.equal(pvnet(cwd, 'up').status, 1);
+
+    child.kill('SIGINT');
+    assert.equal(await ended(child), 0);
+    assert.deepEqual(readdirSync(cwd).sort(), ['a.cfg', 'b.cfg']);
+  });
+
+  test('"down" ends the host', async t => {
+    const cwd = folder(t);
+    const { child } = await up(t, cwd);
+    const end = ended(child);
+    assert.equal(pvnet(cwd, 'down').status, 0);
+    assert.equal(await end, 0);
+  });
+
+  test('a socket that a dead host left is taken over', async t => {
+    const cwd = folder(t);
+    const first = await up(t, cwd);
+    first.child.kill('SIGKILL');
+    await ended(first.child);
+    assert.ok(readdirSync(cwd).includes('c.sock'));
+    const { child } = await up(t, cwd);
+    child.kill('SIGTERM');
+    assert.equal(await ended(child), 0);
+    assert.deepEqual(readdirSync(cwd), []);
+  });
+
+  test('says what is wrong with a domain file, and starts nothing', t => {
+    const cwd = folder(t);
+    writeFileSync(join(cwd, 'bad.cfg'), 'name = "a"\nvif = [ "mac=1" ]\n');
+    const { status, stderr } = pvnet(cwd, 'up', 'bad.cfg');
+    assert.equal(status, 1);
+    assert.match(stderr, /^pvnet up: EINVAL: bad\.cfg:2: vif\[0\]: mac: "1" is no MAC address/);
+    assert.deepEqual(readdirSync(cwd), ['bad.cfg']);
+  });
+
+  test('a socket that is something else is not touched', async t => {
+    const cwd = folder(t);
+    writeFileSync(join(cwd, 'c.sock'), '');
+    assert.match(pvnet(cwd, 'up').stderr, /EEXIST: .*c\.sock is there and is no socket/);
+    assert.deepEqual(readdirSync(cwd), ['c.sock']);
+  });
+
+  const usage: [string[], number, RegExp][] = [
+    [[], 2, /Usage: pvnet COMMAND/],
+    [['--help'], 0, /up +Starts a simulated Xen host/],
+    [['list', '--help'], 0, /Usage: pvnet list/],
+    [['help', 'up'], 0, /--uplink BRIDGE=TAP/],
+    [['frobnicate'], 2, /there is no command "frobnicate"/],
+    [['vif-detach', 'a'], 2, /it needs DOMAIN DEVID/],
+    [['list', 'x'], 2, /"x" is one argument too many/],
+    [['list', '--frob'], 2, /--frob/],
+    [['list'], 1, /no pvnet host runs there; start one with "pvnet up FILE"/],
+    [['up', '--uplink', 'x'], 1, /--uplink x: it is BRIDGE=TAP/],
+  ];
+  for (const [args, expected, message] of usage) {
+    test(`pvnet ${args.join(' ')}`, t => {
+      const { status, stdout, stderr } = pvnet(folder(t), ...args);
+      assert.match(stdout + stderr, message);
+      assert.equal(status, expected);
+    });
+  }
+
+  test('a request that is no JSON, or for no method, gets an error', async t => {
+    const cwd = folder(t);
+    const { child } = await up(t, cwd);
+    const { createConnection } = await import('node:net');
+    const socket = createConnection({ path: join(cwd, 'c.sock') });
+    let answer = '';
+    const two = new Promise<void>(resolve => {
+      socket.on('data', chunk => {
+        answer += chunk;
+        if (answer.split('\n').length > 2) resolve();
+      });
+    });
+    socket.write('nonsense\n{"id":1,"method":"frob"}\n');
+    await two;
+    const codes = answer
+      .trim()
+      .split('\n')
+      .map(line => JSON.parse(line).error.code);
+    assert.deepEqual(codes.sort(), ['EBADMSG', 'ENOSYS']);
+    socket.destroy();
+    child.kill('SIGINT');
+    assert.equal(await ended(child), 0);
+  });
+
+  test('a host that hangs up ends a call', async t => {
+    const cwd = folder(t);
+    const server = createServer(socket => socket.once('data', () => socket.destroy()));
+    await new Promise<void>(resolve => server.listen(join(cwd, 'c.sock'), resolve));
+    const env = { ...process.env, PVNET_SOCKET: join(cwd, 'c.sock') };
+    const child = spawn(process.execPath, [MAIN, 'list'], { env, stdio: ['ignore', 'ignore', 'pipe'] });
+    let stderr = '';
+    child.stderr.on('data', chunk => {
+      stderr += chunk;
+    });
+    assert.equal(await ended(child), 1);
+    assert.match(stderr, /ECONNRESET: the host went away/);
+    await new Promise(resolve => server.close(resolve));
+  });
+});
