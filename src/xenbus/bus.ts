@@ -44,6 +44,11 @@ export class XenbusBus {
     this.levels = side === 'frontend' ? 2 : 3;
   }
 
+  /** The driver whose type the device is of, whether it has the device or not. */
+  driverFor(device: XenbusDevice): XenbusDriver | undefined {
+    return this.drivers.find(({ ids }) => ids.includes(device.devicetype));
+  }
+
   /** Starts to watch the root; the first event finds the devices that are there. @internal */
   async start(): Promise<void> {
     this.#watch = await this.xenbus.xs.registerWatch({
@@ -166,7 +171,7 @@ export class XenbusBus {
   }
 
   async #match(device: XenbusDevice): Promise<void> {
-    const driver = this.drivers.find(({ ids }) => ids.includes(device.devicetype));
+    const driver = this.driverFor(device);
     if (driver !== undefined) await this.#bind(device, driver);
   }
 

@@ -46,6 +46,8 @@ export class XenbusDevice {
   #changes = 0;
   #serial: Promise<unknown> = Promise.resolve();
   #isFatal = false;
+  /** The directory was not ours any more when we wrote to it. */
+  #isLost = false;
   #otherendWatch: XsWatch | null = null;
   readonly #watches = new Set<XsWatch>();
   #onDown: (() => void)[] = [];
@@ -99,6 +101,21 @@ export class XenbusDevice {
   /** Runs `body` in a transaction, again when it lost against another. */
   transaction<T>(body: (t: XsOperations) => Promise<T>): Promise<T> {
     return this.xenbus.xs.transaction(body);
+  }
+
+  /**
+   * Writes several nodes of the own directory at once, for the other end to read. As with `switchState`, the directory
+   * must still be there: what the toolstack has removed does not come to life again.
+   * @returns whether they were written; if not, the device is about to be removed
+   */
+  async publish(nodes: Readonly<Record<string, string | number>>): Promise<boolean> {
+    const written = await this.transaction(async t => {
+      if (!this.#isOurs(await t.readOptional(`${this.nodename}/state`))) return false;
+      for (const [node, value] of Object.entries(nodes)) await t.write(`${this.nodename}/${node}`, value);
+      return true;
+    });
+    if (!written) this.#isLost = true;
+    return written;
   }
 
   // ---------------------------------------------------------------- watches
@@ -219,7 +236,7 @@ export class XenbusDevice {
 
   /**
    * Takes the grants back. @returns whether all were: a page whose grant the other end still maps must not be used
-   * again
+   * again. A GrantReclaimer takes care of such pages.
    */
   ungrantRing(grefs: readonly number[]): boolean {
     let all = true;
@@ -366,14 +383,20 @@ export class XenbusDevice {
 
   /**
    * Whether the toolstack has removed the directory and made a new one before we looked: its state is
-   * Initialising though ours is not, and we are not writing it. @internal
+   * Initialising though ours is not (and we are not writing it), or a write of ours found another's directory, or
+   * it names another other end. @internal
    */
   async isReplugged(): Promise<boolean> {
     const before = this.#changes;
     const stored = parseXenbusState(await this.xs.readOptional(`${this.nodename}/state`));
     // While we write, or if we just did, there is another event to come.
     if ((before & 1) !== 0 || this.#changes !== before) return false;
-    return stored === XenbusState.Initialising && this.state !== XenbusState.Initialising;
+    if (stored !== XenbusState.Initialising) return false;
+    if (this.state !== XenbusState.Initialising || this.#isLost) return true;
+    if (this.driver === null) return false;
+    const other = this.side === 'frontend' ? 'backend' : 'frontend';
+    const path = await this.xs.readOptional(`${this.nodename}/${other}`);
+    return path !== undefined && path !== this.otherend;
   }
 
   /** The state after a resume: Initialising, whatever the directory says. @internal */
@@ -381,6 +404,7 @@ export class XenbusDevice {
     return this.#inTurn(async () => {
       this.#setState(XenbusState.Initialising);
       this.otherendState = XenbusState.Unknown;
+      this.#isLost = false;
       return this.#storeState(XenbusState.Initialising, () => true);
     });
   }
@@ -426,11 +450,7 @@ export class XenbusDevice {
     if (this.gone) return false;
     let written: boolean;
     try {
-      written = await this.#storeState(
-        next,
-        // A fresh directory in the old one's place is none of ours.
-        current => current !== XenbusState.Initialising || this.state === XenbusState.Initialising,
-      );
+      written = await this.#storeState(next, current => this.#isOurs(current));
     } catch (error) {
       const doing = `writing new state ${xenbusStateName(next)}`;
       if (next === XenbusState.Closing || depth === 0) {
@@ -442,22 +462,29 @@ export class XenbusDevice {
       return false;
     }
     if (written) this.#setState(next);
+    else this.#isLost = true;
     return written;
   }
 
-  async #storeState(next: XenbusState, isOurs: (current: XenbusState) => boolean): Promise<boolean> {
+  async #storeState(next: XenbusState, mayWrite: (current: string) => boolean): Promise<boolean> {
     const path = `${this.nodename}/state`;
     this.#changes++;
     try {
       return await this.transaction(async t => {
         const current = await t.readOptional(path);
-        if (current === undefined || !isOurs(parseXenbusState(current))) return false;
+        if (current === undefined || !mayWrite(current)) return false;
         await t.write(path, next);
         return true;
       });
     } finally {
       this.#changes++;
     }
+  }
+
+  /** Whether a directory with that `state` may be the one we know: not gone, nor a fresh one in its place. */
+  #isOurs(stored: string | undefined): boolean {
+    if (stored === undefined || this.gone) return false;
+    return parseXenbusState(stored) !== XenbusState.Initialising || this.state === XenbusState.Initialising;
   }
 
   #setState(next: XenbusState): void {

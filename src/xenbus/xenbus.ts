@@ -162,7 +162,8 @@ export class Xenbus {
     while (left.length > 0) {
       const elapsed = scheduler.now() - start;
       if (elapsed >= BOOT_WAIT_MS + BOOT_WAIT_ESSENTIAL_MS) break;
-      await this.#devicesChangeWithin(BOOT_WAIT_MESSAGE_MS - (elapsed % BOOT_WAIT_MESSAGE_MS));
+      const untilMessage = BOOT_WAIT_MESSAGE_MS - (elapsed % BOOT_WAIT_MESSAGE_MS);
+      await this.#devicesChangeWithin(Math.max(1, untilMessage));
       const now = scheduler.now() - start;
       left = this.#connecting(now >= BOOT_WAIT_MS);
       const messages = (ms: number) => Math.floor(ms / BOOT_WAIT_MESSAGE_MS);
@@ -250,6 +251,7 @@ export class Xenbus {
    */
   async reconnect(): Promise<void> {
     await this.#reconnect('reconnect', true);
+    this.#xenwatch.unpause();
   }
 
   /** Each device with what it waits for, null when for nothing. */
@@ -345,11 +347,11 @@ export class Xenbus {
     this.#initComms(fresh);
     await this.xs.reregisterWatches();
     this.xs.unsuspend();
-    this.#xenwatch.unpause();
   }
 
   async #continue(job: () => Promise<void>): Promise<void> {
-    const done = this.#xenwatch.run(job);
+    // First of all: a fresh directory is the old device's, which starts anew, and no new device.
+    const done = this.#xenwatch.run(job, true);
     this.#xenwatch.unpause();
     await done;
   }
@@ -357,8 +359,9 @@ export class Xenbus {
   /** Frontends with a driver that are on their way to be connected. */
   #connecting(essentialOnly: boolean): XenbusDevice[] {
     return [...this.frontend.devices.values()].filter(device => {
-      const { driver, state } = device;
-      if (driver === null || (essentialOnly && driver.notEssential)) return false;
+      const { state } = device;
+      const driver = device.driver ?? this.frontend.driverFor(device);
+      if (driver === undefined || (essentialOnly && driver.notEssential)) return false;
       if (state === XenbusState.Connected) return driver.isReady !== undefined && !driver.isReady(device);
       return state < XenbusState.Connected;
     });

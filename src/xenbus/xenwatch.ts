@@ -59,19 +59,19 @@ export class Xenwatch {
   /**
    * Runs a job in turn with the callbacks (what holding Linux's xenwatch_mutex does).
    * To wait for it inside a callback would wait forever.
+   * @param first before all that waits
    */
-  run<T>(job: () => T | Promise<T>): Promise<T> {
+  run<T>(job: () => T | Promise<T>, first = false): Promise<T> {
     return new Promise<T>((resolve, reject) => {
-      this.#queue.push({
-        kind: 'job',
-        run: async () => {
-          try {
-            resolve(await job());
-          } catch (error) {
-            reject(error);
-          }
-        },
-      });
+      const run = async () => {
+        try {
+          resolve(await job());
+        } catch (error) {
+          reject(error);
+        }
+      };
+      if (first) this.#queue.unshift({ kind: 'job', run });
+      else this.#queue.push({ kind: 'job', run });
       this.#kick();
     });
   }

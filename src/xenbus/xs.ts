@@ -203,15 +203,17 @@ export class Xs implements XsOperations {
    */
   async transaction<T>(body: (t: XsOperations) => Promise<T>): Promise<T> {
     let events: XenbusTraceEvent[] = [];
-    const result = await this.#use(client =>
-      client.transaction(transaction => {
-        events = [];
-        const operations = new Operations(
-          run => run(transaction),
-          (kind, path, value, error) => events.push({ kind, domid: this.domid, path, value, error }),
-        );
-        return body(operations);
-      }),
+    const result = await this.#use(
+      client =>
+        client.transaction(transaction => {
+          events = [];
+          const operations = new Operations(
+            run => run(transaction),
+            (kind, path, value, error) => events.push({ kind, domid: this.domid, path, value, error }),
+          );
+          return body(operations);
+        }),
+      true,
     );
     if (this.hooks.trace) for (const event of events) this.hooks.trace(event);
     return result;
@@ -343,8 +345,9 @@ export class Xs implements XsOperations {
     this.xenwatch.purge(watch);
   }
 
-  async #use<T>(body: (client: XenStoreClient) => Promise<T>): Promise<T> {
-    while (this.#suspended !== null) await this.#suspended;
+  /** @param starts a transaction; a request may belong to something under way that the suspend waits for */
+  async #use<T>(body: (client: XenStoreClient) => Promise<T>, starts = false): Promise<T> {
+    while (this.#suspended !== null && (starts || this.#users === 0)) await this.#suspended;
     if (this.#client === null) throw this.#notConnected();
     this.#users++;
     try {

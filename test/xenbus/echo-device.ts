@@ -1,4 +1,5 @@
 import { XenbusState } from '../../src/abi/xenbus-state.js';
+import { GrantReclaimer } from '../../src/platform/grant-reclaimer.js';
 import type { GrantMapping } from '../../src/platform/platform.js';
 import { unsigned, type XenbusDevice, type XenbusDriver } from '../../src/xenbus/index.js';
 
@@ -25,6 +26,8 @@ export class EchoFront implements XenbusDriver {
   readonly name: string = 'echofront';
   readonly ids = [ECHO];
   readonly calls: string[] = [];
+  /** Pages that the backend still maps. */
+  reclaimer?: GrantReclaimer;
   isDeaf = false;
   notEssential?: boolean;
 
@@ -60,10 +63,7 @@ export class EchoFront implements XenbusDriver {
       () => front.replies.push(platform.memory.memory.load(page * 4096 + 4)),
       device.id,
     );
-    await device.transaction(async t => {
-      await device.printf(device.nodename, 'ring-ref', front.grefs[0], t);
-      await device.printf(device.nodename, 'event-channel', port, t);
-    });
+    if (!(await device.publish({ 'ring-ref': front.grefs[0], 'event-channel': port }))) return;
     await device.switchState(XenbusState.Connected);
   }
 
@@ -96,13 +96,17 @@ export class EchoFront implements XenbusDriver {
     this.disconnect(device);
   }
 
+  reclaimerOf(device: XenbusDevice): GrantReclaimer {
+    this.reclaimer ??= new GrantReclaimer(device.platform);
+    return this.reclaimer;
+  }
+
   disconnect(device: XenbusDevice): void {
     const front = device.driverData as Front | undefined;
     if (front === undefined) return;
     device.driverData = undefined;
     if (front.irq !== 0) device.xenbus.irqs.unbindFromIrqhandler(front.irq);
-    // A page that the backend still maps is given up, not used again.
-    if (device.ungrantRing(front.grefs)) device.platform.memory.freePage(front.page);
+    for (const gref of front.grefs) this.reclaimerOf(device).end(gref, front.page);
   }
 }
 
@@ -117,7 +121,7 @@ export class EchoBack implements XenbusDriver {
   async probe(device: XenbusDevice): Promise<void> {
     this.calls.push(`probe ${device.id}`);
     if (this.allowRebind) await device.switchState(XenbusState.Initialising);
-    await device.printf(device.nodename, 'feature-echo', 1);
+    if (!(await device.publish({ 'feature-echo': 1 }))) return;
     await device.switchState(XenbusState.InitWait);
   }
 
