@@ -222,12 +222,7 @@ export function encodeLink(device: NetDevice, options: LinkMessageOptions): Uint
   w.attributeU32(IFLA.NUM_RX_QUEUES, device.numRxQueues);
   if (device.master !== null) w.attributeU32(IFLA.MASTER, device.master.ifindex);
   w.attributeU8(IFLA.CARRIER, device.carrierOk ? 1 : 0);
-  if (device.ifalias !== '') {
-    w.attributeBytes(
-      IFLA.IFALIAS,
-      Uint8Array.from(device.ifalias, c => c.charCodeAt(0)),
-    );
-  }
+  if (device.ifalias !== '') w.attributeString(IFLA.IFALIAS, device.ifalias);
   w.attributeU32(IFLA.CARRIER_CHANGES, device.carrierUpCount + device.carrierDownCount);
   w.attributeU32(IFLA.CARRIER_UP_COUNT, device.carrierUpCount);
   w.attributeU32(IFLA.CARRIER_DOWN_COUNT, device.carrierDownCount);
@@ -375,9 +370,9 @@ export function encodeGetLink(of: number | string | 'all', seq: number, pid = 0)
   return w.finish();
 }
 
-function encodeError(errno: number, request: NetlinkMessage): Uint8Array {
+function encodeError(errno: number, request: NetlinkMessage, port: number): Uint8Array {
   const w = new Writer();
-  header(w, NLMSG_ERROR, 0, request.seq, request.pid);
+  header(w, NLMSG_ERROR, 0, request.seq, port);
   w.u32(-errno);
   const quoted = errno === 0 ? 0 : request.payload.length;
   w.u32(HEADER_SIZE + request.payload.length);
@@ -389,9 +384,9 @@ function encodeError(errno: number, request: NetlinkMessage): Uint8Array {
   return w.finish();
 }
 
-function encodeDone(request: NetlinkMessage): Uint8Array {
+function encodeDone(request: NetlinkMessage, port: number): Uint8Array {
   const w = new Writer();
-  header(w, NLMSG_DONE, NLM_F_MULTI, request.seq, request.pid);
+  header(w, NLMSG_DONE, NLM_F_MULTI, request.seq, port);
   w.u32(0);
   return w.finish();
 }
@@ -399,30 +394,31 @@ function encodeDone(request: NetlinkMessage): Uint8Array {
 /**
  * What a kernel answers to the messages in a request: RTM_GETLINK by number, by name, or for all. An
  * unknown device is answered with ENODEV, another type with EOPNOTSUPP.
+ * @param port the netlink port of who asks
  * @returns the messages of the answer, in order
  */
-export function answerRequest(net: Net, bytes: Uint8Array): Uint8Array[] {
+export function answerRequest(net: Net, bytes: Uint8Array, port = 0): Uint8Array[] {
   const answers: Uint8Array[] = [];
   for (const request of decodeMessages(bytes)) {
     if ((request.flags & NLM_F_REQUEST) === 0) continue;
     try {
-      answers.push(...answerOne(net, request));
+      answers.push(...answerOne(net, request, port));
     } catch (error) {
       if (!(error instanceof NetError)) throw error;
-      answers.push(encodeError(error.errno, request));
+      answers.push(encodeError(error.errno, request, port));
     }
   }
   return answers;
 }
 
-function answerOne(net: Net, request: NetlinkMessage): Uint8Array[] {
-  if (request.type !== RTM_GETLINK) return [encodeError(ERRNO.EOPNOTSUPP, request)];
-  const { seq, pid } = request;
+function answerOne(net: Net, request: NetlinkMessage, pid: number): Uint8Array[] {
+  if (request.type !== RTM_GETLINK) return [encodeError(ERRNO.EOPNOTSUPP, request, pid)];
+  const { seq } = request;
   if ((request.flags & NLM_F_DUMP) === NLM_F_DUMP) {
     const all = [...net.devices].map(device =>
       encodeLink(device, { type: RTM_NEWLINK, flags: NLM_F_MULTI, seq, pid }),
     );
-    return [...all, encodeDone(request)];
+    return [...all, encodeDone(request, pid)];
   }
   const asked = decodeLink(request.payload);
   const name = asked.attributes.get(IFLA.IFNAME);
@@ -433,5 +429,5 @@ function answerOne(net: Net, request: NetlinkMessage): Uint8Array[] {
     asked.ifindex > 0 ? net.byIndex(asked.ifindex) : net.byName(attributeText(name ?? new Uint8Array(0)));
   if (device === undefined) throw new NetError('ENODEV', 'there is no such device');
   const answer = encodeLink(device, { type: RTM_NEWLINK, seq, pid });
-  return (request.flags & NLM_F_ACK) === 0 ? [answer] : [answer, encodeError(0, request)];
+  return (request.flags & NLM_F_ACK) === 0 ? [answer] : [answer, encodeError(0, request, pid)];
 }
