@@ -347,7 +347,9 @@ describe('transmit queues', () => {
     const make = (options: { txQueues?: number; length?: number }): NetDevice => {
       const device = net.allocNetdevMqs(
         'q%d',
-        d => void (d.txQueueLen = options.length ?? 10),
+        d => {
+          d.txQueueLen = options.length ?? 10;
+        },
         { startXmit: () => 0 },
         options,
       );

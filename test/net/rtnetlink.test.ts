@@ -144,10 +144,11 @@ test('what the kernel multicasts while a device lives', async () => {
   steps.push(['mtu', () => device.setMtu(1400), ['NEW 0']]);
   steps.push(['name', () => device.rename('lan%d'), ['NEW 0']]);
   steps.push(['promisc', () => device.setPromiscuity(1), ['NEW 100']]);
-  steps.push(['carrier', () => (device.carrierOff(), kernel.scheduler.advance(1000)), ['NEW 0']]);
+  steps.push(['carrier', () => device.carrierOff(), ['NEW 0']]);
   steps.push(['close', () => device.close(), ['NEW 41']]);
   for (const [what, step, expected] of steps) {
     step();
+    kernel.scheduler.advance(1000);
     assert.deepEqual(heard.splice(0), expected, what);
   }
   assert.equal(device.name, 'lan0');
@@ -168,7 +169,7 @@ test('tshark reads the capture of nlmon without an error', t => {
   try {
     const file = join(directory, 'nlmon.pcap');
     writeFileSync(file, Buffer.concat(parts));
-    const fields = ['_ws.col.Info', 'netlink-route.ifla_ifname', '_ws.malformed', '_ws.expert.severity'];
+    const fields = ['netlink-route.ifla_ifname', '_ws.malformed', '_ws.expert.severity'];
     const run = spawnSync('tshark', ['-r', file, '-T', 'fields', ...fields.flatMap(field => ['-e', field])], {
       encoding: 'utf8',
     });
@@ -179,7 +180,7 @@ test('tshark reads the capture of nlmon without an error', t => {
       .map(line => line.split('\t').map(cell => cell.trim()));
     assert.equal(rows.length, parts.length - 1);
     assert.ok(
-      rows.every(row => row[1] === 'eth0' && (row[2] ?? '') === '' && (row[3] ?? '') === ''),
+      rows.every(row => row[0] === 'eth0' && (row[1] ?? '') === '' && (row[2] ?? '') === ''),
       run.stdout,
     );
   } finally {
