@@ -162,6 +162,7 @@ export class Bridge extends NetDevice<undefined> {
     const port = new BridgePort(this, device, number);
     device.master = this;
     device.rxHandler = packet => this.receiveFrom(port, packet);
+    device.setAllmulti(1);
     device.setPromiscuity(1);
     this.ports.push(port);
     this.portByNumber[number] = port;
@@ -179,6 +180,7 @@ export class Bridge extends NetDevice<undefined> {
     this.portByNumber[port.number] = undefined;
     device.master = null;
     device.rxHandler = null;
+    device.setAllmulti(-1);
     device.setPromiscuity(-1);
     this.fdb.flushPort(port.number);
     this.refreshLocals();

@@ -40,6 +40,7 @@ import type { PagePool } from './page-pool.js';
 import { NoopQdisc, NoqueueQdisc, PfifoFastQdisc } from './qdisc.js';
 import { LinkStats } from './stats.js';
 import { TxQueue } from './tx-queue.js';
+import type { VirtualNode } from './vfs.js';
 
 /** Registration states (enum of net_device.reg_state). */
 export const NETREG_UNINITIALIZED = 0;
@@ -177,6 +178,10 @@ export class NetDevice<Priv = unknown> {
   busInfo = '';
   /** Mb/s for ethtool and sysfs; -1 when unknown. */
   speed = -1;
+  /** What sysfs keeps for the device without it meaning anything here. */
+  readonly tunables = { groFlushTimeout: 0, napiDeferHardIrqs: 0, threaded: 0 };
+  /** The driver's own files in the device's sysfs directory. */
+  sysfs: Record<string, VirtualNode> = {};
   /** The bus device it belongs to (vif-N), and the bus's name. */
   parentName: string | null = null;
   parentBus: string | null = null;
