@@ -1,0 +1,224 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import type { NetDevice } from '../../src/net/index.js';
+import {
+  CreditLimiter,
+  FILTER_DROP,
+  FILTER_PASS,
+  MULTICAST_MAX,
+  MulticastFilter,
+  parseRate,
+  SourceFilter,
+} from '../../src/netback/index.js';
+import { SeededScheduler } from '../../src/platform/sim/index.js';
+import { buildFrame } from '../net/frames.js';
+import { DataPath, type Guest } from '../support/data-path.js';
+import { bytesOf, packetFrom } from '../support/packets.js';
+
+function collect(dev: NetDevice): Uint8Array[] {
+  const got: Uint8Array[] = [];
+  dev.rxHandler = packet => {
+    got.push(bytesOf(packet));
+    packet.release();
+  };
+  return got;
+}
+
+function frame(from: Guest, to: Guest, changes: Partial<Parameters<typeof buildFrame>[0]> = {}): Uint8Array {
+  const { address: source } = from.dev;
+  const { address: destination } = to.dev;
+  return buildFrame({
+    source: [...source],
+    destination: [...destination],
+    payload: new Uint8Array(50),
+    ...changes,
+  });
+}
+
+async function pair(seed: number) {
+  const path = new DataPath(seed);
+  const a = path.guest();
+  const b = path.guest();
+  const got = collect(b.dev);
+  const send = async (bytes: Uint8Array) => {
+    const before = got.length;
+    a.dev.xmit(packetFrom(a.dev, bytes));
+    await path.settle();
+    return got.length - before;
+  };
+  return { path, a, b, got, send };
+}
+
+describe('the rate of a vif', () => {
+  test('is read as "<bytes>,<microseconds>"', () => {
+    assert.deepEqual(parseRate('1250000,50000'), { bytes: 1250000, usec: 50000 });
+    for (const none of [undefined, '', '0,50000', '1,0', '1', '1,2,3', '-1,5', 'a,b', '1, 2']) {
+      assert.equal(parseRate(none), null, `${none}`);
+    }
+  });
+
+  test('bounds what passes in a while, however much is sent', async () => {
+    const { path, a, got } = await pair(71);
+    a.vif.setRate({ bytes: 10_000, usec: 10_000 });
+    for (let i = 0; i < 1000; i++) a.dev.xmit(packetFrom(a.dev, new Uint8Array(1000).fill(1)));
+    const start = path.scheduler.now();
+    a.dev.rxHandler = null;
+    await path.scheduler.runFor(200);
+    const bytes = a.vif.dev.stats.rxBytes;
+    const elapsed = path.scheduler.now() - start;
+    assert.ok(bytes <= 10_000 * (elapsed / 10 + 2), `${bytes} bytes in ${elapsed} ms`);
+    assert.ok(bytes >= 10_000 * (elapsed / 10 - 2), `${bytes} bytes in ${elapsed} ms`);
+    assert.equal(got.length, 0);
+    a.vif.setRate(null);
+    await path.settle();
+    assert.equal(a.dev.txQueues[0].length, 0, 'without a rate all is sent');
+  });
+
+  test('a packet larger than one interval gets through in the end', async () => {
+    const scheduler = new SeededScheduler(1, {
+      yieldToMicrotasks: () => new Promise(resolve => setImmediate(resolve)),
+    });
+    let again = 0;
+    const limiter = new CreditLimiter(scheduler, { bytes: 1000, usec: 1000 }, () => again++);
+    let waits = 0;
+    while (!limiter.take(60_000)) {
+      waits++;
+      const before = again;
+      await scheduler.runUntil(() => again > before);
+    }
+    assert.equal(waits, 59);
+  });
+});
+
+describe('multicast control', () => {
+  test('keeps 64 addresses, each once', () => {
+    const filter = new MulticastFilter();
+    const address = (i: number) => Uint8Array.of(1, 0, 0x5e, 0, 0, i);
+    for (let i = 0; i < MULTICAST_MAX; i++) assert.ok(filter.add(address(i)));
+    assert.ok(filter.add(address(3)), 'one that is there already');
+    assert.equal(filter.add(address(64)), false);
+    assert.equal(filter.size, 64);
+    assert.ok(filter.allows(address(5), 0));
+    filter.delete(address(5));
+    assert.equal(filter.allows(address(5), 0), false);
+    assert.ok(filter.allows(Uint8Array.of(255, 255, 255, 255, 255, 255), 0), 'broadcast');
+    assert.ok(filter.allows(Uint8Array.of(0, 1, 2, 3, 4, 5), 0), 'unicast');
+  });
+
+  test('lets only the groups through that the guest asked for', async () => {
+    const { b, send, a } = await pair(72);
+    const group = [1, 0, 0x5e, 0, 0, 9];
+    const toGroup = frame(a, b, { destination: group });
+    assert.equal(await send(toGroup), 1, 'without control, all');
+    b.vif.multicastControl = true;
+    assert.equal(await send(toGroup), 0);
+    b.vif.multicast.add(Uint8Array.from(group));
+    assert.equal(await send(toGroup), 1);
+    assert.equal(await send(frame(a, b, { destination: Array(6).fill(255) })), 1);
+    assert.equal(b.vif.stats.multicastFiltered, 1);
+  });
+});
+
+describe('the source filter', () => {
+  const ip = (...octets: number[]) => Uint8Array.from(octets);
+
+  test('drops what is sent from other addresses', async () => {
+    const { a, b, send } = await pair(73);
+    const mac = a.dev.address.slice();
+    a.vif.sourceFilter = new SourceFilter({ macs: [mac], ipv4: [ip(10, 0, 0, 1)], ipv6: [] });
+    assert.equal(await send(frame(a, b)), 1, 'as itself');
+    assert.equal(await send(frame(a, b, { source: [2, 2, 2, 2, 2, 2] })), 0, 'from another MAC address');
+    assert.equal(await send(frame(a, b, { version: 6 })), 0, 'from an IPv6 address');
+    a.vif.sourceFilter = new SourceFilter({ ipv4: [ip(10, 0, 0, 9)] });
+    assert.equal(await send(frame(a, b)), 0, 'from another IPv4 address');
+    assert.equal(await send(frame(a, b, { version: 6 })), 1, 'IPv6 is not restricted');
+    assert.equal(a.vif.stats.spoofed, 3);
+  });
+
+  test('checks the sender in ARP, and whole ARP only', async () => {
+    const { a, b, send } = await pair(74);
+    const mac = [...a.dev.address];
+    a.vif.sourceFilter = new SourceFilter({ macs: [a.dev.address.slice()], ipv4: [ip(10, 0, 0, 1)] });
+    const arp = (senderMac: number[], sender: number[]) =>
+      Uint8Array.of(
+        ...b.dev.address,
+        ...mac,
+        8,
+        6,
+        0,
+        1,
+        8,
+        0,
+        6,
+        4,
+        0,
+        1,
+        ...senderMac,
+        ...sender,
+        ...Array(10).fill(0),
+      );
+    assert.equal(await send(arp(mac, [10, 0, 0, 1])), 1);
+    assert.equal(await send(arp(mac, [0, 0, 0, 0])), 1, 'a probe');
+    assert.equal(await send(arp(mac, [10, 0, 0, 2])), 0);
+    assert.equal(await send(arp([2, 2, 2, 2, 2, 2], [10, 0, 0, 1])), 0);
+    assert.equal(await send(arp(mac, [10, 0, 0, 1]).subarray(0, 38)), 0, 'cut short');
+  });
+
+  test('drops IPv4 that hides its addresses', async () => {
+    const { a, b, send } = await pair(75);
+    a.vif.sourceFilter = new SourceFilter({ ipv4: [ip(10, 0, 0, 1)] });
+    const bytes = frame(a, b);
+    bytes[14] = 0x4f;
+    assert.equal(await send(bytes.subarray(0, 40)), 0);
+  });
+});
+
+describe("the user's filter", () => {
+  test('passes, drops, rewrites and redirects', async () => {
+    const { path, a, b, got, send } = await pair(76);
+    const c = path.guest();
+    const toC = collect(c.dev);
+    const seen: string[] = [];
+    a.vif.filter = packet => {
+      seen.push(`${packet.device} ${packet.fromGuest} ${packet.length} ${packet.u16(12).toString(16)}`);
+      const port = packet.u16(36);
+      if (port === 1) return FILTER_DROP;
+      if (port === 2) packet.setU16(36, 4242);
+      if (port === 3) return packet.redirectTo(c.vif.dev.name);
+      if (port === 4) return packet.redirectTo('nowhere');
+      if (port === 5) packet.u8(5000);
+      return FILTER_PASS;
+    };
+    assert.equal(await send(frame(a, b, { destinationPort: 9 })), 1);
+    assert.equal(await send(frame(a, b, { destinationPort: 1 })), 0);
+    assert.equal(await send(frame(a, b, { destinationPort: 2 })), 1);
+    assert.equal((got[1][36] << 8) | got[1][37], 4242);
+    assert.equal(await send(frame(a, b, { destinationPort: 3 })), 0);
+    assert.equal(toC.length >= 1, true);
+    assert.deepEqual(toC.at(-1), frame(a, b, { destinationPort: 3 }));
+    assert.equal(await send(frame(a, b, { destinationPort: 4 })), 0);
+    assert.equal(await send(frame(a, b, { destinationPort: 5 })), 0, 'one that throws drops');
+    assert.deepEqual(
+      [a.vif.stats.filterDrops, a.vif.stats.filterRedirects, a.vif.stats.filterErrors],
+      [3, 1, 1],
+    );
+    assert.equal(seen[0], `${a.vif.dev.name} true 104 800`);
+    assert.deepEqual([a.fatal, b.fatal], [[], []]);
+  });
+
+  test('can ask for more of a packet than its head', async () => {
+    const { a, b, send } = await pair(77);
+    const payload = Uint8Array.from({ length: 1400 }, (_, i) => i & 0xff);
+    let last = -1;
+    a.vif.filter = packet => {
+      if (packet.length < 1000) return FILTER_PASS;
+      assert.ok(packet.available < 400);
+      assert.equal(packet.pull(400), true);
+      assert.equal(packet.pull(100_000), false);
+      last = packet.u8(399);
+      return FILTER_PASS;
+    };
+    assert.equal(await send(frame(a, b, { payload })), 1);
+    assert.equal(last, (399 - 54) & 0xff);
+  });
+});
