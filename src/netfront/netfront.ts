@@ -172,6 +172,8 @@ export class Netfront implements QueueDevice {
   }
 
   broken(reason: string): void {
+    if (this.brokenReason !== '') return;
+    for (const queue of this.queues) queue.stop();
     this.brokenReason = reason;
     this.platform.log(`${this.dev.name}: ${reason}: disabled until the backend reconnects`);
     this.dev.carrierOff();

@@ -4,6 +4,7 @@ import {
   NETIF_TX_SLOT_SIZE,
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
+  XEN_NETIF_MAX_TX_SIZE,
 } from '../abi/netif.js';
 import { FrontRing, initSharedRing } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
@@ -11,17 +12,10 @@ import type { NetDevice } from '../net/device.js';
 import { copyMetadata } from '../net/materialise.js';
 import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
-import {
-  CHECKSUM_PARTIAL,
-  CHECKSUM_UNNECESSARY,
-  FRAGMENT_LOCAL,
-  GSO_NONE,
-  MAX_FRAGMENTS,
-  type Packet,
-} from '../net/packet.js';
+import { CHECKSUM_UNNECESSARY, FRAGMENT_LOCAL, GSO_NONE, MAX_FRAGMENTS, type Packet } from '../net/packet.js';
 import { PagePool } from '../net/page-pool.js';
 import { NETDEV_TX_BUSY, NETDEV_TX_OK } from '../net/tx-queue.js';
-import { setupChecksum } from '../net/xmit.js';
+import { setupChecksum, setupGso } from '../net/xmit.js';
 import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
@@ -190,7 +184,9 @@ export class Queue {
     for (let id = 0; id < this.txPackets.length; id++) {
       const packet = this.txPackets[id];
       this.txPackets[id] = null;
-      if (packet !== null && this.firstId[id] === id) packet.release();
+      if (packet === null || this.unanswered[this.firstId[id]] === 0) continue;
+      this.unanswered[this.firstId[id]] = 0;
+      packet.release();
     }
     for (let slot = 0; slot < this.rxPosted.length; slot++) {
       if (this.rxPosted[slot] < 0) platform.grants.free(this.rxGrefs[slot]);
@@ -201,10 +197,15 @@ export class Queue {
     reclaimer.end(this.publication.rxRef, this.rxPage);
   }
 
-  private broken(reason: string): void {
-    if (this.stopped) return;
+  /** The backend broke the protocol, on this queue or another: nothing more is read or written. */
+  stop(): void {
     this.stopped = true;
     this.carrying = false;
+  }
+
+  private broken(reason: string): void {
+    if (this.stopped) return;
+    this.stop();
     this.device.broken(reason);
   }
 
@@ -243,19 +244,27 @@ export class Queue {
       return NETDEV_TX_OK;
     }
     const queue = dev.txQueues[this.index];
-    if (this.tx.free < TX_SLOTS_MAX || this.freeIdCount < TX_SLOTS_MAX) {
+    // The first request tells the size in 16 bits.
+    if (packet.length > XEN_NETIF_MAX_TX_SIZE) return this.drop(packet);
+    const inPool = this.isGranted(packet);
+    const pages = inPool ? 0 : (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT;
+    if (this.tx.free < TX_SLOTS_MAX || this.freeIdCount < TX_SLOTS_MAX || this.txPool.available < pages) {
       queue.stop();
       return NETDEV_TX_BUSY;
     }
-    const sendable = this.isGranted(packet) ? packet : this.bounce(packet);
-    if (sendable === null) {
-      queue.stop();
-      return NETDEV_TX_BUSY;
-    }
+    const sendable = inPool ? packet : this.bounce(packet);
+    if (sendable === null) return this.drop(packet);
+    if (!this.grantPages(sendable)) return this.drop(sendable);
     this.write(sendable);
     dev.stats.txPackets++;
     dev.stats.txBytes += sendable.length;
     if (this.tx.free < TX_SLOTS_MAX) queue.stop();
+    return NETDEV_TX_OK;
+  }
+
+  private drop(packet: Packet): number {
+    this.device.dev.stats.txDropped++;
+    packet.release();
     return NETDEV_TX_OK;
   }
 
@@ -276,11 +285,19 @@ export class Queue {
     return true;
   }
 
-  /** Copies a packet into pages of `txPool`. @returns null, with the packet untouched, when there are too few */
+  /**
+   * Copies a packet into pages of `txPool`, which must have enough, and lets go of it.
+   * @returns null, with the packet still the caller's, when its data cannot be fetched or memory is used up
+   */
   private bounce(packet: Packet): Packet | null {
     const { net, platform } = this.device;
-    if (this.txPool.available < (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT) return null;
-    const copy = net.packets.get();
+    if (!net.materialiser.materialiseOne(packet)) return null;
+    let copy: Packet;
+    try {
+      copy = net.packets.get();
+    } catch {
+      return null;
+    }
     copy.pool = this.txPool;
     const { memory } = platform.memory;
     let to = 0;
@@ -291,6 +308,10 @@ export class Queue {
       while (left > 0) {
         if (room === 0) {
           to = this.appendPage(copy, packet.length - copy.length);
+          if (to < 0) {
+            copy.release();
+            return null;
+          }
           room = PAGE_SIZE;
         }
         const take = Math.min(left, room);
@@ -307,9 +328,10 @@ export class Queue {
     return copy;
   }
 
-  /** Adds a page for up to `bytes` more bytes: the first is the linear part. @returns its address */
+  /** Adds a page for up to `bytes` more bytes: the first is the linear part. @returns its address, or -1 */
   private appendPage(copy: Packet, bytes: number): number {
     const index = this.txPool.alloc();
+    if (index < 0) return -1;
     const page = this.txPool.pages[index];
     const size = Math.min(bytes, PAGE_SIZE);
     if (copy.length === 0) {
@@ -323,20 +345,33 @@ export class Queue {
     return page << PAGE_SHIFT;
   }
 
+  /** Looks up the grants of the packet's pages. @returns false when the grant table is full */
+  private grantPages(packet: Packet): boolean {
+    const { granted } = this;
+    let slots = 0;
+    try {
+      if (packet.linear > 0) this.slotGrefs[slots++] = granted.grefOf(packet.linearPoolIndex);
+      for (let i = 0; i < packet.fragments; i++) {
+        this.slotGrefs[slots++] = granted.grefOf(packet.poolIndex[i]);
+      }
+    } catch {
+      return false;
+    }
+    return true;
+  }
+
   private write(packet: Packet): void {
     const first = this.freeIds[this.freeIdCount - 1];
-    let slots = 0;
-    if (packet.linear > 0) this.takeId(packet, slots++, first, packet.linearPoolIndex);
-    for (let i = 0; i < packet.fragments; i++) this.takeId(packet, slots++, first, packet.poolIndex[i]);
+    const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
+    for (let i = 0; i < slots; i++) this.takeId(packet, i, first);
     this.unanswered[first] = slots;
     if (packet.gsoType !== GSO_NONE) this.extrasUnanswered++;
     writeTxPacket(this.tx, packet, this.slotGrefs, this.slotIds, packet.data & (PAGE_SIZE - 1));
   }
 
-  private takeId(packet: Packet, slot: number, first: number, poolIndex: number): void {
+  private takeId(packet: Packet, slot: number, first: number): void {
     const id = this.freeIds[--this.freeIdCount];
     this.slotIds[slot] = id;
-    this.slotGrefs[slot] = this.granted.grefOf(poolIndex);
     this.txPackets[id] = packet;
     this.firstId[id] = first;
   }
@@ -369,8 +404,13 @@ export class Queue {
     const packet = id < this.txPackets.length ? this.txPackets[id] : null;
     if (packet === null) return false;
     this.txPackets[id] = null;
-    this.freeIds[this.freeIdCount++] = id;
-    if (--this.unanswered[this.firstId[id]] === 0) packet.release();
+    const first = this.firstId[id];
+    // The first id counts for the whole packet: slots may be answered in any order, so it comes back last.
+    if (id !== first) this.freeIds[this.freeIdCount++] = id;
+    if (--this.unanswered[first] === 0) {
+      this.freeIds[this.freeIdCount++] = first;
+      packet.release();
+    }
     return true;
   }
 
@@ -475,9 +515,7 @@ export class Queue {
     packet.hash = infos.hash;
     if (infos.gsoType !== GSO_NONE) {
       if (!blank) this.stats.rxGsoChecksumFixup++;
-      packet.gsoType = infos.gsoType;
-      packet.gsoSize = infos.gsoSize;
-      return setupChecksum(packet, !blank, materialiser) && packet.checksum === CHECKSUM_PARTIAL;
+      return setupGso(packet, infos.gsoType, infos.gsoSize, !blank, materialiser);
     }
     if (blank) return setupChecksum(packet, false, materialiser);
     if ((flags & NETRXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
