@@ -142,10 +142,13 @@ export class BackRing extends Ring {
     return ringNeedsNotify(from, to, this.memory.load(this.address + RING_RSP_EVENT));
   }
 
-  /** Asks for an event at the `after`-th request from now. @returns whether one is there already */
+  /**
+   * Asks for an event at the `after`-th request from now. @returns whether one is there already that may be
+   * consumed: a producer index that claims more than the ring has unanswered is no reason to look again
+   */
   finalCheckForRequests(after = 1): boolean {
-    if (this.reqProd() !== this.reqCons) return true;
+    if (this.unconsumed(this.reqProd()) !== 0) return true;
     this.memory.store(this.address + RING_REQ_EVENT, this.reqCons + after);
-    return this.reqProd() !== this.reqCons;
+    return this.unconsumed(this.reqProd()) !== 0;
   }
 }

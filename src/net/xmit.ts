@@ -8,7 +8,7 @@ import {
   NETIF_F_TSO6,
 } from './features.js';
 import { releaseList, segmentPacket } from './gso.js';
-import { Headers, PARSED_L3, PARSED_L4 } from './headers.js';
+import { Headers, IPPROTO_TCP, PARSED_L3, PARSED_L4 } from './headers.js';
 import type { Materialiser } from './materialise.js';
 import type { Packet, PacketPool } from './packet.js';
 import { CHECKSUM_PARTIAL, GSO_NONE, GSO_TCPV4, PACKET_LINEAR_MAX } from './packet.js';
@@ -143,4 +143,24 @@ export function setupChecksum(packet: Packet, recalculate: boolean, materialiser
     if (needed === 0 || !materialiser.pull(packet, needed)) return false;
   }
   return setupPartialChecksum(packet, headers, recalculate);
+}
+
+/**
+ * For drivers that receive a packet with a GSO extra info: takes it over when the packet is what the extra
+ * info says, a TCP segment of that IP version. Everything else is as for `setupChecksum`.
+ * @returns false when it is not: whoever has to cut it could not
+ */
+export function setupGso(
+  packet: Packet,
+  gsoType: number,
+  gsoSize: number,
+  recalculate: boolean,
+  materialiser: Materialiser,
+): boolean {
+  if (!setupChecksum(packet, recalculate, materialiser)) return false;
+  const ipVersion = gsoType === GSO_TCPV4 ? 4 : 6;
+  if (headers.protocol !== IPPROTO_TCP || headers.ipVersion !== ipVersion) return false;
+  packet.gsoType = gsoType;
+  packet.gsoSize = gsoSize;
+  return true;
 }

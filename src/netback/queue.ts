@@ -10,17 +10,17 @@ import {
 import { BackRing, RING_REQ_EVENT } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
 import type { NetDevice } from '../net/device.js';
+import { NetError } from '../net/error.js';
 import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
 import {
-  CHECKSUM_PARTIAL,
   CHECKSUM_UNNECESSARY,
   GSO_NONE,
   PACKET_LINEAR_MAX,
   type Packet,
   type PacketOwner,
 } from '../net/packet.js';
-import { setupChecksum } from '../net/xmit.js';
+import { setupChecksum, setupGso } from '../net/xmit.js';
 import { CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
@@ -61,6 +61,8 @@ const RX_BATCH_COPIES = 512;
 export const TX_HEAD_BYTES = 192;
 /** Bytes that may wait for rx requests: half a ring of full pages, as Linux's netback. */
 export const RX_QUEUE_BYTES_MAX = 128 * PAGE_SIZE;
+/** Packets that may: each takes at least a buffer, however few bytes it has. */
+export const RX_QUEUE_PACKETS_MAX = 1024;
 
 /** Where a queue's rings and event channels are. */
 export interface QueueConnection {
@@ -149,8 +151,17 @@ export class Queue implements PacketOwner {
     this.tx = new BackRing(txRing.memory, txRing.address, NETIF_TX_SLOT_SIZE);
     this.rx = new BackRing(rxRing.memory, rxRing.address, NETIF_RX_SLOT_SIZE);
     this.staticGrants = new StaticGrants(vif.platform, domid);
-    this.tx.attach();
-    this.rx.attach();
+    for (const ring of [this.tx, this.rx]) {
+      ring.attach();
+      const reqProd = ring.reqProd();
+      if (ring.requestOverflow(reqProd)) {
+        const claimed = (reqProd - ring.rspProdPvt) >>> 0;
+        throw new NetError(
+          'EIO',
+          `${name}: a ring claims ${claimed} requests at once, it has ${ring.size} slots`,
+        );
+      }
+    }
     const records = this.tx.size;
     this.recordIds = new Uint16Array(records * TX_SLOTS_MAX);
     this.recordSlots = new Uint8Array(records);
@@ -167,18 +178,28 @@ export class Queue implements PacketOwner {
       this.rxEventOwed = true;
       vif.platform.scheduler.post(this.rxTask);
     };
-    const bind = (port: number, handler: () => void, suffix: string) =>
-      irqs.bindInterdomainEvtchnToIrqhandlerLateeoi(domid, port, handler, `${name}${suffix}`).irq;
-    if (this.split) {
-      this.txIrq = bind(connection.txPort, onTx, '-tx');
-      this.rxIrq = bind(connection.rxPort, onRx, '-rx');
-    } else {
-      const onBoth = () => {
-        onTx();
-        vif.platform.scheduler.post(this.rxTask);
-      };
-      this.txIrq = bind(connection.txPort, onBoth, '');
-      this.rxIrq = this.txIrq;
+    const bound: number[] = [];
+    const bind = (port: number, handler: () => void, suffix: string) => {
+      const { irq } = irqs.bindInterdomainEvtchnToIrqhandlerLateeoi(domid, port, handler, `${name}${suffix}`);
+      bound.push(irq);
+      return irq;
+    };
+    try {
+      if (this.split) {
+        this.txIrq = bind(connection.txPort, onTx, '-tx');
+        this.rxIrq = bind(connection.rxPort, onRx, '-rx');
+      } else {
+        const onBoth = () => {
+          onTx();
+          vif.platform.scheduler.post(this.rxTask);
+        };
+        this.txIrq = bind(connection.txPort, onBoth, '');
+        this.rxIrq = this.txIrq;
+      }
+    } catch (error) {
+      for (const irq of bound) irqs.unbindFromIrqhandler(irq);
+      vif.dev.napiDel(this.napi);
+      throw error;
     }
   }
 
@@ -209,8 +230,19 @@ export class Queue implements PacketOwner {
     const { irqs } = this.vif;
     irqs.unbindFromIrqhandler(this.txIrq);
     if (this.rxIrq !== this.txIrq) irqs.unbindFromIrqhandler(this.rxIrq);
-    for (let packet = this.waiting.shift(); packet !== null; packet = this.waiting.shift()) packet.release();
+    this.dropWaiting();
     this.staticGrants.destroy();
+  }
+
+  /** The frontend broke the protocol, on this queue or another: nothing more is read, written or kept. */
+  stop(): void {
+    this.stopped = true;
+    this.dropWaiting();
+  }
+
+  /** Packets that wait hold slots of their senders. */
+  private dropWaiting(): void {
+    for (let packet = this.waiting.shift(); packet !== null; packet = this.waiting.shift()) packet.release();
   }
 
   private fatal(reason: string): void {
@@ -384,9 +416,7 @@ export class Queue implements PacketOwner {
     packet.hash = tx.infos.hash;
     if (gsoType !== GSO_NONE) {
       if (!blank) this.stats.rxGsoChecksumFixup++;
-      packet.gsoType = gsoType;
-      packet.gsoSize = gsoSize;
-      return setupChecksum(packet, !blank, materialiser) && packet.checksum === CHECKSUM_PARTIAL;
+      return setupGso(packet, gsoType, gsoSize, !blank, materialiser);
     }
     if (blank) return setupChecksum(packet, false, materialiser);
     if ((tx.flags & NETTXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
@@ -410,11 +440,16 @@ export class Queue implements PacketOwner {
 
   // ---- rx: to the guest ----
 
+  private get full(): boolean {
+    const { length, bytes } = this.waiting;
+    return bytes > RX_QUEUE_BYTES_MAX || length >= RX_QUEUE_PACKETS_MAX;
+  }
+
   /** Takes a packet for the guest; drops it when too many bytes wait already. Takes the reference. */
   enqueue(packet: Packet): void {
     // A sender's whole ring is forwarded in one go: what it brought may fill the queue before the task has run.
-    if (this.waiting.bytes > RX_QUEUE_BYTES_MAX) this.runRx();
-    if (this.stopped || rxSlotsNeeded(packet) > RX_SLOTS_MAX || this.waiting.bytes > RX_QUEUE_BYTES_MAX) {
+    if (this.full) this.runRx();
+    if (this.stopped || this.full || rxSlotsNeeded(packet) > RX_SLOTS_MAX) {
       this.stats.rxQueueDrops++;
       this.vif.dev.stats.txDropped++;
       packet.release();

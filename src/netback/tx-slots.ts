@@ -130,7 +130,7 @@ export function readTxPacket(ring: BackRing, start: number, available: number, t
   tx.consumed = next;
   tx.bytes[0] = rest;
   if (tx.infos.multicast !== 0 || tx.verdict !== TX_OK) return;
-  if (size < ETH_HLEN) fail(tx, TX_DROP, `a packet of ${size} bytes, shorter than an Ethernet header`);
+  if (rest < ETH_HLEN) fail(tx, TX_DROP, `a first slot of ${rest} bytes, less than an Ethernet header`);
   if (tx.offset[0] + rest > PAGE_SIZE) {
     fail(tx, TX_FATAL, `the first slot at ${tx.offset[0]}+${rest} crosses its page`);
   }

@@ -182,6 +182,7 @@ export class Vif implements QueueVif, ControlTarget {
     if (this.disabled) return;
     this.disabled = true;
     this.platform.log(`${this.name}: ${reason}: the vif is disabled`);
+    for (const queue of this.queues) queue.stop();
     this.dev.carrierOff();
     this.onFatal(reason);
   }

@@ -1,0 +1,269 @@
+import assert from 'node:assert/strict';
+import { DoubleFetchMemory, HostileBackend, HostileFrontend } from '../../src/mock/index.js';
+import {
+  NETIF_F_ALL_TSO,
+  NETIF_F_CSUM_MASK,
+  NETIF_F_SG,
+  type NetDevice,
+  type Packet,
+} from '../../src/net/index.js';
+import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
+import { Queue as FrontQueue, GrantedPool } from '../../src/netfront/index.js';
+import type { Domain } from '../../src/platform/sim/index.js';
+import { buildFrame } from '../net/frames.js';
+import { ALL_FEATURES, type DataPath, Dom, type Guest } from './data-path.js';
+import { bytesOf, packetFrom } from './packets.js';
+
+/** Steps of the scheduler that any attack may cost at most before the host is quiet again. */
+export const STEPS_MAX = 20_000;
+
+/**
+ * What must be as it was before: the host's view of every domain, and the backend's own books. Guests may
+ * grant more pages as they go, up to their pools' bounds: those of `growing` do not count.
+ */
+export function holdings(path: DataPath, growing: readonly number[] = []): unknown {
+  const { dom0, hypervisor } = path;
+  return {
+    packets: dom0.net.packets.used,
+    pages: dom0.net.pages.used,
+    reclaiming: dom0.reclaimer.pending,
+    domains: hypervisor.domains.map(({ domid, platform }) => ({
+      domid,
+      grants: growing.includes(domid) ? 'any' : platform.grants.allocated,
+      mapped: platform.grants.mapped,
+      ports: platform.events.allocated,
+    })),
+  };
+}
+
+/** A frontend of ours to do evil with, on a vif of dom0's bridge. */
+export class Attacker {
+  readonly domain: Domain;
+  readonly vif: Vif;
+  /** Reasons that the vif was disabled for; at most one a connection. */
+  readonly fatal: string[] = [];
+  front!: HostileFrontend;
+  /** What the backend sees the rings through, when asked for. */
+  txMemory: DoubleFetchMemory | null = null;
+  rxMemory: DoubleFetchMemory | null = null;
+  /** Puts right what `prepare` took away, before all is given back. */
+  afterFailure: (front: HostileFrontend) => void = () => {};
+  private unmap: (() => void)[] = [];
+
+  constructor(
+    readonly path: DataPath,
+    private readonly options: {
+      split?: boolean;
+      features?: FrontendFeatures;
+      doubleFetch?: boolean;
+      mtu?: number;
+    } = {},
+  ) {
+    this.domain = path.hypervisor.createDomain();
+    const { platform, irqs, net } = path.dom0;
+    this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, reason => this.fatal.push(reason));
+    this.vif.dev.mtu = options.mtu ?? 9000;
+    path.bridge.addPort(this.vif.dev as NetDevice);
+  }
+
+  get mac(): number[] {
+    return [0, 0x16, 0x3e, 0, 0, this.domain.domid];
+  }
+
+  /** Connects with rings made anew. @param prepare writes to them before the backend looks */
+  connect(prepare: (front: HostileFrontend) => void = () => {}): HostileFrontend {
+    const { split, features, doubleFetch } = this.options;
+    const { platform } = this.path.dom0;
+    const { domid } = this.domain;
+    this.front = new HostileFrontend(this.domain.platform, 0, { split });
+    prepare(this.front);
+    const { txRef, rxRef, txPort, rxPort } = this.front.publication;
+    const mappings = [txRef, rxRef].map(ref => platform.grants.map(domid, ref, false));
+    this.unmap = mappings.map(mapping => () => platform.grants.unmap(mapping));
+    const rings = mappings.map(mapping =>
+      doubleFetch ? { ...mapping, memory: new DoubleFetchMemory(mapping.memory, mapping.address) } : mapping,
+    );
+    if (doubleFetch) {
+      [this.txMemory, this.rxMemory] = rings.map(({ memory }) => memory as DoubleFetchMemory);
+    }
+    const [txRing, rxRing] = rings;
+    try {
+      this.vif.connect(features ?? ALL_FEATURES, [{ domid, txRing, rxRing, txPort, rxPort }]);
+    } catch (error) {
+      this.afterFailure(this.front);
+      this.disconnect();
+      throw error;
+    }
+    return this.front;
+  }
+
+  /** A frame from this domain. */
+  frame(to: readonly number[], length: number): Uint8Array {
+    return buildFrame({
+      source: this.mac,
+      destination: to,
+      payload: Uint8Array.from({ length }, (_, i) => (i * 11) & 0xff),
+    });
+  }
+
+  /** Publishes, notifies, and lets the host run until it is quiet, which must not take long. */
+  async strike(): Promise<void> {
+    const { front } = this;
+    const tx = front.tx.reqProd !== front.txNext;
+    const rx = front.rx.reqProd !== front.rxNext;
+    front.push();
+    // Events for nothing would be held against us.
+    if (tx) front.kickTx();
+    if (rx) front.kickRx();
+    await quiet(this.path);
+  }
+
+  /** The backend's part of a disconnect, when the domain is gone. */
+  disconnectAfterDeath(): void {
+    this.vif.disconnect();
+    for (const step of this.unmap.splice(0)) step();
+  }
+
+  /** @returns false when the backend kept something of the frontend's */
+  disconnect(): boolean {
+    this.vif.disconnect();
+    for (const step of this.unmap.splice(0)) step();
+    return this.front.destroy();
+  }
+}
+
+/** A device whose backend is ours to do evil with, in dom0. */
+export class Victim {
+  readonly dom: Dom;
+  readonly dev: NetDevice;
+  readonly broken: string[] = [];
+  readonly got: Uint8Array[] = [];
+  queue!: FrontQueue;
+  granted!: GrantedPool;
+  back!: HostileBackend;
+
+  constructor(
+    readonly path: DataPath,
+    private readonly options: { split?: boolean; maxPages?: number } = {},
+  ) {
+    this.dom = new Dom(path.hypervisor.createDomain({ maxPages: options.maxPages }));
+    this.dev = this.dom.net.allocEtherdev('eth%d', {
+      startXmit: packet => this.queue.startXmit(packet),
+      flush: () => this.queue.flush(),
+    }) as NetDevice;
+    this.dev.mtu = 9000;
+    this.dev.address.set(this.mac);
+    this.dev.hwFeatures = NETIF_F_SG | NETIF_F_ALL_TSO | NETIF_F_CSUM_MASK;
+    this.dev.features = this.dev.hwFeatures;
+    this.dev.rxHandler = packet => {
+      this.got.push(bytesOf(packet));
+      packet.release();
+    };
+    this.dom.net.register(this.dev);
+    this.dev.open();
+  }
+
+  get mac(): number[] {
+    return [0, 0x16, 0x3e, 0, 0, this.dom.platform.domid];
+  }
+
+  connect(): HostileBackend {
+    const { dom, dev, path, broken } = this;
+    this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
+    this.queue = new FrontQueue(
+      { ...dom, dev, backendId: 0, broken: reason => broken.push(reason) },
+      0,
+      this.options.split ?? true,
+      this.granted,
+    );
+    dev.txPool = this.granted.pages;
+    this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
+    this.queue.start();
+    return this.back;
+  }
+
+  async strike(): Promise<void> {
+    this.back.push();
+    this.back.kick();
+    await quiet(this.path);
+  }
+
+  /** The backend first, as when it crashed; then the frontend. */
+  disconnect(): void {
+    this.back.destroy();
+    this.dev.txPool = null;
+    this.queue.destroy();
+    this.granted.retire();
+    this.dom.reclaimer.retry();
+  }
+}
+
+/** Lets the host run until nothing is to be done, and fails when that takes more steps than a ring is worth. */
+export async function quiet(path: DataPath): Promise<void> {
+  const { scheduler } = path;
+  const before = scheduler.steps;
+  await scheduler.runReady();
+  assert.ok(
+    scheduler.steps - before < STEPS_MAX,
+    `${scheduler.steps - before} steps until the host was quiet`,
+  );
+}
+
+/** Two guests that mind their own business; whatever an attacker does, they must not notice. */
+export class Bystanders {
+  private readonly a: Guest;
+  private readonly b: Guest;
+  private readonly sent: Uint8Array[] = [];
+  private readonly got: Uint8Array[] = [];
+
+  constructor(private readonly path: DataPath) {
+    this.a = path.guest({ mtu: 9000 });
+    this.b = path.guest({ mtu: 9000 });
+    this.b.dev.rxHandler = (packet: Packet) => {
+      const bytes = bytesOf(packet);
+      // What others flood is none of our business.
+      if (this.a.dev.address.every((byte, i) => byte === bytes[6 + i])) this.got.push(bytes);
+      packet.release();
+    };
+    // The bridge learns where they are, and keeps what they send from others.
+    const hello = buildFrame({
+      source: this.target,
+      destination: [...this.a.dev.address],
+      payload: new Uint8Array(0),
+    });
+    this.b.dev.xmit(packetFrom(this.b.dev, hello));
+  }
+
+  get domids(): number[] {
+    return [this.a, this.b].map(({ dom }) => dom.platform.domid);
+  }
+
+  /** MAC address of one of them, for an attacker to aim at. */
+  get target(): number[] {
+    return [...this.b.dev.address];
+  }
+
+  /** Sends a packet on its way, of a size that goes round. */
+  send(): void {
+    const n = this.sent.length;
+    const bytes = buildFrame({
+      source: [...this.a.dev.address],
+      destination: this.target,
+      payload: Uint8Array.from({ length: [10, 1000, 5000][n % 3] }, (_, i) => (i * 3 + n) & 0xff),
+      id: n & 0xffff,
+    });
+    this.sent.push(bytes);
+    this.a.dev.xmit(packetFrom(this.a.dev, bytes));
+  }
+
+  /** Sends a few packets, and checks that all sent so far arrived as they were sent. */
+  async check(): Promise<void> {
+    for (let i = 0; i < 3; i++) this.send();
+    await quiet(this.path);
+    assert.equal(this.got.length, this.sent.length, 'packets that arrived between the bystanders');
+    for (const [i, bytes] of this.sent.entries()) assert.deepEqual(this.got[i], bytes);
+    this.sent.length = 0;
+    this.got.length = 0;
+    assert.deepEqual([this.a.broken, this.a.fatal, this.b.broken, this.b.fatal], [[], [], [], []]);
+  }
+}
