@@ -12,6 +12,9 @@ import type { Packet } from '../net/packet.js';
 import { POLL_STARVED, type Poller, type PollHandle } from './poller.js';
 import { type Tap, TapIo, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6 } from './tap.js';
 
+/** What may change what the interface should be. */
+const EVENTS = [NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE, NETDEV_CHANGEMTU];
+
 /**
  * A TAP as the user of a network device: what arrives on the device is what the TAP's interface receives,
  * and what is sent there goes out through the device. Frames are read straight into pages that the device
@@ -23,23 +26,25 @@ export class TapFace {
   private readonly handle: PollHandle;
   private readonly notifier: NotifierBlock;
   private readonly wake = (): void => this.handle.wake();
+  /** The MTU that the interface was told of. */
+  private mtu: number;
 
-  /** @param onMtu learns the device's MTU when it changes */
+  /** @param onMtu learns the device's MTU when it is another than it was here */
   constructor(
     readonly device: NetDevice,
     readonly tap: Tap,
     poller: Poller,
-    onMtu: (mtu: number) => void,
+    private readonly onMtu: (mtu: number) => void,
   ) {
     const { net } = device;
+    this.mtu = device.mtu;
     this.io = new TapIo(tap, net.memory, net.packets, net.pages);
     this.handle = poller.add({ fd: tap.fd, poll: budget => this.poll(budget) });
     this.notifier = {
       name: `tap ${tap.name}`,
       notifierCall: (event, changed) => {
         if (changed !== device) return;
-        if (event === NETDEV_CHANGEMTU) onMtu(device.mtu);
-        else if ([NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE].includes(event)) this.follow();
+        if (EVENTS.includes(event)) this.follow();
       },
     };
     device.rxHandler = packet => this.receive(packet);
@@ -72,6 +77,11 @@ export class TapFace {
       if (offload !== TUN_F_CSUM) offload |= TUN_F_TSO_ECN;
     }
     tap.setOffload(offload);
+    // A driver may set the MTU without an event, before it has a carrier.
+    if (device.mtu !== this.mtu) {
+      this.mtu = device.mtu;
+      this.onMtu(device.mtu);
+    }
     this.io.setPool((up ? device.txPool : null) ?? device.net.pages);
     tap.setCarrier(up);
     if (up) this.handle.wake();
