@@ -128,6 +128,15 @@ export class HostileBackend {
     for (const port of this.ports) this.platform.events.notify(port);
   }
 
+  kickTx(): void {
+    this.platform.events.notify(this.ports[0]);
+  }
+
+  /** The same as `kickTx` without split event channels. */
+  kickRx(): void {
+    this.platform.events.notify(this.ports[this.ports.length - 1]);
+  }
+
   /** Unmaps every page and closes the ports. */
   destroy(): void {
     for (const port of this.ports.splice(0)) this.platform.events.close(port);

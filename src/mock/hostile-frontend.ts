@@ -67,14 +67,15 @@ export interface Publication {
  *
  * ```ts
  * const front = new HostileFrontend(platform, 0);
- * const { txRef, rxRef, txPort, rxPort } = front.publication; // for the backend to connect to
- * front.packet(frame, { slots: [14, 0, 46] }); // a sound packet in three slots,
- * front.tx.write(1, 0xffffffff); // whose second grant reference is none
+ * const disconnect = connect(front.publication); // the backend maps the rings and binds the ports
+ * front.packet(frame, { slots: [14, 0, frame.length - 14] }); // a sound packet in three slots,
+ * front.tx.write(1, 0xffffffff); // of which the empty one names a grant that there is not
  * front.push();
  * front.kick();
- * // … let the host run, then:
- * front.txResponses(); // [{ id: 0, status: 0 }, { id: 1, status: 0 }, { id: 2, status: 0 }]
- * front.destroy(); // true: the backend holds nothing of it
+ * await run(); // the host does its work
+ * front.txResponses(); // → [{ id: 0, status: 0 }, { id: 1, status: 0 }, { id: 2, status: 0 }]
+ * disconnect(); // nothing of ours is left mapped:
+ * front.destroy(); // → true
  * ```
  */
 export class HostileFrontend {

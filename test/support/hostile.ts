@@ -9,6 +9,7 @@ import {
 } from '../../src/net/index.js';
 import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
 import { Queue as FrontQueue, GrantedPool } from '../../src/netfront/index.js';
+import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
 import type { Domain } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { ALL_FEATURES, type DataPath, Dom, type Guest } from './data-path.js';
@@ -144,7 +145,12 @@ export class Victim {
 
   constructor(
     readonly path: DataPath,
-    private readonly options: { split?: boolean; maxPages?: number } = {},
+    private readonly options: {
+      split?: boolean;
+      maxPages?: number;
+      /** What the frontend sees its rx ring, at `page`, through. */
+      memoryOf?: (memory: Memory, page: number) => Memory;
+    } = {},
   ) {
     this.dom = new Dom(path.hypervisor.createDomain({ maxPages: options.maxPages }));
     this.dev = this.dom.net.allocEtherdev('eth%d', {
@@ -171,7 +177,7 @@ export class Victim {
     const { dom, dev, path, broken } = this;
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     this.queue = new FrontQueue(
-      { ...dom, dev, backendId: 0, broken: reason => broken.push(reason) },
+      { ...dom, platform: this.platform(), dev, backendId: 0, broken: reason => broken.push(reason) },
       0,
       this.options.split ?? true,
       this.granted,
@@ -182,9 +188,40 @@ export class Victim {
     return this.back;
   }
 
+  /** The domain's platform, but for the memory that `memoryOf` puts in place of the second page (the rx ring). */
+  private platform(): Platform {
+    const { platform } = this.dom;
+    const { memoryOf } = this.options;
+    if (memoryOf === undefined) return platform;
+    const inner = platform.memory;
+    let pages = 0;
+    let seen = inner.memory;
+    const memory: DomainMemory = {
+      get memory() {
+        return seen;
+      },
+      allocPage() {
+        const page = inner.allocPage();
+        if (++pages === 2) seen = memoryOf(inner.memory, page);
+        return page;
+      },
+      freePage: page => inner.freePage(page),
+      gfn: page => inner.gfn(page),
+      get allocated() {
+        return inner.allocated;
+      },
+    };
+    return Object.create(platform, { memory: { value: memory } });
+  }
+
   async strike(): Promise<void> {
-    this.back.push();
-    this.back.kick();
+    const { back } = this;
+    const tx = back.tx.rspProd !== back.txNext;
+    const rx = back.rx.rspProd !== back.rxNext;
+    back.push();
+    // Events for nothing would be held against us.
+    if (tx) back.kickTx();
+    if (rx) back.kickRx();
     await quiet(this.path);
   }
 
