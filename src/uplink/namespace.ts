@@ -1,7 +1,7 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { checked, F_SETFD, F_SETFL, FD_CLOEXEC, libc, O_NONBLOCK, O_RDWR } from '../platform/linux/libc.js';
 import { UplinkError } from './error.js';
-import { checked, F_SETFD, F_SETFL, FD_CLOEXEC, libc, O_NONBLOCK, O_RDWR } from './libc.js';
 import { adoptTun, type Tap, TUN_DEVICE, tapObstacle } from './tap.js';
 
 /** The file descriptor under which the holder opens /dev/net/tun. */

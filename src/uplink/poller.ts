@@ -8,7 +8,7 @@ import {
   libc,
   O_CLOEXEC,
   watchReadable,
-} from './libc.js';
+} from '../platform/linux/libc.js';
 
 /** Frames that one device may bring before the next one has its turn. */
 const BURST = 64;

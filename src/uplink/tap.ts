@@ -11,9 +11,6 @@ import {
   type PacketPool,
 } from '../net/packet.js';
 import type { PagePool } from '../net/page-pool.js';
-import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
-import type { DomainMemory } from '../platform/platform.js';
-import { UplinkError } from './error.js';
 import {
   addressOf,
   CStruct,
@@ -24,7 +21,10 @@ import {
   O_CLOEXEC,
   O_NONBLOCK,
   O_RDWR,
-} from './libc.js';
+} from '../platform/linux/libc.js';
+import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import type { DomainMemory } from '../platform/platform.js';
+import { UplinkError } from './error.js';
 
 export const TUN_DEVICE = '/dev/net/tun';
 

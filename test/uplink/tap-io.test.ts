@@ -15,7 +15,7 @@ import {
   GSO_TCPV6,
   type Packet,
 } from '../../src/net/packet.js';
-import { libc } from '../../src/uplink/libc.js';
+import { libc } from '../../src/platform/linux/libc.js';
 import { Tap, TapIo } from '../../src/uplink/tap.js';
 import { makePages } from './pages.js';
 

@@ -1,6 +1,8 @@
 import koffi from 'koffi';
-import { ERRNO, type ErrnoName } from '../abi/errno.js';
-import { UplinkError } from './error.js';
+import { ERRNO, ErrnoError, type ErrnoName } from '../../abi/errno.js';
+
+/** A system call failed, or the machine lacks what it needs; the message says what was tried. */
+export class SystemError extends ErrnoError {}
 
 /** asm-generic/fcntl.h */
 export const O_RDWR = 2;
@@ -17,6 +19,14 @@ export const EPOLLIN = 0x001;
 /** Tell once when something arrives, not as long as it is there. */
 export const EPOLLET = 0x80000000;
 
+/** sys/mman.h */
+export const PROT_READ = 1;
+export const PROT_WRITE = 2;
+export const MAP_SHARED = 0x01;
+export const MAP_PRIVATE = 0x02;
+export const MAP_FIXED = 0x10;
+export const MAP_ANONYMOUS = 0x20;
+
 /** System call numbers, the same on every architecture since Linux 5. */
 const SYS_pidfd_open = 434;
 const SYS_pidfd_getfd = 438;
@@ -32,6 +42,10 @@ export interface Libc {
   fcntl(fd: number, command: number, argument: number): number;
   /** ioctl with a pointer or an integer as its argument. */
   ioctl(fd: number, request: number, argument: number): number;
+  read(fd: number, buffer: number, bytes: number): number;
+  write(fd: number, buffer: number, bytes: number): number;
+  /** Returns the address, or -1. */
+  mmap(address: number, bytes: number, protection: number, flags: number, fd: number, offset: number): number;
   readv(fd: number, iovecs: number, count: number): number;
   writev(fd: number, iovecs: number, count: number): number;
   epollCreate1(flags: number): number;
@@ -45,7 +59,7 @@ export interface Libc {
 
 let loaded: Libc | null = null;
 
-/** @throws UplinkError ENOSYS on a system that is not Linux, or whose C library cannot be called */
+/** @throws SystemError ENOSYS on a system that is not Linux, or whose C library cannot be called */
 export function libc(): Libc {
   loaded ??= load();
   return loaded;
@@ -53,7 +67,7 @@ export function libc(): Libc {
 
 function load(): Libc {
   if (process.platform !== 'linux') {
-    throw new UplinkError('ENOSYS', `TAP devices and namespaces need Linux, and this is ${process.platform}`);
+    throw new SystemError('ENOSYS', `devices of the machine need Linux, and this is ${process.platform}`);
   }
   const library = koffi.load(null);
   const syscall = library.func('syscall', 'long', ['long', 'long', 'long', 'long']);
@@ -62,6 +76,9 @@ function load(): Libc {
     close: library.func('close', 'int', ['int']),
     fcntl: library.func('fcntl', 'int', ['int', 'int', 'long']),
     ioctl: library.func('ioctl', 'int', ['int', 'ulong', 'uintptr_t']),
+    read: library.func('read', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
+    write: library.func('write', 'intptr_t', ['int', 'uintptr_t', 'size_t']),
+    mmap: library.func('mmap', 'intptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']),
     readv: library.func('readv', 'intptr_t', ['int', 'uintptr_t', 'int']),
     writev: library.func('writev', 'intptr_t', ['int', 'uintptr_t', 'int']),
     epollCreate1: library.func('epoll_create1', 'int', ['int']),
@@ -83,11 +100,11 @@ export function errnoName(number: number): ErrnoName {
   return 'EIO';
 }
 
-/** @returns `result`; @throws UplinkError with errno when it is negative, saying what was tried */
+/** @returns `result`; @throws SystemError with errno when it is negative, saying what was tried */
 export function checked(result: number, what: string): number {
   if (result >= 0) return result;
   const number = errno();
-  throw new UplinkError(errnoName(number), `${what} failed (errno ${number})`);
+  throw new SystemError(errnoName(number), `${what} failed (errno ${number})`);
 }
 
 /** Where a typed array's memory lies in this process. It must not be resizable, and be kept alive. */
