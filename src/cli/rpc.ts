@@ -55,15 +55,17 @@ export function defaultControlSocket(env: NodeJS.ProcessEnv = process.env): stri
 
 /**
  * Makes a place for a UNIX socket: its folder, and away with a socket that a host left which is gone.
+ * @returns the folder when it was made here: whoever leaves removes it again
  * @throws CliError EADDRINUSE when a host listens there
  */
-export async function prepareSocketPath(path: string): Promise<void> {
+export async function prepareSocketPath(path: string): Promise<string | undefined> {
   if (Buffer.byteLength(path) > SOCKET_PATH_MAX) {
     throw new CliError('EINVAL', `${path}: the path of a UNIX socket has at most ${SOCKET_PATH_MAX} bytes`);
   }
-  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  const folder = dirname(path);
+  const made = mkdirSync(folder, { recursive: true, mode: 0o700 });
   const found = lstatSync(path, { throwIfNoEntry: false });
-  if (found === undefined) return;
+  if (found === undefined) return made === undefined ? undefined : folder;
   if (!found.isSocket()) throw new CliError('EEXIST', `${path} is there and is no socket`);
   if (await isAlive(path)) {
     throw new CliError(
@@ -72,6 +74,7 @@ export async function prepareSocketPath(path: string): Promise<void> {
     );
   }
   unlinkSync(path);
+  return undefined;
 }
 
 function isAlive(path: string): Promise<boolean> {

@@ -1,4 +1,4 @@
-import { unlinkSync } from 'node:fs';
+import { rmdirSync, unlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { readDomainFile } from '../toolstack/domain-config.js';
 import { Host, type HostOptions } from '../toolstack/host.js';
@@ -51,7 +51,7 @@ export async function startHost(options: {
 }): Promise<RunningHost> {
   const controlSocket = resolve(options.controlSocket ?? defaultControlSocket());
   const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
-  await prepareSocketPath(controlSocket);
+  const folder = await prepareSocketPath(controlSocket);
   const host = await Host.start(options.host);
   const registry = new RpcRegistry();
   let finish: () => void = () => {};
@@ -61,7 +61,8 @@ export async function startHost(options: {
   let ending = false;
   const end = (): void => {
     if (ending) {
-      leaveNow(controlSocket, xenstoredSocket);
+      tidy([controlSocket, xenstoredSocket], folder);
+      process.exit(130);
       return;
     }
     ending = true;
@@ -71,6 +72,7 @@ export async function startHost(options: {
         await host.close();
         await store.close();
       } finally {
+        tidy([], folder);
         finish();
       }
     })();
@@ -88,16 +90,22 @@ export async function startHost(options: {
   return { host, registry, controlSocket, xenstoredSocket, ended, end };
 }
 
-/** What Ctrl-C for the second time does: namespaces and TAPs go with this process, sockets have to be removed. */
-function leaveNow(...sockets: string[]): never {
-  for (const path of sockets) {
+/**
+ * Removes sockets, and the folder that was made for them. All that Ctrl-C for the second time has to do:
+ * namespaces and TAPs go with this process.
+ */
+function tidy(sockets: readonly string[], folder: string | undefined): void {
+  const removals = [
+    ...sockets.map(path => () => unlinkSync(path)),
+    () => folder !== undefined && rmdirSync(folder),
+  ];
+  for (const remove of removals) {
     try {
-      unlinkSync(path);
+      remove();
     } catch {
-      // It is gone already.
+      // It is gone already, or somebody else has something in the folder.
     }
   }
-  process.exit(130);
 }
 
 export const UP_COMMAND: Command = {
