@@ -107,6 +107,8 @@ export interface NetDeviceOps<Priv = unknown> {
   setFeatures?(device: NetDevice<Priv>, features: number): void;
   setRxMode?(device: NetDevice<Priv>): void;
   changeRxFlags?(device: NetDevice<Priv>, flags: number): void;
+  /** Slots of its rings, for ethtool -g. */
+  ringSizes?(device: NetDevice<Priv>): { readonly rx: number; readonly tx: number };
   /** Driver statistics as ethtool -S prints them: names and values. */
   ethtoolStats?(device: NetDevice<Priv>): readonly (readonly [string, number])[];
   /** Brings `device.stats` up to date. */

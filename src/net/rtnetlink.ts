@@ -76,6 +76,10 @@ export const IFLA = {
 const IFLA_INFO_KIND = 1;
 const IFLA_INFO_SLAVE_KIND = 4;
 const IFLA_XDP_ATTACHED = 2;
+/** Nobody here makes IPv6 addresses by himself. */
+const AF_INET6 = 10;
+const IFLA_INET6_ADDR_GEN_MODE = 8;
+const IN6_ADDR_GEN_MODE_NONE = 1;
 const NLA_F_NESTED = 0x8000;
 const NLA_TYPE_MASK = 0x3fff;
 
@@ -250,7 +254,9 @@ export function encodeLink(device: NetDevice, options: LinkMessageOptions): Uint
   linkInfo(w, device);
   if (device.ifindex !== device.iflink) w.attributeU32(IFLA.LINK, device.iflink);
   w.attributeString(IFLA.QDISC, device.qdiscKind);
-  w.attribute(IFLA.AF_SPEC, () => {});
+  w.attribute(IFLA.AF_SPEC, () => {
+    w.attribute(AF_INET6, () => w.attributeU8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE));
+  });
   w.attributeBytes(IFLA.MAP, new Uint8Array(32));
   if (device.parentName !== null) w.attributeString(IFLA.PARENT_DEV_NAME, device.parentName);
   if (device.parentBus !== null) w.attributeString(IFLA.PARENT_DEV_BUS_NAME, device.parentBus);

@@ -60,7 +60,7 @@ export function sysfsDirectory(device: NetDevice): VirtualDirectory {
     queues: directory(() => queues(device)),
     statistics: directory(() => statistics(device)),
     power: directory(() => ({ runtime_status: file(0o444, () => 'unsupported\n') })),
-    subsystem: link(device.parentName === null ? '../../../../class/net' : '../../../class/net'),
+    subsystem: link('../../../../class/net'),
   }));
 }
 

@@ -1,0 +1,564 @@
+import { ErrnoError } from '../abi/errno.js';
+import {
+  ARPHRD_ETHER,
+  ARPHRD_LOOPBACK,
+  Bridge,
+  changeAlias,
+  changeFlags,
+  changeGroup,
+  changeTxQueueLen,
+  formatAddress,
+  IFF_ALLMULTI,
+  IFF_LOWER_UP,
+  IFF_MULTICAST,
+  IFF_NOARP,
+  IFF_PROMISC,
+  IFF_RUNNING,
+  IFF_UP,
+  IFNAMSIZ,
+  type LinkStats,
+  type Net,
+  type NetDevice,
+  nameProblem,
+  OPERSTATES,
+  shownOperstate,
+} from '../net/index.js';
+import { errnoText, type Printed, printed, refused } from './printed.js';
+
+/** Flags in iproute2's order, without those that it computes. */
+const FLAG_NAMES: readonly (readonly [string, number])[] = [
+  ['LOOPBACK', 0x8],
+  ['BROADCAST', 0x2],
+  ['POINTOPOINT', 0x10],
+  ['MULTICAST', IFF_MULTICAST],
+  ['NOARP', IFF_NOARP],
+  ['ALLMULTI', IFF_ALLMULTI],
+  ['PROMISC', IFF_PROMISC],
+  ['MASTER', 0x400],
+  ['SLAVE', 0x800],
+  ['DEBUG', 0x4],
+  ['DYNAMIC', 0x8000],
+  ['AUTOMEDIA', 0x4000],
+  ['PORTSEL', 0x2000],
+  ['NOTRAILERS', 0x20],
+  ['UP', IFF_UP],
+  ['LOWER_UP', IFF_LOWER_UP],
+  ['DORMANT', 0x20000],
+  ['ECHO', 0x40000],
+];
+const LINK_MODES = ['DEFAULT', 'DORMANT', 'TESTING'];
+
+interface Options {
+  statistics: number;
+  details: boolean;
+  json: boolean;
+  pretty: boolean;
+  brief: boolean;
+  oneline: boolean;
+}
+
+/** What ends a command early. */
+class Refusal extends Error {
+  constructor(
+    readonly status: number,
+    readonly text: string,
+  ) {
+    super(text);
+  }
+}
+
+/**
+ * `ip` for the devices of a namespace, as iproute2 6.1 has it: `ip [-s] [-s] [-d] [-j [-p]] [-br] [-o] link
+ * [show|set] …`. What the kernel refuses is said as iproute2 says it, then in a sentence that names the rule.
+ */
+export function ip(net: Net, args: readonly string[]): Printed {
+  try {
+    return run(net, args);
+  } catch (error) {
+    if (error instanceof Refusal) return refused(error.status, `${error.text}\n`);
+    if (!(error instanceof ErrnoError)) throw error;
+    const sentence = error.message.slice(error.code.length + 2);
+    const known = /mtu (?:less|greater) than device (?:minimum|maximum)/.exec(sentence);
+    const first = known === null ? `RTNETLINK answers: ${errnoText(error.code)}` : `Error: ${known[0]}.`;
+    return refused(2, `${first}\n${sentence}\n`);
+  }
+}
+
+function run(net: Net, args: readonly string[]): Printed {
+  const options: Options = {
+    statistics: 0,
+    details: false,
+    json: false,
+    pretty: false,
+    brief: false,
+    oneline: false,
+  };
+  const rest = [...args];
+  while (rest[0]?.startsWith('-')) parseOption(rest.shift()!, options);
+  const object = rest.shift();
+  if (object === undefined) throw new Refusal(255, 'Usage: ip [ OPTIONS ] link [ show | set ] …');
+  if (!'link'.startsWith(object)) {
+    throw new Refusal(1, `Object "${object}" is unknown, try "ip help".`);
+  }
+  const command = rest.shift() ?? 'show';
+  if (['show', 'list', 'lst'].some(word => word.startsWith(command))) return show(net, rest, options);
+  if ('set'.startsWith(command)) {
+    set(net, rest);
+    return printed('');
+  }
+  throw new Refusal(255, `Command "${command}" is unknown, try "ip link help".`);
+}
+
+function parseOption(option: string, options: Options): void {
+  const word = option.replace(/^--?/, '');
+  if (word === '') throw new Refusal(255, 'Option "-" is unknown, try "ip -help".');
+  if (word === 'br' || 'brief'.startsWith(word)) options.brief = true;
+  else if ('details'.startsWith(word)) options.details = true;
+  else if ('stats'.startsWith(word) || 'statistics'.startsWith(word)) options.statistics++;
+  else if ('json'.startsWith(word)) options.json = true;
+  else if ('pretty'.startsWith(word)) options.pretty = true;
+  else if ('oneline'.startsWith(word)) options.oneline = true;
+  else throw new Refusal(255, `Option "${option}" is unknown, try "ip -help".`);
+}
+
+function show(net: Net, args: string[], options: Options): Printed {
+  let chosen = [...net.devices];
+  let named = false;
+  for (let word = args.shift(); word !== undefined; word = args.shift()) {
+    if (word === 'up') chosen = chosen.filter(device => device.flagsUp);
+    else if (word === 'master') {
+      const master = argument(args, word);
+      const bridge = net.byName(master);
+      if (bridge === undefined) {
+        throw new Refusal(255, `Error: argument "${master}" is wrong: Device does not exist\n`);
+      }
+      chosen = chosen.filter(device => device.master === bridge);
+    } else if (word === 'type') {
+      const kind = argument(args, word);
+      chosen = chosen.filter(device => device.kind === kind);
+    } else if (word === 'group') {
+      const group = parseGroup(argument(args, word));
+      chosen = chosen.filter(device => device.group === group);
+    } else {
+      if (word === 'dev') word = argument(args, word);
+      if (named) throw new Refusal(255, `Error: either "dev" is duplicate, or "${word}" is a garbage.`);
+      const device = net.byName(word);
+      if (device === undefined) throw new Refusal(1, `Device "${word}" does not exist.`);
+      chosen = chosen.filter(other => other === device);
+      named = true;
+    }
+  }
+  if (options.json) {
+    const objects = chosen.map(device => (options.brief ? briefObject(device) : object(device, options)));
+    return printed(`${JSON.stringify(objects, null, options.pretty ? 4 : undefined)}\n`);
+  }
+  const text = chosen.map(device => (options.brief ? brief(device) : describe(device, options)));
+  if (!options.oneline) return printed(text.join(''));
+  return printed(text.map(lines => `${lines.replace(/\n$/, '').replaceAll('\n', '\\')}\n`).join(''));
+}
+
+function argument(args: string[], word: string): string {
+  const value = args.shift();
+  if (value === undefined) {
+    throw new Refusal(255, `Command line is not complete. Try option "help": "${word}" wants a value.`);
+  }
+  return value;
+}
+
+function flagNames(device: NetDevice): string[] {
+  const flags = device.displayFlags;
+  const names = (flags & IFF_UP) !== 0 && (flags & IFF_RUNNING) === 0 ? ['NO-CARRIER'] : [];
+  for (const [name, bit] of FLAG_NAMES) if ((flags & bit) !== 0) names.push(name);
+  const lower = lowerOf(device);
+  if (lower !== undefined && !lower.flagsUp) names.push('M-DOWN');
+  return names;
+}
+
+function lowerOf(device: NetDevice): NetDevice | undefined {
+  return device.ifindex === device.iflink ? undefined : device.net.byIndex(device.iflink);
+}
+
+function fullName(device: NetDevice): string {
+  if (device.ifindex === device.iflink) return device.name;
+  return `${device.name}@${lowerOf(device)?.name ?? `if${device.iflink}`}`;
+}
+
+function linkType(device: NetDevice): string {
+  if (device.type === ARPHRD_ETHER) return 'ether';
+  return device.type === ARPHRD_LOOPBACK ? 'loopback' : `[${device.type}]`;
+}
+
+function groupName(group: number): string {
+  return group === 0 ? 'default' : String(group);
+}
+
+function parseGroup(text: string): number {
+  if (text === 'default') return 0;
+  if (/^\d+$/.test(text)) return Number(text);
+  throw new Refusal(255, `Error: argument "${text}" is wrong: Invalid "group" value\n`);
+}
+
+function brief(device: NetDevice): string {
+  const state = OPERSTATES[shownOperstate(device)].toUpperCase();
+  const address = formatAddress(device.address.subarray(0, device.addrLen));
+  return `${fullName(device).padEnd(16)} ${state.padEnd(14)} ${address} <${flagNames(device).join(',')}> \n`;
+}
+
+function briefObject(device: NetDevice): object {
+  return {
+    ...linkOf(device),
+    operstate: OPERSTATES[shownOperstate(device)].toUpperCase(),
+    address: formatAddress(device.address.subarray(0, device.addrLen)),
+    flags: flagNames(device),
+  };
+}
+
+function linkOf(device: NetDevice): object {
+  if (device.ifindex === device.iflink) return { ifname: device.name };
+  const lower = lowerOf(device);
+  const where = lower === undefined ? { link_index: device.iflink } : { link: lower.name };
+  return { ...where, ifname: device.name };
+}
+
+function describe(device: NetDevice, options: Options): string {
+  const address = formatAddress(device.address.subarray(0, device.addrLen));
+  const broadcast = formatAddress(device.broadcast.subarray(0, device.addrLen));
+  const master = device.master === null ? '' : `master ${device.master.name} `;
+  let text =
+    `${device.ifindex}: ${fullName(device)}: <${flagNames(device).join(',')}> mtu ${device.mtu} ` +
+    `qdisc ${device.qdiscKind} ${master}state ${OPERSTATES[shownOperstate(device)].toUpperCase()} ` +
+    `mode ${LINK_MODES[device.linkMode]} group ${groupName(device.group)} qlen ${device.txQueueLen}\n` +
+    `    link/${linkType(device)} ${address} brd ${broadcast}`;
+  if (options.details) text += details(device);
+  if (device.ifalias !== '') text += `\n    alias ${device.ifalias}`;
+  text += '\n';
+  if (options.statistics > 0) {
+    device.ops.getStats?.(device);
+    text += statistics(device, options.statistics > 1);
+  }
+  return text;
+}
+
+function details(device: NetDevice): string {
+  let text =
+    ` promiscuity ${device.promiscuity}  allmulti ${device.allmulti} ` +
+    `minmtu ${device.minMtu} maxmtu ${device.maxMtu} `;
+  if (device.kind !== null) text += `\n    ${device.kind} `;
+  if (device.master instanceof Bridge) {
+    const fields = portFields(device, device.master).map(([, name, value]) => `${name} ${value}`);
+    text += `\n    bridge_slave ${fields.join(' ')} `;
+  }
+  for (const [, name, value] of limitFields(device)) text += `${name} ${value} `;
+  return text;
+}
+
+type Field = readonly [json: string, text: string, value: string | number, jsonValue?: unknown];
+
+function limitFields(device: NetDevice): Field[] {
+  const fields: Field[] = [
+    ['inet6_addr_gen_mode', 'addrgenmode', 'none'],
+    ['num_tx_queues', 'numtxqueues', device.numTxQueues],
+    ['num_rx_queues', 'numrxqueues', device.numRxQueues],
+    ['gso_max_size', 'gso_max_size', device.gsoMaxSize],
+    ['gso_max_segs', 'gso_max_segs', device.gsoMaxSegs],
+    ['tso_max_size', 'tso_max_size', device.tsoMaxSize],
+    ['tso_max_segs', 'tso_max_segs', device.gsoMaxSegs],
+    ['gro_max_size', 'gro_max_size', device.groMaxSize],
+  ];
+  if (device.parentBus !== null) fields.push(['parentbus', 'parentbus', device.parentBus]);
+  if (device.parentName !== null) fields.push(['parentdev', 'parentdev', device.parentName]);
+  return fields;
+}
+
+function portFields(device: NetDevice, bridge: Bridge): Field[] {
+  const port = bridge.portOf(device)!;
+  const flag = (json: string, value: boolean, text = json): Field => [
+    json,
+    text,
+    value ? 'on' : 'off',
+    value,
+  ];
+  const state = port.forwarding ? 'forwarding' : 'disabled';
+  return [
+    ['state', 'state', state],
+    ['priority', 'priority', 32],
+    ['cost', 'cost', 2],
+    flag('hairpin', port.hairpin),
+    flag('learning', port.learning),
+    flag('flood', port.unicastFlood),
+    ['id', 'port_id', `0x${(0x8000 + port.number).toString(16)}`],
+    ['no', 'port_no', `0x${port.number.toString(16)}`],
+    flag('mcast_flood', port.multicastFlood),
+    flag('bcast_flood', port.broadcastFlood),
+    flag('isolated', port.isolated),
+  ];
+}
+
+function object(device: NetDevice, options: Options): object {
+  const entry: Record<string, unknown> = {
+    ifindex: device.ifindex,
+    ...linkOf(device),
+    flags: flagNames(device),
+    mtu: device.mtu,
+    qdisc: device.qdiscKind,
+  };
+  if (device.master !== null) entry.master = device.master.name;
+  entry.operstate = OPERSTATES[shownOperstate(device)].toUpperCase();
+  entry.linkmode = LINK_MODES[device.linkMode];
+  entry.group = groupName(device.group);
+  entry.txqlen = device.txQueueLen;
+  entry.link_type = linkType(device);
+  entry.address = formatAddress(device.address.subarray(0, device.addrLen));
+  entry.broadcast = formatAddress(device.broadcast.subarray(0, device.addrLen));
+  if (options.details) {
+    entry.promiscuity = device.promiscuity;
+    entry.allmulti = device.allmulti;
+    entry.min_mtu = device.minMtu;
+    entry.max_mtu = device.maxMtu;
+    const info: Record<string, unknown> = {};
+    if (device.kind !== null) info.info_kind = device.kind;
+    if (device.master instanceof Bridge) {
+      info.info_slave_kind = 'bridge';
+      info.info_slave_data = Object.fromEntries(
+        portFields(device, device.master).map(([name, , value, json]) => [name, json ?? value]),
+      );
+    }
+    if (Object.keys(info).length > 0) entry.linkinfo = info;
+    for (const [name, , value] of limitFields(device)) entry[name] = value;
+  }
+  if (device.ifalias !== '') entry.ifalias = device.ifalias;
+  if (options.statistics > 0) {
+    device.ops.getStats?.(device);
+    entry.stats64 = statisticsObject(device, options.statistics > 1);
+  }
+  return entry;
+}
+
+function statisticsObject(device: NetDevice, more: boolean): object {
+  const s = device.stats;
+  const rx: Record<string, number> = {
+    bytes: s.rxBytes,
+    packets: s.rxPackets,
+    errors: s.rxErrors,
+    dropped: s.rxDropped,
+    over_errors: s.rxOverErrors,
+    multicast: s.multicast,
+  };
+  const tx: Record<string, number> = {
+    bytes: s.txBytes,
+    packets: s.txPackets,
+    errors: s.txErrors,
+    dropped: s.txDropped,
+    carrier_errors: s.txCarrierErrors,
+    collisions: s.collisions,
+  };
+  if (s.rxCompressed !== 0) rx.compressed = s.rxCompressed;
+  if (s.txCompressed !== 0) tx.compressed = s.txCompressed;
+  if (more) {
+    rx.length_errors = s.rxLengthErrors;
+    rx.crc_errors = s.rxCrcErrors;
+    rx.frame_errors = s.rxFrameErrors;
+    rx.fifo_errors = s.rxFifoErrors;
+    rx.missed_errors = s.rxMissedErrors;
+    if (s.rxNohandler !== 0) rx.nohandler = s.rxNohandler;
+    tx.aborted_errors = s.txAbortedErrors;
+    tx.fifo_errors = s.txFifoErrors;
+    tx.window_errors = s.txWindowErrors;
+    tx.heartbeat_errors = s.txHeartbeatErrors;
+    tx.carrier_changes = device.carrierUpCount + device.carrierDownCount;
+  }
+  return { rx, tx };
+}
+
+/** Columns as wide as the widest number in them, or their heading. */
+function statistics(device: NetDevice, more: boolean): string {
+  const s: LinkStats = device.stats;
+  const changes = device.carrierUpCount + device.carrierDownCount;
+  const rx = [s.rxBytes, s.rxPackets, s.rxErrors, s.rxDropped, s.rxMissedErrors, s.multicast, s.rxCompressed];
+  const rxErrors = [s.rxLengthErrors, s.rxCrcErrors, s.rxFrameErrors, s.rxFifoErrors, s.rxOverErrors];
+  const tx = [
+    s.txBytes,
+    s.txPackets,
+    s.txErrors,
+    s.txDropped,
+    s.txCarrierErrors,
+    s.collisions,
+    s.txCompressed,
+  ];
+  const txErrors = [s.txAbortedErrors, s.txFifoErrors, s.txWindowErrors, s.txHeartbeatErrors, changes];
+  const widths = ['*X errors:', 'packets', 'errors', 'dropped', 'heartbt', 'overrun', 'compressed'].map(
+    heading => heading.length,
+  );
+  const widen = (values: number[], from: number): void => {
+    values.forEach((value, i) => {
+      widths[i + from] = Math.max(widths[i + from], String(value).length);
+    });
+  };
+  widen(rx, 0);
+  widen(tx, 0);
+  if (more) {
+    widen(rxErrors, 1);
+    widen(txErrors, 1);
+  }
+  const heading = (title: string, names: string[], compressed: number): string => {
+    const columns = names.map((name, i) => name.padStart(i === 0 ? widths[0] - 4 : widths[i]));
+    return `    ${title}: ${columns.join(' ')} ${(compressed === 0 ? '' : 'compressed').padStart(widths[6])}\n`;
+  };
+  const row = (values: number[]): string => {
+    const shown = values[6] === 0 ? values.slice(0, 6) : values;
+    return `    ${shown.map((value, i) => `${String(value).padStart(widths[i])} `).join('')}\n`;
+  };
+  const errors = (title: string, names: string[], values: number[]): string =>
+    `    ${title} errors:${names.map((name, i) => ` ${name.padStart(widths[i + 1])}`).join('')}\n` +
+    `    ${' '.repeat(widths[0] + 1)}${values.map((v, i) => `${String(v).padStart(widths[i + 1])} `).join('')}\n`;
+  let text = heading('RX', ['bytes', 'packets', 'errors', 'dropped', 'missed', 'mcast'], s.rxCompressed);
+  text += row(rx);
+  if (more) text += errors('RX', ['length', 'crc', 'frame', 'fifo', 'overrun'], rxErrors);
+  text += heading('TX', ['bytes', 'packets', 'errors', 'dropped', 'carrier', 'collsns'], s.txCompressed);
+  text += row(tx);
+  if (more) text += errors('TX', ['aborted', 'fifo', 'window', 'heartbt', 'transns'], txErrors);
+  return text;
+}
+
+/** What `ip link set` was asked to change, in the order in which the kernel does it (do_setlink). */
+interface Request {
+  address?: Uint8Array;
+  mtu?: number;
+  group?: number;
+  name?: string;
+  alias?: string;
+  setFlags: number;
+  clearFlags: number;
+  /** null for `nomaster`. */
+  master?: NetDevice | null;
+  txQueueLen?: number;
+}
+
+function set(net: Net, args: string[]): void {
+  let device: NetDevice | undefined;
+  let deviceName: string | undefined;
+  const request: Request = { setFlags: 0, clearFlags: 0 };
+  const onOff = (word: string, bit: number, inverted = false): void => {
+    const value = argument(args, word);
+    if (value !== 'on' && value !== 'off') {
+      throw new Refusal(255, `Error: argument of "${word}" must be "on" or "off", not "${value}"`);
+    }
+    if ((value === 'on') !== inverted) request.setFlags |= bit;
+    else request.clearFlags |= bit;
+  };
+  const number = (word: string, name: string): number => {
+    const value = argument(args, word);
+    if (!/^(0x[0-9a-f]+|\d+)$/i.test(value) || Number(value) > 0xffffffff) {
+      throw new Refusal(255, `Error: argument "${value}" is wrong: Invalid "${name}" value\n`);
+    }
+    return Number(value);
+  };
+  for (let word = args.shift(); word !== undefined; word = args.shift()) {
+    switch (word) {
+      case 'up':
+        request.setFlags |= IFF_UP;
+        break;
+      case 'down':
+        request.clearFlags |= IFF_UP;
+        break;
+      case 'mtu':
+        request.mtu = number(word, 'mtu');
+        break;
+      case 'txqueuelen':
+      case 'txqlen':
+      case 'qlen':
+        request.txQueueLen = number(word, word);
+        break;
+      case 'group':
+        request.group = parseGroup(argument(args, word));
+        break;
+      case 'alias':
+        request.alias = argument(args, word);
+        break;
+      case 'address':
+      case 'addr':
+      case 'lladdr':
+        request.address = parseLinkAddress(argument(args, word));
+        break;
+      case 'name': {
+        request.name = argument(args, word);
+        const problem = nameProblem(request.name);
+        if (problem !== null || request.name.length >= IFNAMSIZ) {
+          throw new Refusal(
+            255,
+            `Error: argument "${request.name}" is wrong: "name" not a valid ifname\n${problem}`,
+          );
+        }
+        break;
+      }
+      case 'promisc':
+        onOff(word, IFF_PROMISC);
+        break;
+      case 'allmulticast':
+        onOff(word, IFF_ALLMULTI);
+        break;
+      case 'multicast':
+        onOff(word, IFF_MULTICAST);
+        break;
+      case 'arp':
+        onOff(word, IFF_NOARP, true);
+        break;
+      case 'master': {
+        const name = argument(args, word);
+        const master = net.byName(name);
+        if (master === undefined) {
+          throw new Refusal(255, `Error: argument "${name}" is wrong: Device does not exist\n`);
+        }
+        request.master = master;
+        break;
+      }
+      case 'nomaster':
+        request.master = null;
+        break;
+      default:
+        if (word === 'dev') word = argument(args, word);
+        if (deviceName !== undefined) {
+          throw new Refusal(255, `Error: either "dev" is duplicate, or "${word}" is a garbage.`);
+        }
+        deviceName = word;
+    }
+  }
+  if (deviceName === undefined) throw new Refusal(255, 'Not enough information: "dev" argument is required.');
+  device = net.byName(deviceName);
+  if (device === undefined) throw new Refusal(1, `Cannot find device "${deviceName}"`);
+  apply(device, request);
+}
+
+function parseLinkAddress(text: string): Uint8Array {
+  const parts = text.split(':');
+  if (!parts.every(part => /^[0-9a-f]{1,2}$/i.test(part))) {
+    throw new Refusal(1, `"${text}" is invalid lladdr.`);
+  }
+  if (parts.length !== 6) {
+    throw new Refusal(1, `Invalid address length ${parts.length} - must be 6 bytes`);
+  }
+  return Uint8Array.from(parts, part => Number.parseInt(part, 16));
+}
+
+function apply(device: NetDevice, request: Request): void {
+  if (request.address !== undefined) device.setAddress(request.address);
+  if (request.mtu !== undefined) device.setMtu(request.mtu);
+  if (request.group !== undefined) changeGroup(device, request.group);
+  if (request.name !== undefined) device.rename(request.name);
+  if (request.alias !== undefined) changeAlias(device, request.alias);
+  if ((request.setFlags | request.clearFlags) !== 0) {
+    const shown = (device.flags & ~(IFF_PROMISC | IFF_ALLMULTI)) | device.gflags;
+    changeFlags(device, (shown | request.setFlags) & ~request.clearFlags);
+  }
+  if (request.master !== undefined) enslave(device, request.master);
+  if (request.txQueueLen !== undefined) changeTxQueueLen(device, request.txQueueLen);
+}
+
+function enslave(device: NetDevice, master: NetDevice | null): void {
+  if (device.master === master) return;
+  if (master !== null && !(master instanceof Bridge)) {
+    throw device.error('EOPNOTSUPP', `${master.name} is no bridge`);
+  }
+  if (device.master instanceof Bridge) device.master.removePort(device);
+  master?.addPort(device);
+}
