@@ -1,4 +1,5 @@
 import {
+  NETIF_CTRL_SLOT_SIZE,
   NETIF_RX_SLOT_SIZE,
   NETIF_TX_SLOT_SIZE,
   NETRXF_EXTRA_INFO,
@@ -81,7 +82,11 @@ export interface Publication {
 export class HostileFrontend {
   readonly tx: RawRing;
   readonly rx: RawRing;
+  /** The control ring, which a backend need not connect to. */
+  readonly ctrl: RawRing;
   readonly publication: Publication;
+  readonly ctrlRef: number;
+  readonly ctrlPort: number;
   /** Indexes that the next request goes to. */
   txNext = 0;
   rxNext = 0;
@@ -106,6 +111,9 @@ export class HostileFrontend {
     };
     this.tx = ring(NETIF_TX_SLOT_SIZE);
     this.rx = ring(NETIF_RX_SLOT_SIZE);
+    this.ctrl = ring(NETIF_CTRL_SLOT_SIZE);
+    this.ctrlRef = this.pages[2].gref;
+    this.ctrlPort = platform.events.allocUnbound(backendId);
     const txPort = platform.events.allocUnbound(backendId);
     const rxPort = (options.split ?? true) ? platform.events.allocUnbound(backendId) : txPort;
     this.publication = { txRef: this.pages[0].gref, rxRef: this.pages[1].gref, txPort, rxPort };
@@ -192,6 +200,19 @@ export class HostileFrontend {
     this.platform.events.notify(this.publication.rxPort);
   }
 
+  kickCtrl(): void {
+    this.platform.events.notify(this.ctrlPort);
+  }
+
+  /** Makes the rings as new, for another connection of the backend; what was granted stays so. */
+  reset(): void {
+    for (const ring of [this.tx, this.rx, this.ctrl]) initSharedRing(ring.memory, ring.address);
+    this.txNext = 0;
+    this.rxNext = 0;
+    this.txSeen = 0;
+    this.rxSeen = 0;
+  }
+
   /** Tx responses that the backend published since the last call; at most a ring full. */
   txResponses(): { id: number; status: number }[] {
     const seen: { id: number; status: number }[] = [];
@@ -247,8 +268,9 @@ export class HostileFrontend {
    */
   destroy(): boolean {
     const { platform, publication } = this;
-    platform.events.close(publication.txPort);
-    if (publication.rxPort !== publication.txPort) platform.events.close(publication.rxPort);
+    for (const port of new Set([publication.txPort, publication.rxPort, this.ctrlPort])) {
+      platform.events.close(port);
+    }
     let all = true;
     for (const { gref, page } of this.pages.splice(0)) {
       if (platform.grants.endAccess(gref)) platform.memory.freePage(page);

@@ -104,6 +104,21 @@ export class SeededScheduler implements Scheduler {
     this.timeUs = Math.max(this.timeUs, endUs);
   }
 
+  /**
+   * As `runFor`, but gives promises no turn and nothing up: for hosts that need none, and want to be fast.
+   * @returns the steps that it took; `maxSteps` when there was more to do
+   */
+  runForNow(ms: number, maxSteps: number): number {
+    const endUs = this.timeUs + Math.round(ms * 1000);
+    for (let steps = 0; steps < maxSteps; steps++) {
+      if (!this.step(endUs)) {
+        this.timeUs = Math.max(this.timeUs, endUs);
+        return steps;
+      }
+    }
+    return maxSteps;
+  }
+
   /** Runs the host until no task waits, not waiting for timers. */
   async runReady(): Promise<void> {
     do await this.yieldToMicrotasks();

@@ -1,0 +1,38 @@
+import { parseArgs } from 'node:util';
+import { fuzzHost } from './fuzz.js';
+
+/** Cases on one host before the next is made. */
+const HOST_CASES = 2000;
+
+const { values } = parseArgs({
+  options: { cases: { type: 'string', default: '1000000' }, seed: { type: 'string' } },
+});
+const cases = Number(values.cases);
+const seed = values.seed === undefined ? Date.now() & 0x7fffffff : Number(values.seed);
+if (!Number.isInteger(cases) || cases < 1 || !Number.isInteger(seed)) {
+  console.error('usage: npm run fuzz [-- --cases N --seed S]');
+  process.exit(2);
+}
+console.error(`${cases} cases, seed ${seed}`);
+const total = { cases: 0, netbackFatal: 0, netfrontBroken: 0, delivered: 0 };
+const start = Date.now();
+let told = start;
+for (let host = 0; total.cases < cases; host++) {
+  try {
+    const result = fuzzHost(seed + host, Math.min(HOST_CASES, cases - total.cases));
+    for (const key of Object.keys(total) as (keyof typeof total)[]) total[key] += result[key];
+  } catch (error) {
+    console.error(error);
+    console.error(`again: npm run fuzz -- --seed ${seed + host} --cases ${HOST_CASES}`);
+    process.exit(1);
+  }
+  if (Date.now() - told < 5000 && total.cases < cases) continue;
+  told = Date.now();
+  const rate = Math.round((1000 * total.cases) / (told - start));
+  const { netbackFatal, netfrontBroken, delivered } = total;
+  console.error(
+    `${total.cases} cases, ${rate}/s; ${netbackFatal} vifs disabled, ${netfrontBroken} devices broken, ` +
+      `${delivered} packets between bystanders`,
+  );
+}
+console.error(`seed ${seed}: nothing went wrong in ${total.cases} cases`);

@@ -1,0 +1,350 @@
+import assert from 'node:assert/strict';
+import {
+  gsoExtraWord0,
+  gsoExtraWord1,
+  hashExtraWord0,
+  NETTXF_CSUM_BLANK,
+  NETTXF_DATA_VALIDATED,
+  NETTXF_EXTRA_INFO,
+  NETTXF_MORE_DATA,
+  XEN_NETIF_EXTRA_FLAG_MORE,
+} from '../../src/abi/index.js';
+import { type GrantedPage, HostileFrontend } from '../../src/mock/index.js';
+import type { NetDevice } from '../../src/net/index.js';
+import { RX_QUEUE_PACKETS_MAX, SourceFilter, Vif } from '../../src/netback/index.js';
+import type { Domain } from '../../src/platform/sim/index.js';
+import { buildFrame } from '../net/frames.js';
+import { ALL_FEATURES, type DataPath } from '../support/data-path.js';
+import { packetFrom } from '../support/packets.js';
+import type { Draw } from './random.js';
+
+const DATA_PAGES = 24;
+
+/** Does one evil thing after another to a vif, as its frontend. */
+export class NetbackFuzzer {
+  private readonly domain: Domain;
+  private readonly vif: Vif;
+  private readonly front: HostileFrontend;
+  private readonly data: GrantedPage[] = [];
+  private fatal: string[] = [];
+  private unmap: (() => void)[] = [];
+
+  constructor(
+    private readonly path: DataPath,
+    private readonly draw: Draw,
+    private readonly targets: readonly (readonly number[])[],
+  ) {
+    this.domain = path.hypervisor.createDomain();
+    const { platform, irqs, net } = path.dom0;
+    const onFatal = (reason: string) => this.fatal.push(reason);
+    this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, onFatal);
+    this.vif.dev.mtu = 9000;
+    // Who may send as anybody can have the bridge send him what is another's, as on any Ethernet.
+    const own = Uint8Array.from([0, 0x16, 0x3e, 0, 0, this.domain.domid]);
+    this.vif.sourceFilter = new SourceFilter({ macs: [own] });
+    path.bridge.addPort(this.vif.dev as NetDevice);
+    this.front = new HostileFrontend(this.domain.platform, 0, { split: !draw.oneIn(3) });
+    for (let i = 0; i < DATA_PAGES; i++) {
+      const page = this.front.grantPage(draw.oneIn(2));
+      this.data.push(page);
+      const bytes = i < DATA_PAGES / 2 ? this.frame() : draw.bytes(200);
+      this.front.platform.memory.memory.u8.set(bytes, page.address);
+    }
+    this.connect();
+  }
+
+  private frame(): Uint8Array {
+    const { draw } = this;
+    return buildFrame({
+      version: draw.of([4, 4, 6] as const),
+      udp: draw.oneIn(5),
+      vlan: draw.oneIn(5) ? draw.below(4096) : undefined,
+      source: [0, 0x16, 0x3e, 0, 0, this.domain.domid],
+      destination: draw.of(this.targets),
+      payload: draw.bytes(draw.below(900)),
+    });
+  }
+
+  private connect(): void {
+    const { front, draw } = this;
+    const { platform } = this.path.dom0;
+    const { domid } = this.domain;
+    front.reset();
+    this.fatal = [];
+    const { txRef, rxRef, txPort, rxPort } = front.publication;
+    const refs = [txRef, draw.oneIn(50) ? txRef : rxRef, front.ctrlRef];
+    const [txRing, rxRing, ring] = refs.map(ref => platform.grants.map(domid, ref, false));
+    this.unmap = [txRing, rxRing, ring].map(mapping => () => platform.grants.unmap(mapping));
+    // A ring need not start at 0.
+    const start = draw.oneIn(4) ? draw.u32() : 0;
+    for (const shared of [front.tx, front.rx]) {
+      shared.reqProd = start;
+      shared.rspProd = start;
+    }
+    front.txNext = start;
+    front.rxNext = start;
+    const features = draw.oneIn(4)
+      ? { sg: false, gsoTcpv4: false, gsoTcpv6: false, noCsumOffload: true, ipv6CsumOffload: false }
+      : ALL_FEATURES;
+    const control = { domid, ring, port: front.ctrlPort };
+    this.vif.connect(features, [{ domid, txRing, rxRing, txPort, rxPort }], control);
+  }
+
+  disconnect(): void {
+    this.vif.disconnect();
+    for (const step of this.unmap.splice(0)) step();
+  }
+
+  reconnect(): void {
+    this.disconnect();
+    this.connect();
+  }
+
+  get broken(): boolean {
+    return this.fatal.length > 0;
+  }
+
+  /** Gives everything back. */
+  destroy(): void {
+    this.disconnect();
+    for (const { gref, page } of this.data) {
+      this.front.platform.grants.grant(gref, 0, page, false);
+    }
+    assert.ok(this.front.destroy(), 'the backend holds a page of the frontend');
+    this.path.bridge.removePort(this.vif.dev as NetDevice);
+    void this.vif.destroy();
+    this.domain.destroy();
+  }
+
+  /** Brings the rings into some state, and notifies. */
+  attack(): void {
+    const { draw, front } = this;
+    switch (draw.below(10)) {
+      case 0:
+        this.scribble();
+        break;
+      case 1:
+        this.moveIndexes();
+        break;
+      case 2:
+        this.regrant();
+        this.sendSome();
+        break;
+      case 3:
+        this.control();
+        break;
+      case 4:
+        this.sendSome();
+        this.postSome();
+        this.mutate();
+        this.mutate();
+        break;
+      case 5:
+      case 6:
+        this.sendSome();
+        this.mutate();
+        break;
+      default:
+        this.sendSome();
+        this.postSome();
+    }
+    if (draw.oneIn(3)) this.deliverSome();
+    if (!draw.oneIn(20)) front.kickTx();
+    if (!draw.oneIn(4)) front.kickRx();
+    if (draw.oneIn(6)) front.kickCtrl();
+  }
+
+  private scribble(): void {
+    const { draw, front } = this;
+    const ring = draw.of([front.tx, front.rx, front.ctrl]);
+    const offset = draw.oneIn(4) ? 0 : 64 + draw.below(3000);
+    ring.scribble(draw.bytes(1 + draw.below(200)), offset);
+    if (draw.oneIn(2)) this.publish();
+  }
+
+  private moveIndexes(): void {
+    const { draw, front } = this;
+    const ring = draw.of([front.tx, front.rx, front.ctrl]);
+    switch (draw.below(4)) {
+      case 0:
+        ring.reqProd = draw.index(ring.reqProd);
+        break;
+      case 1:
+        ring.rspProd = draw.index(ring.rspProd);
+        break;
+      case 2:
+        ring.reqEvent = draw.index(ring.reqEvent);
+        break;
+      default:
+        ring.rspEvent = draw.index(ring.rspEvent);
+    }
+  }
+
+  /** Takes a grant away, or gives it as another. */
+  private regrant(): void {
+    const { draw, front } = this;
+    const { gref, page } = draw.of(this.data);
+    const { grants } = front.platform;
+    grants.end(gref);
+    if (!draw.oneIn(3)) grants.grant(gref, draw.oneIn(4) ? 1 : 0, page, draw.oneIn(2));
+  }
+
+  private gref(): number {
+    const { draw, front } = this;
+    if (draw.oneIn(40)) return draw.u32();
+    if (draw.oneIn(40)) return draw.of(front.pages).gref;
+    return draw.of(this.data).gref;
+  }
+
+  /** Sound packets, more or less, as many as there is room for. */
+  private sendSome(): void {
+    const { draw, front } = this;
+    for (let n = draw.below(5); n >= 0; n--) {
+      const slots = draw.oneIn(12) ? 1 + draw.below(23) : 1 + draw.below(4);
+      if (((front.txNext - front.tx.rspProd) | 0) + slots + 4 > 256) break;
+      this.sendOne(slots);
+    }
+    this.publish();
+  }
+
+  private sendOne(slots: number): void {
+    const { draw, front } = this;
+    const sizes = Array.from({ length: slots }, (_, i) => {
+      if (draw.oneIn(40)) return draw.u16();
+      if (i === 0) return 54 + draw.below(1400);
+      return draw.oneIn(5) ? 0 : draw.oneIn(4) ? 4096 : draw.below(1500);
+    });
+    const total = sizes.reduce((a, b) => a + b);
+    const { gref, address } = draw.of(this.data);
+    this.setIpLength(address, total);
+    const extras = draw.oneIn(3) ? this.extras() : [];
+    for (let i = 0; i < slots; i++) {
+      let flags = i + 1 < slots ? NETTXF_MORE_DATA : 0;
+      if (i === 0) {
+        flags |= draw.of([0, NETTXF_DATA_VALIDATED, NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED]);
+        if (extras.length > 0) flags |= NETTXF_EXTRA_INFO;
+      }
+      front.request({
+        gref: i === 0 ? gref : this.gref(),
+        offset: i > 0 && draw.oneIn(4) ? draw.below(Math.max(1, 4097 - sizes[i])) : 0,
+        flags,
+        id: draw.below(0x10000),
+        size: (i === 0 ? total : sizes[i]) & 0xffff,
+      });
+      front.txNext >>>= 0;
+      if (i > 0) continue;
+      for (const [k, [word0, word1]] of extras.entries()) {
+        const more = k + 1 < extras.length ? XEN_NETIF_EXTRA_FLAG_MORE << 8 : 0;
+        front.extra((word0 | more) >>> 0, word1);
+        front.txNext >>>= 0;
+      }
+    }
+  }
+
+  /** Makes the IP header's length fit, so that the packet gets as far as it can. */
+  private setIpLength(address: number, total: number): void {
+    const { u8 } = this.front.platform.memory.memory;
+    const vlan = u8[address + 12] === 0x81 ? 4 : 0;
+    const ip = address + 14 + vlan;
+    const six = u8[ip] >> 4 === 6;
+    const length = Math.max(0, total - 14 - vlan - (six ? 40 : 0));
+    u8[ip + (six ? 4 : 2)] = length >>> 8;
+    u8[ip + (six ? 5 : 3)] = length & 0xff;
+  }
+
+  private extras(): [number, number][] {
+    const { draw } = this;
+    return Array.from({ length: 1 + (draw.oneIn(4) ? draw.below(4) : 0) }, (): [number, number] => {
+      switch (draw.below(8)) {
+        case 0:
+          return [draw.of([2, 3]) | (draw.below(0x10000) << 16), draw.u32()];
+        case 1:
+          return [hashExtraWord0(draw.below(256), draw.below(256)), draw.u32()];
+        case 2:
+          return [5 | (draw.u16() << 16), 0];
+        case 3:
+          return draw.oneIn(4) ? [draw.u32() & ~0x100, draw.u32()] : [gsoExtraWord0(1), gsoExtraWord1(1)];
+        default:
+          return [gsoExtraWord0(draw.of([1448, 1, 32, 100, 65535])), gsoExtraWord1(1 + draw.below(2))];
+      }
+    });
+  }
+
+  private postSome(): void {
+    const { draw, front } = this;
+    for (let n = draw.below(12); n >= 0; n--) {
+      if (((front.rxNext - front.rx.rspProd) | 0) >= 256) break;
+      front.rxRequest(draw.below(0x10000), this.gref());
+      front.rxNext >>>= 0;
+    }
+    this.publish();
+  }
+
+  /** Changes a few bytes or fields of what is on a ring. */
+  private mutate(): void {
+    const { draw, front } = this;
+    const ring = draw.of([front.tx, front.tx, front.rx]);
+    const at = ring === front.tx ? front.txNext : front.rxNext;
+    for (let n = draw.below(4); n >= 0; n--) {
+      const index = at - 1 - draw.below(12);
+      const word = draw.below(ring.slotSize / 4);
+      const old = ring.word(index, word);
+      const value = draw.of([
+        draw.u32(),
+        (old ^ (1 << draw.below(32))) >>> 0,
+        ((old & 0xffff) | (draw.u16() << 16)) >>> 0,
+        ((old & 0xffff0000) | draw.u16()) >>> 0,
+      ]);
+      ring.memory.u32[(ring.slot(index) >>> 2) + word] = value;
+    }
+  }
+
+  private control(): void {
+    const { draw, front } = this;
+    const { ctrl } = front;
+    let prod = ctrl.reqProd;
+    for (let n = draw.below(6); n >= 0; n--) {
+      const type = draw.oneIn(20) ? draw.u16() : draw.below(12);
+      const data = () => (draw.oneIn(2) ? draw.below(130) : draw.oneIn(2) ? this.gref() : draw.u32());
+      ctrl.write(prod++, draw.below(0x10000) | (type << 16), data(), data(), data());
+    }
+    if (((prod - ctrl.rspProd) | 0) <= ctrl.size) ctrl.reqProd = prod >>> 0;
+  }
+
+  private publish(): void {
+    this.front.tx.reqProd = this.front.txNext;
+    this.front.rx.reqProd = this.front.rxNext;
+  }
+
+  /** Packets for the guest, from the host's side. */
+  private deliverSome(): void {
+    const { draw, vif } = this;
+    for (let n = draw.below(4); n >= 0; n--) {
+      const bytes = buildFrame({
+        version: draw.of([4, 6] as const),
+        destination: [0, 0x16, 0x3e, 0, 0, this.domain.domid],
+        payload: new Uint8Array(draw.of([0, 100, 1000, 5000, 8000])),
+      });
+      const packet = packetFrom(vif.dev as NetDevice, bytes);
+      if (draw.oneIn(4)) packet.hashType = draw.below(4);
+      vif.dev.xmit(packet);
+    }
+  }
+
+  /** What must hold whenever the host is quiet. */
+  check(): void {
+    const { vif, fatal, path } = this;
+    assert.ok(fatal.length <= 1, `disabled ${fatal.length} times: ${fatal.join(', ')}`);
+    assert.equal(vif.disabled, fatal.length === 1);
+    assert.equal(vif.dev.carrierOk, fatal.length === 0);
+    const { packets } = path.dom0.net;
+    assert.ok(packets.used <= RX_QUEUE_PACKETS_MAX + 64, `${packets.used} packets are held`);
+    if (vif.disabled) return;
+    const { tx, rx } = vif.queues[0] as unknown as Record<
+      'tx' | 'rx',
+      { reqCons: number; rspProdPvt: number }
+    >;
+    assert.equal(tx.reqCons, tx.rspProdPvt, 'tx: every request is answered');
+    assert.equal(rx.reqCons, rx.rspProdPvt, 'rx: every request that was taken is answered');
+  }
+}

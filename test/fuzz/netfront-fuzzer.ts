@@ -1,0 +1,270 @@
+import assert from 'node:assert/strict';
+import {
+  gsoExtraWord0,
+  gsoExtraWord1,
+  NETRXF_CSUM_BLANK,
+  NETRXF_DATA_VALIDATED,
+  NETRXF_EXTRA_INFO,
+  NETRXF_MORE_DATA,
+} from '../../src/abi/index.js';
+import { HostileBackend } from '../../src/mock/index.js';
+import { GSO_TCPV4, type NetDevice, type Packet } from '../../src/net/index.js';
+import { GrantedPool, Queue } from '../../src/netfront/index.js';
+import type { GrantMapping } from '../../src/platform/index.js';
+import { buildFrame } from '../net/frames.js';
+import { type DataPath, Dom } from '../support/data-path.js';
+import { packetFrom, partial } from '../support/packets.js';
+import type { Draw } from './random.js';
+
+/** Packets that the guest keeps for a while. */
+const KEPT_MAX = 30;
+
+/** Does one evil thing after another to a device, as its backend. */
+export class NetfrontFuzzer {
+  private readonly dom: Dom;
+  private readonly dev: NetDevice;
+  private queue!: Queue;
+  private granted!: GrantedPool;
+  private back!: HostileBackend;
+  private reasons: string[] = [];
+  private readonly kept: Packet[] = [];
+  private readonly mapped: GrantMapping[] = [];
+  /** Ids of requests that were not answered yet. */
+  private outstanding: number[] = [];
+
+  constructor(
+    private readonly path: DataPath,
+    private readonly draw: Draw,
+  ) {
+    this.dom = new Dom(path.hypervisor.createDomain());
+    this.dev = this.dom.net.allocEtherdev('eth%d', {
+      startXmit: packet => this.queue.startXmit(packet),
+      flush: () => this.queue.flush(),
+    }) as NetDevice;
+    const { dev } = this;
+    dev.mtu = 65535;
+    dev.hwFeatures = 0x7fffffff;
+    dev.features = 0x7fffffff;
+    dev.rxHandler = packet => {
+      if (this.kept.length < KEPT_MAX && draw.oneIn(4)) this.kept.push(packet);
+      else packet.release();
+    };
+    this.dom.net.register(dev);
+    dev.open();
+    this.connect();
+  }
+
+  private connect(): void {
+    const { dom, dev, path, draw } = this;
+    const reasons: string[] = [];
+    this.reasons = reasons;
+    this.outstanding = [];
+    this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
+    const device = { ...dom, dev, backendId: 0, broken: (reason: string) => void reasons.push(reason) };
+    this.queue = new Queue(device, 0, !draw.oneIn(3), this.granted);
+    dev.txPool = this.granted.pages;
+    this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
+    this.queue.start();
+    dev.wakeAllQueues();
+  }
+
+  disconnect(): void {
+    this.mapped.length = 0;
+    this.back.destroy();
+    this.dev.txPool = null;
+    this.queue.destroy();
+    this.granted.retire();
+    for (const packet of this.kept.splice(0)) packet.release();
+    this.dom.reclaimer.retry();
+    this.dev.txQueues[0].reset();
+    const { net, reclaimer, platform } = this.dom;
+    assert.equal(net.packets.used, 0, 'packets of the guest');
+    assert.equal(net.pages.used, 0, 'pages of the guest');
+    assert.equal(reclaimer.pending, 0, 'grants that the backend holds');
+    assert.equal(platform.grants.allocated, 0, 'grants of the guest');
+  }
+
+  reconnect(): void {
+    this.disconnect();
+    this.connect();
+  }
+
+  get broken(): boolean {
+    return this.reasons.length > 0;
+  }
+
+  destroy(): void {
+    this.disconnect();
+    this.path.hypervisor.domain(this.dom.platform.domid)!.destroy();
+  }
+
+  attack(): void {
+    const { draw, back } = this;
+    for (let n = draw.below(4); n > 0; n--) this.send();
+    if (this.kept.length > 0 && draw.oneIn(2)) this.kept.splice(draw.below(this.kept.length), 1)[0].release();
+    switch (draw.below(10)) {
+      case 0: {
+        const ring = draw.of([back.tx, back.rx]);
+        ring.scribble(draw.bytes(1 + draw.below(200)), draw.oneIn(4) ? 0 : 64 + draw.below(2000));
+        if (draw.oneIn(2)) this.publish();
+        break;
+      }
+      case 1:
+        this.moveIndexes();
+        break;
+      case 2:
+        this.holdPages();
+        this.deliverSome();
+        break;
+      case 3:
+        this.deliverSome();
+        this.answerSome(true);
+        this.mutate();
+        break;
+      case 4:
+      case 5:
+        this.deliverSome();
+        this.mutate();
+        break;
+      default:
+        this.answerSome(false);
+        this.deliverSome();
+    }
+    if (!draw.oneIn(10)) back.kickTx();
+    if (!draw.oneIn(10)) back.kickRx();
+  }
+
+  private send(): void {
+    const { draw, dev } = this;
+    const length = draw.of([0, 100, 1400, 4000, 9000, 30000, 64000]);
+    const bytes = buildFrame({ payload: new Uint8Array(length) });
+    const linear = draw.of([54, 128, 480]);
+    const pool = draw.oneIn(2) && this.granted.pages.available > 20 ? this.granted.pages : undefined;
+    const packet = packetFrom(dev, bytes, linear, pool);
+    if (draw.oneIn(3)) {
+      partial(packet, dev);
+      packet.gsoType = GSO_TCPV4;
+      packet.gsoSize = 1448;
+    }
+    dev.xmit(packet);
+  }
+
+  private moveIndexes(): void {
+    const { draw, back } = this;
+    const ring = draw.of([back.tx, back.rx]);
+    switch (draw.below(4)) {
+      case 0:
+        ring.reqProd = draw.index(ring.reqProd);
+        break;
+      case 1:
+        ring.rspProd = draw.index(ring.rspProd);
+        break;
+      case 2:
+        ring.reqEvent = draw.index(ring.reqEvent);
+        break;
+      default:
+        ring.rspEvent = draw.index(ring.rspEvent);
+    }
+  }
+
+  /** Keeps a page mapped that is to be answered, or lets go of one. */
+  private holdPages(): void {
+    const { draw, back } = this;
+    const old = this.mapped.pop();
+    if (old !== undefined) back.unmap(old);
+    if (draw.oneIn(2)) return;
+    try {
+      this.mapped.push(back.map(draw.of([back.rxGref, back.tx.word(draw.below(256), 0)]), draw.oneIn(2)));
+    } catch {
+      // There is no such grant.
+    }
+  }
+
+  private answerSome(evil: boolean): void {
+    const { draw, back, outstanding } = this;
+    outstanding.push(...back.txRequests().map(({ id }) => id));
+    for (let n = draw.below(40); n > 0 && outstanding.length > 0; n--) {
+      const [id] = outstanding.splice(draw.below(outstanding.length), 1);
+      back.respondTx(evil && draw.oneIn(8) ? draw.u16() : id, draw.of([0, 0, 0, -1, -2, 1]));
+    }
+    this.publish();
+  }
+
+  private deliverSome(): void {
+    const { draw, back } = this;
+    for (let n = draw.below(6); n >= 0; n--) {
+      const slots = draw.oneIn(12) ? 1 + draw.below(22) : 1 + draw.below(3);
+      if (((back.rx.reqProd - back.rxNext) | 0) < slots + 2) break;
+      const extra = draw.oneIn(4);
+      for (let i = 0; i < slots; i++) {
+        let flags = i + 1 < slots ? NETRXF_MORE_DATA : 0;
+        if (i === 0) {
+          flags |= draw.of([0, NETRXF_DATA_VALIDATED, NETRXF_DATA_VALIDATED | NETRXF_CSUM_BLANK]);
+          if (extra) flags |= NETRXF_EXTRA_INFO;
+          this.fillHead();
+        }
+        const status = draw.oneIn(30) ? draw.u16() - 0x8000 : draw.of([0, 14, 60, 128, 1000, 4096]);
+        const offset = draw.oneIn(30)
+          ? draw.u16()
+          : draw.oneIn(4)
+            ? draw.below(4097 - Math.abs(status % 4097))
+            : 0;
+        back.respondRx({ offset, flags, status });
+        back.rxNext >>>= 0;
+        if (i > 0 || !extra) continue;
+        if (draw.oneIn(4)) back.rxExtra(draw.u32() & ~0x100, draw.u32());
+        else back.rxExtra(gsoExtraWord0(draw.of([1448, 1, 65535])), gsoExtraWord1(1 + draw.below(2)));
+        back.rxNext >>>= 0;
+      }
+    }
+    this.publish();
+  }
+
+  /** Puts headers where a packet is going to start. */
+  private fillHead(): void {
+    const { draw, back } = this;
+    if (draw.oneIn(4)) return;
+    const bytes = buildFrame({
+      version: draw.of([4, 6] as const),
+      udp: draw.oneIn(4),
+      payload: new Uint8Array(draw.of([0, 6, 74, 946, 4042])),
+    });
+    try {
+      back.fill(back.rxGref, bytes);
+    } catch {
+      // The request on the ring is not what the frontend wrote any more.
+    }
+  }
+
+  private mutate(): void {
+    const { draw, back } = this;
+    const ring = draw.of([back.tx, back.rx, back.rx]);
+    const at = ring === back.tx ? back.txNext : back.rxNext;
+    for (let n = draw.below(4); n >= 0; n--) {
+      const index = at - 1 - draw.below(12);
+      const word = draw.below(2);
+      const old = ring.word(index, word);
+      const value = draw.of([
+        draw.u32(),
+        (old ^ (1 << draw.below(32))) >>> 0,
+        ((old & 0xffff) | (draw.u16() << 16)) >>> 0,
+        ((old & 0xffff0000) | draw.u16()) >>> 0,
+      ]);
+      ring.memory.u32[(ring.slot(index) >>> 2) + word] = value;
+    }
+  }
+
+  private publish(): void {
+    this.back.push();
+  }
+
+  /** What must hold whenever the host is quiet. */
+  check(): void {
+    const { reasons, dom } = this;
+    assert.ok(reasons.length <= 1, `broken ${reasons.length} times: ${reasons.join(', ')}`);
+    const { used } = dom.net.packets;
+    assert.ok(used <= 256 + 1000 + KEPT_MAX, `${used} packets are held`);
+    const { allocated } = dom.platform.memory;
+    assert.ok(allocated < 8192 + 1024 + 256, `${allocated} pages of the guest`);
+  }
+}
