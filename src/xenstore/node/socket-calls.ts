@@ -1,0 +1,193 @@
+import koffi from 'koffi';
+import { ERRNO } from '../../abi/errno.js';
+import { XenStoreError } from '../error.js';
+
+/** sys/socket.h, sys/epoll.h and fcntl.h, of Linux. */
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const EPOLL_CLOEXEC = 0o2000000;
+const EPOLL_CTL = { add: 1, remove: 2, change: 3 } as const;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const F_SETFD = 2;
+export const EPOLLIN = 1;
+export const EPOLLOUT = 4;
+/** struct epoll_event is packed on x86-64 only. */
+const EVENT_SIZE = process.arch === 'x64' ? 12 : 16;
+const EVENT_DATA = process.arch === 'x64' ? 4 : 8;
+const SUN_PATH_BYTES = 108;
+const BACKLOG = 512;
+
+/** Nothing to read, or no room to write, for now. */
+export const WOULD_BLOCK = -1;
+/** The other end is gone. */
+export const BROKEN = -2;
+
+interface C {
+  socket(family: number, type: number, protocol: number): number;
+  bind(fd: number, address: Uint8Array, length: number): number;
+  listen(fd: number, backlog: number): number;
+  accept4(fd: number, address: null, length: null, flags: number): number;
+  recv(fd: number, to: number, length: number, flags: number): number;
+  send(fd: number, from: number, length: number, flags: number): number;
+  close(fd: number): number;
+  fcntl(fd: number, command: number, argument: number): number;
+  epoll_create1(flags: number): number;
+  epoll_ctl(epoll: number, operation: number, fd: number, event: number): number;
+  epoll_wait(epoll: number, events: number, count: number, timeoutMs: number): number;
+  execv(path: string, argv: (string | null)[]): number;
+}
+
+let loaded: C | null = null;
+
+function c(): C {
+  if (loaded !== null) return loaded;
+  const library = koffi.load(null);
+  loaded = {
+    socket: library.func('socket', 'int', ['int', 'int', 'int']),
+    bind: library.func('bind', 'int', ['int', 'void *', 'uint']),
+    listen: library.func('listen', 'int', ['int', 'int']),
+    accept4: library.func('accept4', 'int', ['int', 'void *', 'void *', 'int']),
+    recv: library.func('recv', 'intptr_t', ['int', 'uintptr_t', 'size_t', 'int']),
+    send: library.func('send', 'intptr_t', ['int', 'uintptr_t', 'size_t', 'int']),
+    close: library.func('close', 'int', ['int']),
+    fcntl: library.func('fcntl', 'int', ['int', 'int', 'long']),
+    epoll_create1: library.func('epoll_create1', 'int', ['int']),
+    epoll_ctl: library.func('epoll_ctl', 'int', ['int', 'int', 'int', 'uintptr_t']),
+    epoll_wait: library.func('epoll_wait', 'int', ['int', 'uintptr_t', 'int', 'int']),
+    execv: library.func('execv', 'int', ['str', 'str *']),
+  };
+  return loaded;
+}
+
+/** Whether sockets can be served by system calls of our own; elsewhere Node's net does it. */
+export function hasSocketCalls(): boolean {
+  return process.platform === 'linux';
+}
+
+function checked(result: number, what: string): number {
+  if (result >= 0) return result;
+  const number = koffi.errno();
+  if (number === ERRNO.EACCES || number === ERRNO.EPERM) {
+    throw new XenStoreError('EACCES', `${what}: no permission; --socket names another place`);
+  }
+  if (number === ERRNO.EADDRINUSE) throw new XenStoreError('EADDRINUSE', `${what}: it is there already`);
+  throw new XenStoreError('EIO', `${what} failed (errno ${number})`);
+}
+
+/** A non-blocking socket that listens on `path`. @returns its file descriptor */
+export function listenUnix(path: string): number {
+  const fd = checked(c().socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'making a socket');
+  const address = new Uint8Array(2 + SUN_PATH_BYTES);
+  address[0] = AF_UNIX;
+  address.set(Buffer.from(path), 2);
+  try {
+    checked(c().bind(fd, address, address.length), path);
+    checked(c().listen(fd, BACKLOG), path);
+  } catch (error) {
+    c().close(fd);
+    throw error;
+  }
+  return fd;
+}
+
+/** The next client, or a negative number when there is none (or no file descriptor left). */
+export function accept(listener: number): number {
+  return c().accept4(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
+export function closeFd(fd: number): void {
+  c().close(fd);
+}
+
+/** Lets a file descriptor live on in the program that `execute` starts. */
+export function keepOverExec(fd: number): void {
+  checked(c().fcntl(fd, F_SETFD, 0), 'keeping a file descriptor');
+}
+
+/** Runs another program in the place of this one. @throws XenStoreError when it cannot */
+export function execute(path: string, args: string[]): never {
+  checked(c().execv(path, [path, ...args, null]), `running ${path}`);
+  throw new XenStoreError('EIO', `${path} was not run`);
+}
+
+/** Where a typed array's memory lies in this process. It must stay alive, and be larger than 64 bytes. */
+export function addressOf(bytes: Uint8Array): number {
+  return Number(koffi.address(bytes));
+}
+
+/** @returns bytes received, WOULD_BLOCK, or BROKEN */
+export function receive(fd: number, to: number, length: number): number {
+  const received = c().recv(fd, to, length, MSG_DONTWAIT);
+  return received > 0 ? received : received < 0 ? failure() : BROKEN;
+}
+
+/** @returns bytes sent, WOULD_BLOCK, or BROKEN */
+export function send(fd: number, from: number, length: number): number {
+  const sent = c().send(fd, from, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return sent >= 0 ? sent : failure();
+}
+
+function failure(): number {
+  const number = koffi.errno();
+  return number === ERRNO.EAGAIN || number === ERRNO.EINTR ? WOULD_BLOCK : BROKEN;
+}
+
+/** Many file descriptors, waited for at once. */
+export class Epoll {
+  readonly fd = checked(c().epoll_create1(EPOLL_CLOEXEC), 'making an epoll instance');
+  readonly #capacity = 128;
+  readonly #events = memory(this.#capacity * EVENT_SIZE);
+  readonly #view = new DataView(this.#events.buffer);
+  readonly #address = addressOf(this.#events);
+  readonly #one = memory(128);
+  readonly #oneView = new DataView(this.#one.buffer);
+  readonly #oneAddress = addressOf(this.#one);
+  #unwatch: (() => void) | null = null;
+
+  /** Calls `onReady` from the event loop while anything is ready. */
+  watch(onReady: () => void): void {
+    const handle = koffi.node.poll(this.fd, { readable: true }, onReady);
+    this.#unwatch = () => handle.close();
+  }
+
+  add(fd: number, events: number): void {
+    this.#control(EPOLL_CTL.add, fd, events);
+  }
+
+  change(fd: number, events: number): void {
+    this.#control(EPOLL_CTL.change, fd, events);
+  }
+
+  remove(fd: number): void {
+    this.#control(EPOLL_CTL.remove, fd, 0);
+  }
+
+  /** Calls `visit` for what is ready now. @returns how many file descriptors were */
+  poll(visit: (fd: number, events: number) => void): number {
+    const count = c().epoll_wait(this.fd, this.#address, this.#capacity, 0);
+    for (let i = 0; i < count; i++) {
+      const at = i * EVENT_SIZE;
+      visit(this.#view.getInt32(at + EVENT_DATA, true), this.#view.getUint32(at, true));
+    }
+    return count;
+  }
+
+  close(): void {
+    this.#unwatch?.();
+    closeFd(this.fd);
+  }
+
+  #control(operation: number, fd: number, events: number): void {
+    this.#oneView.setUint32(0, events, true);
+    this.#oneView.setInt32(EVENT_DATA, fd, true);
+    checked(c().epoll_ctl(this.fd, operation, fd, this.#oneAddress), 'waiting for a socket');
+  }
+}
+
+/** Memory for C: it is never moved. */
+export function memory(bytes: number): Uint8Array<SharedArrayBuffer> {
+  return new Uint8Array(new SharedArrayBuffer(bytes));
+}
