@@ -1,17 +1,79 @@
 import { parseArgs } from 'node:util';
-import { EventLoopScheduler } from '../platform/sim/index.js';
-import { XenStoreServer } from '../xenstore/index.js';
-import { EpollServer } from '../xenstore/node/epoll-server.js';
-import { listen } from '../xenstore/node/index.js';
-import { Memory, PAGE_SIZE } from '../platform/memory.js';
+import { QUOTA_NAMES, type QuotaName, type Quotas, XenStoreError } from '../xenstore/index.js';
+import { Daemon, defaultSocketPath } from '../xenstore/node/index.js';
 
+const usage = `Usage: pvnet xenstored [--socket PATH] [--state FILE] [--quota NAME=N]...
+
+Runs a xenstored on a UNIX socket, without a hypervisor and without privilege.
+
+  --socket PATH     where to listen (XENSTORED_PATH, or ${defaultSocketPath({})})
+  --state FILE      keep the nodes in FILE over restarts and crashes
+  --quota NAME=N    a limit for unprivileged domains; 0 for none. Names:
+                    ${QUOTA_NAMES.slice(0, 5).join(', ')},
+                    ${QUOTA_NAMES.slice(5).join(', ')}
+  --help            this text
+
+Update it while it runs: xenstore-control live-update FILE, FILE being the new version's main.js.
+`;
+
+/** `pvnet xenstored`: runs until it is told to end. @returns the exit status */
 export async function xenstored(args: string[]): Promise<number> {
-  const { values } = parseArgs({ args, options: { socket: { type: 'string' }, net: { type: 'boolean' } } });
-  const scheduler = new EventLoopScheduler({ setImmediate, setTimeout, clearTimeout, now: () => performance.now() } as never);
-  const server = new XenStoreServer({
-    scheduler, random: Math.random, log: console.error,
-    host: { domainState: d => d < 0x7ff0 ? 'alive' : 'absent', introduce: () => ({ memory: new Memory(new SharedArrayBuffer(PAGE_SIZE)), address: 0, notify() {}, unmap() {} }) },
+  let daemon: Daemon;
+  try {
+    const { values } = parseArgs({
+      args,
+      options: {
+        socket: { type: 'string' },
+        state: { type: 'string' },
+        quota: { type: 'string', multiple: true },
+        resume: { type: 'string' },
+        help: { type: 'boolean', short: 'h' },
+      },
+    });
+    if (values.help) {
+      process.stdout.write(usage);
+      return 0;
+    }
+    const socket = values.socket ?? defaultSocketPath();
+    daemon = await Daemon.start({
+      socket,
+      stateFile: values.state,
+      quotas: parseQuotas(values.quota ?? []),
+      log: line => process.stderr.write(`xenstored: ${line}\n`),
+      program: { script: process.argv[1], args: withoutResume(process.argv.slice(2)) },
+      resume: values.resume,
+    });
+    if (values.resume === undefined) process.stdout.write(`xenstored: listens on ${socket}\n`);
+  } catch (error) {
+    if (!(error instanceof XenStoreError) && !isUsageError(error)) throw error;
+    process.stderr.write(`xenstored: ${(error as Error).message}\n`);
+    return 1;
+  }
+  await new Promise<void>(resolve => {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
   });
-  if (values.net) await listen(server, values.socket!); else await EpollServer.listen(server, values.socket!);
-  return new Promise(() => {});
+  await daemon.close();
+  return 0;
+}
+
+function parseQuotas(settings: string[]): Partial<Quotas> {
+  const quotas: Partial<Quotas> = {};
+  for (const setting of settings) {
+    const [name, value] = setting.split('=');
+    if (!(QUOTA_NAMES as string[]).includes(name) || !/^[0-9]{1,9}$/.test(value ?? '')) {
+      const names = QUOTA_NAMES.join(', ');
+      throw new XenStoreError('EINVAL', `--quota ${setting}: NAME=N is wanted, with a NAME of ${names}`);
+    }
+    quotas[name as QuotaName] = Number(value);
+  }
+  return quotas;
+}
+
+function withoutResume(args: string[]): string[] {
+  const at = args.indexOf('--resume');
+  return at < 0 ? args : [...args.slice(0, at), ...args.slice(at + 2)];
+}
+
+function isUsageError(error: unknown): boolean {
+  return String((error as { code?: string }).code).startsWith('ERR_PARSE_ARGS');
 }

@@ -13,6 +13,13 @@ export type { RequestOptions } from './operations.js';
 export { Path } from './path.js';
 export { QUOTA_NAMES, QUOTAS, type QuotaName, type Quotas } from './quota.js';
 export { RingStream, type RingStreamOptions } from './ring-stream.js';
+export {
+  type RestoreOptions,
+  restoreState,
+  type SaveOptions,
+  saveNodesInParts,
+  saveState,
+} from './saved-state.js';
 export { type MappedRing, type XenStoreHost, XenStoreServer, type XenStoreServerOptions } from './server.js';
 export { Store } from './store.js';
 export { streamPair } from './stream-pair.js';

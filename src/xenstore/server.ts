@@ -76,7 +76,7 @@ export class XenStoreServer implements ConnectionHost {
   readonly #path: Path;
   readonly #rate: WriteRate;
   readonly #rightOfWay: RightOfWay;
-  readonly #rings = new Map<number, { connection: Connection; transport: RingTransport }>();
+  readonly #rings = new Map<number, { connection: Connection; transport: RingTransport; port: number }>();
   #dirty: Connection[] = [];
   #resuming: Connection[] = [];
   #abandoned: Connection[] = [];
@@ -142,6 +142,10 @@ export class XenStoreServer implements ConnectionHost {
 
   /** Starts to serve a domain over its ring page, as INTRODUCE does. @throws what the host throws */
   introduce(domid: number, gfn: number, port: number): void {
+    this.#serveDomain(domid, gfn, port, true);
+  }
+
+  #serveDomain(domid: number, gfn: number, port: number, tell: boolean): void {
     const { domains } = this.store;
     const known = this.#rings.get(domid);
     if (known !== undefined) {
@@ -149,6 +153,7 @@ export class XenStoreServer implements ConnectionHost {
       this.#dropState(known.connection);
       const ring = this.#host.introduce(domid, gfn, port, () => known.transport.onEvent());
       known.transport.replace(ring);
+      known.port = port;
       known.connection.ignored = false;
       return;
     }
@@ -158,14 +163,31 @@ export class XenStoreServer implements ConnectionHost {
     const connection = this.#connect(transport, domain, domid);
     domain.introduced = true;
     domain.shutdown = false;
-    this.#rings.set(domid, { connection, transport });
+    this.#rings.set(domid, { connection, transport, port });
     this.#rate.add(domain);
     transport.start(ring, connection, {
       features: domain.features,
       onBroken: error => this.abandon(connection, error, 'its ring is broken'),
       onReconnect: () => this.#dropState(connection),
     });
-    if (domid !== 0) this.store.fireSpecial('@introduceDomain', domid);
+    if (domid !== 0 && tell) this.store.fireSpecial('@introduceDomain', domid);
+  }
+
+  /** The event channel of a connection that is a ring page. */
+  ringOf(connection: Connection): { readonly port: number } | undefined {
+    const ring = this.#rings.get(connection.domid);
+    return ring?.connection === connection ? ring : undefined;
+  }
+
+  /** Serves a domain that the saved state says was served; undefined when it is gone. */
+  takeUpRing(domid: number, port: number): Connection | undefined {
+    try {
+      this.#serveDomain(domid, 0, port, false);
+      return this.#rings.get(domid)!.connection;
+    } catch (error) {
+      this.log(`domain ${domid} is not served any more: ${(error as Error).message}`);
+      return undefined;
+    }
   }
 
   isIntroduced(domid: number): boolean {

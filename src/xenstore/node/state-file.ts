@@ -1,0 +1,114 @@
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { XenStoreError } from '../error.js';
+import { restoreState, saveNodesInParts } from '../saved-state.js';
+import type { XenStoreServer } from '../server.js';
+
+/** How long changes may stay unsaved. */
+const SAVE_INTERVAL_MS = 1000;
+
+/**
+ * Keeps a store's nodes and quotas in a file, so that they survive a crash: at most a second of changes is
+ * lost. The file is replaced as a whole, so it is always one state that was; it is written in parts,
+ * between which requests are served.
+ */
+export class StateFile {
+  #savedAt = -1;
+  #timer: NodeJS.Timeout | null = null;
+  #parts: Iterator<Uint8Array> | null = null;
+  #fd = -1;
+  #closed = false;
+
+  /** Loads the file, when it is there. @throws XenStoreError when it holds no state */
+  constructor(
+    readonly server: XenStoreServer,
+    readonly path: string,
+  ) {
+    try {
+      if (existsSync(path)) restoreState(server, readFileSync(path));
+      closeSync(openSync(this.#temporary, 'w', 0o600));
+    } catch (error) {
+      throw new XenStoreError('EIO', `the state file ${path} cannot be used: ${(error as Error).message}`);
+    }
+    this.#savedAt = this.#changes;
+    this.#wait();
+  }
+
+  /** Saves what is not saved yet, at once. */
+  close(): void {
+    this.#closed = true;
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#parts = null;
+    if (this.#savedAt === this.#changes) return;
+    this.#begin();
+    while (this.#writePart());
+  }
+
+  get #temporary(): string {
+    return `${this.path}.new`;
+  }
+
+  get #changes(): number {
+    return this.server.store.tree.generations.count;
+  }
+
+  #wait(): void {
+    this.#timer = setTimeout(() => {
+      if (this.#savedAt === this.#changes) this.#wait();
+      else this.#save();
+    }, SAVE_INTERVAL_MS);
+    this.#timer.unref();
+  }
+
+  #save(): void {
+    try {
+      this.#begin();
+    } catch (error) {
+      this.#failed(error);
+      return;
+    }
+    const next = (): void => {
+      if (this.#closed) return;
+      try {
+        if (this.#writePart()) setImmediate(next);
+        else this.#wait();
+      } catch (error) {
+        this.#failed(error);
+      }
+    };
+    next();
+  }
+
+  #begin(): void {
+    this.#savedAt = this.#changes;
+    this.#fd = openSync(this.#temporary, 'w', 0o600);
+    this.#parts = saveNodesInParts(this.server);
+  }
+
+  /** @returns false when the file is complete */
+  #writePart(): boolean {
+    const part = this.#parts!.next();
+    if (!part.done) {
+      for (let at = 0; at < part.value.length; ) at += writeSync(this.#fd, part.value, at);
+      return true;
+    }
+    fsyncSync(this.#fd);
+    closeSync(this.#fd);
+    this.#fd = -1;
+    renameSync(this.#temporary, this.path);
+    // The rename itself has to reach the disk.
+    const folder = openSync(dirname(this.path), 'r');
+    fsyncSync(folder);
+    closeSync(folder);
+    return false;
+  }
+
+  #failed(error: unknown): void {
+    this.server.log(`the state cannot be saved to ${this.path}: ${(error as Error).message}`);
+    this.#savedAt = -1;
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#fd = -1;
+    this.#wait();
+  }
+}

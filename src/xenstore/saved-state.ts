@@ -1,0 +1,357 @@
+import { childrenInOrder } from './children.js';
+import type { Connection } from './connection.js';
+import { latin1 } from './latin1.js';
+import {
+  CONNECTION_TYPE,
+  NODE_ACCESS,
+  PERMISSION_IGNORE,
+  RECORD,
+  readRecords,
+  type StreamRecord,
+  StreamWriter,
+} from './migration-stream.js';
+import type { StoreNode } from './node.js';
+import { Path } from './path.js';
+import { formatPermission, type Permission, type Permissions, parsePermission } from './permissions.js';
+import { isQuotaName, QUOTA_NAMES } from './quota.js';
+import type { XenStoreServer } from './server.js';
+import { SELF, SPECIAL_NAMES } from './store.js';
+import { ACCESS, type Transaction } from './transaction.js';
+import { findNode } from './tree.js';
+import { ANY_DEPTH } from './watches.js';
+
+const NO_FD = 0xffffffff;
+const DOMID_INVALID = 0x7ff4;
+/** Nodes that are written between two pauses. */
+const NODES_A_PART = 2000;
+
+export interface SaveOptions {
+  /** File descriptor of the listening socket. */
+  listener?: number;
+  /** File descriptor of a socket client; undefined for a connection that cannot be handed on. */
+  fdOf?: (connection: Connection) => number | undefined;
+}
+
+/**
+ * The server's whole state, for the process that takes over: connections with what they sent and are to
+ * be sent, watches, transactions, quotas, nodes.
+ */
+export function saveState(server: XenStoreServer, options: SaveOptions = {}): Uint8Array {
+  const writer = new StreamWriter();
+  writer
+    .begin(RECORD.GLOBAL_DATA)
+    .u32(options.listener ?? NO_FD)
+    .u32(NO_FD)
+    .end();
+  saveQuotas(writer, server);
+  const saved: [id: number, connection: Connection][] = [];
+  for (const connection of server.connections) {
+    const fd = options.fdOf?.(connection);
+    const ring = server.ringOf(connection);
+    if (fd === undefined && ring === undefined) continue;
+    saveConnection(writer, connection, fd, ring);
+    saved.push([connection.id, connection]);
+  }
+  for (const [id, connection] of saved) {
+    for (const tx of connection.transactions.values()) {
+      writer.begin(RECORD.TRANSACTION_DATA).u32(id).u32(tx.id).end();
+    }
+  }
+  for (const _ of saveNodes(writer, server, server.store.tree.root));
+  for (const [id, connection] of saved) {
+    for (const tx of connection.transactions.values()) saveTransaction(writer, server, id, tx);
+  }
+  writer.begin(RECORD.END).end();
+  return writer.take();
+}
+
+/**
+ * The nodes and quotas alone, part by part: what survives a crash. The tree is a snapshot, so requests may
+ * be served between two parts.
+ */
+export function* saveNodesInParts(server: XenStoreServer): IterableIterator<Uint8Array> {
+  const writer = new StreamWriter();
+  saveQuotas(writer, server);
+  for (const _ of saveNodes(writer, server, server.store.tree.snapshot())) yield writer.take();
+  writer.begin(RECORD.END).end();
+  yield writer.take();
+}
+
+function saveQuotas(writer: StreamWriter, server: XenStoreServer): void {
+  const { quotas, domains } = server.store;
+  writer.begin(RECORD.GLOBAL_QUOTA_DATA).u16(QUOTA_NAMES.length).u16(0);
+  for (const name of QUOTA_NAMES) writer.u32(quotas[name]);
+  writer.text(QUOTA_NAMES.map(name => `${name}\0`).join('')).end();
+  for (const domain of domains) {
+    const names = QUOTA_NAMES.filter(name => domain.quotas[name] !== undefined);
+    writer.begin(RECORD.DOMAIN_DATA).u16(domain.domid).u16(names.length).u32(domain.features);
+    for (const name of names) writer.u32(domain.quotas[name]!);
+    writer.text(names.map(name => `${name}\0`).join('')).end();
+  }
+}
+
+function saveConnection(
+  writer: StreamWriter,
+  connection: Connection,
+  fd: number | undefined,
+  ring: { port: number } | undefined,
+): void {
+  const { input, output } = connection.pending();
+  writer.begin(RECORD.CONNECTION_DATA).u32(connection.id);
+  writer.u16(ring === undefined ? CONNECTION_TYPE.SOCKET : CONNECTION_TYPE.RING).u16(0);
+  if (ring === undefined) writer.u32(fd!).u32(0);
+  else
+    writer
+      .u16(connection.domid)
+      .u16(connection.target?.domid ?? DOMID_INVALID)
+      .u32(ring.port);
+  // Of the output, nothing is told apart as the rest of a reply.
+  writer.u16(input.length).u16(0).u32(output.length).raw(input).raw(output).end();
+  for (const watch of connection.watches.values()) {
+    const wpath = watch.path.slice(watch.strip);
+    writer.begin(RECORD.WATCH_DATA_EXTENDED).u32(connection.id);
+    writer
+      .u16(wpath.length + 1)
+      .u16(watch.token.length + 1)
+      .u16(watch.depth)
+      .u16(0);
+    writer.text(`${wpath}\0${latin1(watch.token)}\0`).end();
+  }
+}
+
+/** Writes all nodes, parents first, with a pause (a yield) every now and then. */
+function* saveNodes(writer: StreamWriter, server: XenStoreServer, root: StoreNode): IterableIterator<void> {
+  for (const name of SPECIAL_NAMES) saveNode(writer, server, name, server.store.special(name)!, 0, 0, 0);
+  const nodes = [root];
+  const paths = ['/'];
+  let count = 0;
+  for (let node = nodes.pop(); node !== undefined; node = nodes.pop()) {
+    const path = paths.pop()!;
+    saveNode(writer, server, path, node, 0, 0, 0);
+    // In reverse, so that they are written in the order in which they were created.
+    for (const child of childrenInOrder(node.children).reverse()) {
+      nodes.push(child);
+      paths.push(path === '/' ? `/${child.name}` : `${path}/${child.name}`);
+    }
+    if (++count % NODES_A_PART === 0) yield;
+  }
+}
+
+function saveNode(
+  writer: StreamWriter,
+  server: XenStoreServer,
+  path: string,
+  node: StoreNode | undefined,
+  connectionId: number,
+  txId: number,
+  access: number,
+): void {
+  const value = node?.value ?? new Uint8Array(0);
+  const permissions = node?.permissions ?? [];
+  writer.begin(RECORD.NODE_DATA).u32(connectionId).u32(txId);
+  writer
+    .u16(path.length + 1)
+    .u16(value.length)
+    .u16(access)
+    .u16(permissions.length);
+  for (const entry of permissions) {
+    const isCurrent = server.store.domains.isSame(entry.domid, entry.incarnation);
+    writer
+      .u8(formatPermission(entry).charCodeAt(0))
+      .u8(isCurrent ? 0 : PERMISSION_IGNORE)
+      .u16(entry.domid);
+  }
+  writer.text(`${path}\0`).raw(value).end();
+}
+
+/** What a transaction read and changed, as it sees it. */
+function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: number, tx: Transaction): void {
+  const path = new Path(server.store.salt);
+  const conflict = tx.conflict(server.store.tree.root, path);
+  if (conflict !== undefined) {
+    saveNode(writer, server, conflict, undefined, id, tx.id, NODE_ACCESS.STALE);
+    return;
+  }
+  const changed = new Set(tx.changes.map(change => change.path));
+  for (const [text, flags] of tx.accesses()) {
+    if (changed.has(text) || flags === ACCESS.IMPLIED || flags === ACCESS.PARENT) continue;
+    path.set(text);
+    saveNode(writer, server, text, findNode(tx.tree.root, path, path.count), id, tx.id, NODE_ACCESS.READ);
+  }
+  for (const text of changed) {
+    path.set(text);
+    const node = findNode(tx.tree.root, path, path.count);
+    saveNode(writer, server, text, node, id, tx.id, node === undefined ? 0 : NODE_ACCESS.WRITE);
+  }
+}
+
+export interface RestoreOptions {
+  /** Takes up a socket client. */
+  serve?: (fd: number) => Connection;
+}
+
+/**
+ * Takes up a saved state, in a server that has none yet.
+ * @returns the file descriptor of the listening socket, when there was one
+ * @throws XenStoreError when it is no saved state
+ */
+export function restoreState(
+  server: XenStoreServer,
+  bytes: Uint8Array,
+  options: RestoreOptions = {},
+): number | undefined {
+  const connections = new Map<number, Connection>();
+  const pending: [Connection, input: Uint8Array, output: Uint8Array][] = [];
+  /** Begun when the nodes are there, or with the first node of their own. */
+  const open: [Connection, txId: number][] = [];
+  let listener: number | undefined;
+  for (const record of readRecords(bytes)) {
+    switch (record.type) {
+      case RECORD.GLOBAL_DATA: {
+        const fd = record.u32();
+        if (fd !== NO_FD) listener = fd;
+        break;
+      }
+      case RECORD.GLOBAL_QUOTA_DATA: {
+        const count = record.u16() + record.u16();
+        Object.assign(server.store.quotas, readQuotas(record, count));
+        break;
+      }
+      case RECORD.DOMAIN_DATA: {
+        const domid = record.u16();
+        const count = record.u16();
+        const domain = server.store.domains.get(domid) ?? server.store.domains.add(domid);
+        domain.features = record.u32();
+        domain.quotas = readQuotas(record, count);
+        break;
+      }
+      case RECORD.CONNECTION_DATA: {
+        const restored = restoreConnection(server, record, options);
+        if (restored === undefined) break;
+        connections.set(restored.id, restored.connection);
+        pending.push([restored.connection, restored.input, restored.output]);
+        break;
+      }
+      case RECORD.WATCH_DATA:
+      case RECORD.WATCH_DATA_EXTENDED:
+        restoreWatch(server, record, connections);
+        break;
+      case RECORD.TRANSACTION_DATA: {
+        const connection = connections.get(record.u32());
+        const id = record.u32();
+        if (connection === undefined) break;
+        connection.nextTransactionId = Math.max(connection.nextTransactionId, id + 1);
+        open.push([connection, id]);
+        break;
+      }
+      case RECORD.NODE_DATA:
+        restoreNode(server, record, connections);
+    }
+  }
+  for (const [connection, id] of open) {
+    if (!connection.transactions.has(id)) server.beginTransaction(connection, id);
+  }
+  for (const [connection, input, output] of pending) connection.restorePending(input, output);
+  server.flush();
+  return listener;
+}
+
+function readQuotas(record: StreamRecord, count: number): Record<string, number> {
+  const values = Array.from({ length: count }, () => record.u32());
+  const names = record.strings();
+  // Names that we do not know have no effect, as the format demands.
+  return Object.fromEntries(
+    values.map((value, i) => [names[i], value] as const).filter(([name]) => isQuotaName(name)),
+  );
+}
+
+function restoreConnection(
+  server: XenStoreServer,
+  record: StreamRecord,
+  options: RestoreOptions,
+): { id: number; connection: Connection; input: Uint8Array; output: Uint8Array } | undefined {
+  const id = record.u32();
+  const type = record.u16();
+  record.u16();
+  let connection: Connection | undefined;
+  if (type === CONNECTION_TYPE.SOCKET) {
+    const fd = record.u32();
+    record.u32();
+    connection = options.serve?.(fd);
+  } else {
+    const domid = record.u16();
+    const target = record.u16();
+    connection = server.takeUpRing(domid, record.u32());
+    if (connection !== undefined && target !== DOMID_INVALID) connection.target = { domid: target };
+  }
+  const inputLength = record.u16();
+  record.u16();
+  const outputLength = record.u32();
+  const input = record.raw(inputLength);
+  const output = record.raw(outputLength);
+  return connection === undefined ? undefined : { id, connection, input, output };
+}
+
+function restoreWatch(
+  server: XenStoreServer,
+  record: StreamRecord,
+  connections: Map<number, Connection>,
+): void {
+  const connection = connections.get(record.u32());
+  const pathLength = record.u16();
+  const tokenLength = record.u16();
+  let depth = ANY_DEPTH;
+  if (record.type === RECORD.WATCH_DATA_EXTENDED) {
+    depth = record.u16();
+    record.u16();
+  }
+  const wpath = record.text(pathLength);
+  const token = record.text(tokenLength);
+  if (connection === undefined) return;
+  const relative = wpath[0] !== '/' && wpath[0] !== '@';
+  server.addWatch(connection, relative ? `${connection.home}/${wpath}` : wpath, token, depth, relative);
+}
+
+function restoreNode(
+  server: XenStoreServer,
+  record: StreamRecord,
+  connections: Map<number, Connection>,
+): void {
+  const { store } = server;
+  const connectionId = record.u32();
+  const txId = record.u32();
+  const pathLength = record.u16();
+  const valueLength = record.u16();
+  const access = record.u16();
+  const count = record.u16();
+  const permissions: Permission[] = [];
+  for (let i = 0; i < count; i++) {
+    const letter = String.fromCharCode(record.u8());
+    const ignored = (record.u8() & PERMISSION_IGNORE) !== 0;
+    const parsed = parsePermission(letter + record.u16());
+    if (parsed === null) continue;
+    permissions.push(ignored ? { ...parsed, incarnation: 0 } : store.permission(parsed.domid, parsed.access));
+  }
+  const text = record.text(pathLength);
+  const value = record.raw(valueLength);
+  if (connectionId === 0) {
+    if (permissions.length > 0) store.restore(text, value, permissions as never as Permissions);
+    return;
+  }
+  const connection = connections.get(connectionId);
+  if (connection === undefined) return;
+  const tx = connection.transactions.get(txId) ?? server.beginTransaction(connection, txId);
+  const path = new Path(store.salt);
+  if (access & NODE_ACCESS.STALE) {
+    tx.noteStale(text);
+    return;
+  }
+  if (!path.set(text)) return;
+  if (access === NODE_ACCESS.READ) tx.note(path, path.count, ACCESS.NODE | ACCESS.CHILDREN);
+  else if (permissions.length === 0) store.rm(path, SELF, tx);
+  else {
+    store.write(path, SELF, tx, value);
+    path.set(text);
+    store.setPermissions(path, SELF, tx, permissions as never as Permissions);
+  }
+}
