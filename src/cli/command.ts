@@ -35,6 +35,8 @@ export interface Command {
   /** Sentences for --help. */
   readonly details?: string;
   readonly options?: Readonly<Record<string, OptionHelp>>;
+  /** What stands behind the first argument is another program's, options and all. */
+  readonly passThrough?: boolean;
   /** Positional arguments: how many at least and at most. */
   readonly arguments: readonly [min: number, max: number];
   /** @returns the exit status */
@@ -68,7 +70,12 @@ export async function runCommand(name: string, command: Command, args: string[])
   }
   let parsed: { values: Record<string, unknown>; positionals: string[] };
   try {
-    parsed = parseArgs({ args, options, allowPositionals: true, strict: true });
+    parsed = parseArgs({
+      args: command.passThrough ? passThrough(args) : args,
+      options,
+      allowPositionals: true,
+      strict: true,
+    });
   } catch (error) {
     return misused(name, (error as Error).message);
   }
@@ -103,6 +110,13 @@ export async function runCommand(name: string, command: Command, args: string[])
   } finally {
     (client as RpcClient | null)?.close();
   }
+}
+
+/** Ends our own options behind the first argument. */
+function passThrough(args: readonly string[]): string[] {
+  let first = 0;
+  while (first < args.length && args[first].startsWith('-')) first += args[first] === '--socket' ? 2 : 1;
+  return [...args.slice(0, first + 1), '--', ...args.slice(first + 1)];
 }
 
 function misused(name: string, what: string): number {

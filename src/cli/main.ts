@@ -1,6 +1,9 @@
 #!/usr/bin/env node
 import { type Command, helpOf, runCommand } from './command.js';
 import { DOMAIN_COMMANDS } from './domain-commands.js';
+import { NET_COMMANDS } from './net-commands.js';
+
+const COMMANDS: Readonly<Record<string, Command>> = { ...DOMAIN_COMMANDS, ...NET_COMMANDS };
 
 /** A command that lives in a module of its own, loaded when it is used. */
 interface LazyCommand {
@@ -18,7 +21,7 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
 function usage(): string {
   const summaries = [
     ...Object.entries(LAZY).map(([name, { summary }]) => [name, summary]),
-    ...Object.entries(DOMAIN_COMMANDS).map(([name, { summary }]) => [name, summary]),
+    ...Object.entries(COMMANDS).map(([name, { summary }]) => [name, summary]),
   ];
   const rows = summaries.map(([name, summary]) => `  ${name.padEnd(12)} ${summary}`);
   return `Usage: pvnet COMMAND [ARGUMENT…]\n\n${rows.join('\n')}\n\nSee "pvnet COMMAND --help".`;
@@ -29,7 +32,7 @@ async function main(args: string[]): Promise<number> {
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     const about = rest[0];
     if (name === 'help' && about !== undefined) {
-      const command = DOMAIN_COMMANDS[about] ?? (await LAZY[about]?.load());
+      const command = COMMANDS[about] ?? (await LAZY[about]?.load());
       if (command !== undefined) {
         process.stdout.write(`${helpOf(about, command)}\n`);
         return 0;
@@ -38,7 +41,7 @@ async function main(args: string[]): Promise<number> {
     process.stdout.write(`${usage()}\n`);
     return name === undefined ? 2 : 0;
   }
-  const command = DOMAIN_COMMANDS[name] ?? (await LAZY[name]?.load());
+  const command = COMMANDS[name] ?? (await LAZY[name]?.load());
   if (command === undefined) {
     process.stderr.write(`pvnet: there is no command "${name}"\n\n${usage()}\n`);
     return 2;

@@ -7,6 +7,7 @@ import { formatXenbusTrace } from '../xenbus/index.js';
 import { listen } from '../xenstore/node/index.js';
 import type { Command } from './command.js';
 import { registerHostMethods } from './host-methods.js';
+import { registerNetMethods } from './net-methods.js';
 import { CliError, defaultControlSocket, prepareSocketPath, RpcRegistry, RpcServer } from './rpc.js';
 
 /** Where xenstored of a host listens: beside its control socket. */
@@ -78,6 +79,7 @@ export async function startHost(options: {
     })();
   };
   registerHostMethods(registry, host, () => setImmediate(end));
+  registerNetMethods(registry, host);
   const store = await listen(host.xenstored.server, xenstoredSocket).catch(async error => {
     await host.close();
     throw error;
