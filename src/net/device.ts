@@ -338,6 +338,14 @@ export class NetDevice<Priv = unknown> {
     for (let i = 0; i < this.wakeListeners.length; i++) this.wakeListeners[i]();
   }
 
+  /** SET_NETDEV_DEV: says which device of which bus it belongs to, and whose driver it has. */
+  setParent(bus: string, name: string, driver: string): void {
+    this.parentBus = bus;
+    this.parentName = name;
+    this.busInfo = name;
+    this.driver = driver;
+  }
+
   /** dev_open @throws NetError ENODEV when it is not registered, or what a notifier or the driver throws */
   open(): void {
     openDevice(this);

@@ -81,6 +81,7 @@ export class Netback {
       this.maxQueues,
       onFatal,
     );
+    this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
     await xbdev.watchPath(`${xbdev.nodename}/rate`, async path => {
       this.vif?.setRate(parseRate(await xbdev.xs.readOptional(path)));
     });

@@ -10,6 +10,7 @@ import {
   NETIF_F_TSO6,
 } from '../net/features.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
+import { netfrontRxbufAttributes } from '../net/sysfs.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import { text, type XenbusDevice, type XenbusDriver } from '../xenbus/index.js';
 import { Control, type HashSettings } from './control.js';
@@ -83,6 +84,8 @@ export class Netfront implements QueueDevice {
       { priv: this, txQueues: options.maxQueues ?? 1, rxQueues: options.maxQueues ?? 1 },
     );
     const { dev } = this;
+    dev.setParent('xen', xbdev.id, 'vif');
+    dev.sysfs = netfrontRxbufAttributes(dev);
     dev.hwFeatures = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6;
     dev.features = dev.hwFeatures | NETIF_F_RXCSUM;
     dev.minMtu = ETH_MIN_MTU;
