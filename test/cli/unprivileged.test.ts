@@ -55,7 +55,7 @@ test('a user without privilege runs guests in namespaces', { skip: obstacle() },
     });
     up.on('exit', () => reject(new Error(`it ended: ${output}`)));
   });
-  const ping = ['exec', 'a', '--', 'ping', '-q', '-c3', '-i0.1', '10.0.0.2'];
+  const ping = ['exec', 'a', '--', 'ping', '-q', '-c3', '-w20', '-i0.1', '10.0.0.2'];
   const { stdout, stderr } = spawnSync('setpriv', [...AS_NOBODY, process.execPath, MAIN, ...ping], {
     cwd,
     env,

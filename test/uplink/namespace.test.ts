@@ -92,7 +92,7 @@ describe('a network namespace of our own', { skip }, () => {
     };
     connect(sides[0].io, sides[1].io);
     connect(sides[1].io, sides[0].io);
-    const { stdout } = await sides[0].namespace.run(['ping', '-c3', '-i0.01', '-s8000', '10.0.0.2']);
+    const { stdout } = await sides[0].namespace.run(['ping', '-c3', '-w20', '-i0.1', '-s8000', '10.0.0.2']);
     assert.match(stdout, / 0% packet loss/);
     poller.close();
     for (const { io, tap } of sides) {
