@@ -18,10 +18,28 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
   },
 };
 
+/** Commands with the arguments, help and statuses of the real tools, which parse them themselves. */
+const WHOLE: Readonly<Record<string, { summary: string; run(args: string[]): Promise<number> }>> = {
+  xenstored: {
+    summary: 'Runs a XenStore server alone.',
+    run: async args => (await import('./xenstored.js')).xenstored(args),
+  },
+  xenstore: {
+    summary: 'Reads and writes XenStore as the xenstore-* tools do: ls, read, write, watch …',
+    run: async args => (await import('./xenstore.js')).xenstore(args),
+  },
+};
+
+async function find(name: string): Promise<Command | undefined> {
+  if (Object.hasOwn(COMMANDS, name)) return COMMANDS[name];
+  return Object.hasOwn(LAZY, name) ? LAZY[name].load() : undefined;
+}
+
 function usage(): string {
   const summaries = [
     ...Object.entries(LAZY).map(([name, { summary }]) => [name, summary]),
     ...Object.entries(COMMANDS).map(([name, { summary }]) => [name, summary]),
+    ...Object.entries(WHOLE).map(([name, { summary }]) => [name, summary]),
   ];
   const rows = summaries.map(([name, summary]) => `  ${name.padEnd(12)} ${summary}`);
   return `Usage: pvnet COMMAND [ARGUMENT…]\n\n${rows.join('\n')}\n\nSee "pvnet COMMAND --help".`;
@@ -32,7 +50,7 @@ async function main(args: string[]): Promise<number> {
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
     const about = rest[0];
     if (name === 'help' && about !== undefined) {
-      const command = COMMANDS[about] ?? (await LAZY[about]?.load());
+      const command = await find(about);
       if (command !== undefined) {
         process.stdout.write(`${helpOf(about, command)}\n`);
         return 0;
@@ -41,13 +59,12 @@ async function main(args: string[]): Promise<number> {
     process.stdout.write(`${usage()}\n`);
     return name === undefined ? 2 : 0;
   }
-  const command = COMMANDS[name] ?? (await LAZY[name]?.load());
-  if (command === undefined) {
+  try {
+    if (Object.hasOwn(WHOLE, name)) return await WHOLE[name].run(rest);
+    const command = await find(name);
+    if (command !== undefined) return await runCommand(name, command, rest);
     process.stderr.write(`pvnet: there is no command "${name}"\n\n${usage()}\n`);
     return 2;
-  }
-  try {
-    return await runCommand(name, command, rest);
   } catch (error) {
     process.stderr.write(`pvnet ${name}: ${(error as Error).message}\n`);
     return 1;

@@ -127,6 +127,8 @@ describe('pvnet', () => {
     [['list', '--help'], 0, /Usage: pvnet list/],
     [['help', 'up'], 0, /--uplink BRIDGE=TAP/],
     [['frobnicate'], 2, /there is no command "frobnicate"/],
+    [['constructor'], 2, /there is no command "constructor"/],
+    [['xenstore', 'ls', '--nonsense'], 1, /nonsense|sage/],
     [['vif-detach', 'a'], 2, /it needs DOMAIN DEVID/],
     [['list', 'x'], 2, /"x" is one argument too many/],
     [['list', '--frob'], 2, /--frob/],
