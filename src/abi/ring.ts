@@ -15,7 +15,8 @@ export const RING_HEADER_SIZE = 64;
 
 /** Slots of a ring in `bytes` bytes (whole pages): the largest power of two that fits. */
 export function ringSize(bytes: number, slotSize: number): number {
-  return 2 ** Math.floor(Math.log2((bytes - RING_HEADER_SIZE) / slotSize));
+  // Shifted, not raised: the result of ** is a floating-point number, and with it each index masked by it.
+  return 1 << (31 - Math.clz32((bytes - RING_HEADER_SIZE) / slotSize));
 }
 
 /**
