@@ -7,6 +7,7 @@
  *            compare-and-exchange, as for a guest that runs in another thread
  * Prints one line of JSON.
  */
+import { PerformanceObserver } from 'node:perf_hooks';
 import { CHECKSUM_PARTIAL, FRAGMENT_LOCAL, GSO_TCPV4, type Packet } from '../src/net/packet.js';
 import { PAGE_SHIFT, PAGE_SIZE, Task } from '../src/platform/index.js';
 import { type BenchGuest, BenchHost } from './host.js';
@@ -155,6 +156,10 @@ if (fresh) {
 }
 await runFor(WARM_UP_MS);
 const before = { ...counts };
+let collections = 0;
+new PerformanceObserver(list => {
+  collections += list.getEntries().length;
+}).observe({ entryTypes: ['gc'] });
 const cpuBefore = cpuSeconds();
 const start = performance.now();
 await runFor(measureMs);
@@ -164,6 +169,7 @@ console.log(
     bytes: counts.bytes - before.bytes,
     seconds: (performance.now() - start) / 1000,
     cpuSeconds: cpuSeconds() - cpuBefore,
+    collections,
   }),
 );
 process.exit(0);

@@ -61,16 +61,13 @@ function ring(title, flags) {
       c: () => measure([compile('ring'), String(size), String(RING_MS), ...flags]),
       pvnet: () => measure([node, join(root, 'dist/bench/ring.js'), String(size), String(RING_MS), ...flags]),
     },
-    against: 'c',
     values: {
       'Mpackets/s': { of: run => run.packets / run.cpuSeconds / 1e6, show: fixed(2) },
       'GB/s': { of: run => run.bytes / run.cpuSeconds / 1e9, show: fixed(2) },
+      'GC/Mpacket': { of: run => ((run.collections ?? 0) / run.packets) * 1e6, show: fixed(1) },
       'core-µs/packet': { of: run => (run.cpuSeconds / run.packets) * 1e6, show: fixed(3) },
     },
-    ratio: {
-      name: 'packets, pvnet : C',
-      of: (run, other) => run.packets / run.cpuSeconds / (other.packets / other.cpuSeconds),
-    },
+    comparisons: [{ name: 'packets per core-second', against: 'c', of: run => run.packets / run.cpuSeconds }],
   }));
 }
 
@@ -98,9 +95,13 @@ function tcp(title, flags) {
     {
       title,
       contenders,
-      against: ['tapfwd', 'veth'],
       values,
-      ratio: { name: 'throughput', of: (run, other) => speed(run) / speed(other) },
+      comparisons: [
+        { name: 'throughput', against: 'tapfwd', of: speed },
+        { name: 'throughput', against: 'veth', of: speed },
+        { name: 'CPU time per byte', against: 'tapfwd', of: run => run.cpuSeconds / run.bytes },
+        { name: 'ping', against: 'tapfwd', of: run => run.pingUs },
+      ],
     },
   ];
 }
@@ -130,7 +131,7 @@ function parseArguments(argv) {
 }
 
 /** Runs every contender once a round. @returns medians by contender, and of the ratios within rounds */
-function compete({ title, contenders, against, values, ratio }, rounds) {
+function compete({ title, contenders, values, comparisons }, rounds) {
   const runs = Object.fromEntries(Object.keys(contenders).map(name => [name, []]));
   for (let round = 0; round < rounds; round++) {
     for (const [name, contender] of Object.entries(contenders)) runs[name].push(contender());
@@ -141,10 +142,12 @@ function compete({ title, contenders, against, values, ratio }, rounds) {
       Object.entries(values).map(([value, { of: get }]) => [value, median(of.map(get))]),
     );
   }
-  const ratios = Object.fromEntries(
-    [against].flat().map(other => [other, median(runs.pvnet.map((run, i) => ratio.of(run, runs[other][i])))]),
-  );
-  return { title, medians, ratio: ratio.name, ratios };
+  const ratios = comparisons.map(({ name, against, of }) => ({
+    name,
+    against,
+    ratio: median(runs.pvnet.map((run, i) => of(run) / of(runs[against][i]))),
+  }));
+  return { title, medians, ratios };
 }
 
 function print({ title, medians, ratios }, values) {
@@ -154,8 +157,9 @@ function print({ title, medians, ratios }, values) {
     );
     console.log(`${title.padEnd(26)} ${name.padEnd(7)}${cells.join('  ')}`);
   }
-  const text = Object.entries(ratios).map(([other, value]) => `${value.toFixed(2)} of ${other}`);
-  console.log(`${''.padEnd(26)} pvnet is ${text.join(', ')}`);
+  for (const { name, against, ratio } of ratios) {
+    console.log(`${''.padEnd(26)} pvnet : ${against.padEnd(7)} ${ratio.toFixed(2)}  ${name}`);
+  }
 }
 
 const { names, json, rounds, cpu } = parseArguments(process.argv.slice(2));
