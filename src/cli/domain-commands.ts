@@ -203,16 +203,20 @@ function read(file: string): string {
   }
 }
 
+const PASSED_ON = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
 /** Runs a program with this terminal. @returns its status, as a shell has it */
 function runHere(argv: readonly string[]): Promise<number> {
   return new Promise((done, reject) => {
     const child = spawn(argv[0], argv.slice(1), { stdio: 'inherit' });
-    // Ctrl-C is for the program, which is in the same process group.
-    const ignore = (): void => {};
-    process.on('SIGINT', ignore);
+    // A terminal's Ctrl-C reaches the program by itself, which is in the same process group; all else does not.
+    const pass = (signal: NodeJS.Signals): void => {
+      if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal);
+    };
+    for (const signal of PASSED_ON) process.on(signal, pass);
     child.on('error', error => reject(new CliError('ENOENT', `${argv[0]}: ${error.message}`)));
     child.on('exit', (code, signal) => {
-      process.off('SIGINT', ignore);
+      for (const signal of PASSED_ON) process.off(signal, pass);
       done(code ?? 128 + (signal === null ? 0 : constants.signals[signal]));
     });
   });

@@ -435,7 +435,6 @@ interface Request {
 }
 
 function set(net: Net, args: string[]): void {
-  let device: NetDevice | undefined;
   let deviceName: string | undefined;
   const request: Request = { setFlags: 0, clearFlags: 0 };
   const onOff = (word: string, bit: number, inverted = false): void => {
@@ -524,7 +523,7 @@ function set(net: Net, args: string[]): void {
     }
   }
   if (deviceName === undefined) throw new Refusal(255, 'Not enough information: "dev" argument is required.');
-  device = net.byName(deviceName);
+  const device = net.byName(deviceName);
   if (device === undefined) throw new Refusal(1, `Cannot find device "${deviceName}"`);
   apply(device, request);
 }

@@ -48,6 +48,8 @@ export interface AttachedVif {
   readonly paths: VifPaths;
   /** What the toolstack itself does about it now, or what went wrong; null when it is done. */
   status: string | null;
+  /** The backend's interface, once it is on its bridge. */
+  device: NetDevice | null;
 }
 
 /** A domain of the host. */
@@ -385,7 +387,15 @@ export class Host {
     const backendDomid = 0;
     const mac = config.mac ?? randomMac(() => this.hypervisor.random());
     const paths = vifPaths(domid, devid, backendDomid);
-    const vif: AttachedVif = { devid, config, mac, backendDomid, paths, status: 'waiting for the toolstack' };
+    const vif: AttachedVif = {
+      devid,
+      config,
+      mac,
+      backendDomid,
+      paths,
+      status: 'waiting for the toolstack',
+      device: null,
+    };
     hosted.vifs.set(devid, vif);
     try {
       await writeVif(this.xs, { domid, devid, backendDomid, mac }, config);
@@ -403,7 +413,7 @@ export class Host {
         );
       }
       vif.status = 'hotplug';
-      await hotplugOnline(
+      vif.device = await hotplugOnline(
         this.xs,
         this.dom0.net,
         this.bridge(config.bridge),
@@ -434,8 +444,9 @@ export class Host {
         );
       }
     }
-    const device = this.dom0.net.byName(`vif${hosted.domain.domid}.${devid}`);
-    if (device !== undefined && device.master !== null) (device.master as Bridge).removePort(device);
+    const { device } = vif;
+    vif.device = null;
+    if (device !== null && device.master !== null) (device.master as Bridge).removePort(device);
     await removeVifNodes(this.xs, paths);
     await this.unlessLate(this.untilGone(this.dom0, `backend/vif/${hosted.domain.domid}/${devid}`));
     if (hosted.booted !== null && hosted.domain.state === 'running') {
@@ -516,7 +527,7 @@ export class Host {
           backendDomid: vif.backendDomid,
           mac: vif.mac,
           bridge: vif.config.bridge,
-          vif: `vif${domid}.${vif.devid}`,
+          vif: vif.device?.name ?? `vif${domid}.${vif.devid}`,
           frontendState: stateName(await read(`${frontend}/state`)),
           backendState: stateName(await read(`${backend}/state`)),
           eventChannels: join(channels) ?? join([await read(`${frontend}/event-channel`)]),

@@ -7,7 +7,7 @@ import type { VifConfig } from './vif-config.js';
 import type { VifPaths } from './vif-store.js';
 
 /**
- * What the script vif-bridge does when a vif comes online: gives the backend's interface its MTU, makes it a
+ * What the script vif-bridge does when a vif comes online: gives the backend's interface its name and MTU, makes it a
  * port of the bridge, brings it up, and says so in hotplug-status.
  * @throws ToolstackError after it has written hotplug-error, as the script does
  */
@@ -23,6 +23,7 @@ export async function hotplugOnline(
     const device = net.byName(name);
     if (device === undefined)
       throw new ToolstackError('ENODEV', `there is no interface ${name} to add to ${bridge.name}`);
+    if (vif.vifname !== undefined && vif.vifname !== device.name) device.rename(vif.vifname);
     if (vif.mtu !== device.mtu) {
       device.ops.changeMtu?.(device, vif.mtu);
       device.mtu = vif.mtu;

@@ -120,6 +120,21 @@ describe('a host with echo guests', () => {
     assert.deepEqual(await holdings(host), before);
   });
 
+  test('gives the backend its vifname, and takes it off the bridge under that name', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+    await host.settled(a);
+    const ports = host.bridge('xenbr0').portList.length;
+    const devid = await host.attachVif(a, parseVif('vifname=frontdoor'));
+    await host.settled(a);
+    assert.equal((await host.vifList(a)).at(-1)?.vif, 'frontdoor');
+    assert.ok(host.dom0.net.byName('frontdoor') !== undefined);
+    assert.ok(host.dom0.net.byName('vif1.1') === undefined);
+    await host.detachVif(a, devid);
+    assert.ok(host.dom0.net.byName('frontdoor') === undefined);
+    assert.equal(host.bridge('xenbr0').portList.length, ports);
+  });
+
   test('destroys and shuts down domains without a trace', async t => {
     const host = await start(t);
     await host.destroy(await host.create(echo('first', "'', ''")));

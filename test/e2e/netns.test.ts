@@ -1,0 +1,214 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { createReadStream, createWriteStream } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { namespaceObstacle } from '../uplink/machine.js';
+import { missingPrograms, PvnetUp } from './pvnet.js';
+
+const MB = 1 << 20;
+const programs = ['ip', 'ping', 'iperf3', 'curl', 'tcpdump', 'tshark', 'xenstore-ls', 'python3'];
+const skip = missingPrograms(...programs) || (await namespaceObstacle());
+
+function domain(name: string, number: number, extra = ''): string {
+  const mac = `00:16:3e:77:00:0${number}`;
+  return `name = "${name}"\nguest = "netns"\nvif = [ 'mac=${mac},bridge=xenbr0,ip=10.77.7.${number}/24${extra}' ]\n`;
+}
+
+interface Iperf {
+  end: { sum_received: { bits_per_second: number; lost_percent?: number }; sum: { lost_percent: number } };
+}
+
+describe('two network namespaces and the outside, across the split driver', {
+  skip,
+  timeout: 240_000,
+}, () => {
+  let host: PvnetUp;
+
+  before(async () => {
+    host = await PvnetUp.start({ web: domain('web', 1), db: domain('db', 2) }, [
+      '--uplink',
+      'xenbr0=pvuplink0,10.77.7.100/24',
+    ]);
+  });
+
+  after(async () => {
+    const { status } = await host.stop();
+    assert.equal(status, 0);
+    const links = spawnSync('ip', ['-br', 'link'], { encoding: 'utf8' }).stdout;
+    assert.doesNotMatch(links, /pvuplink0/, 'the uplink is gone');
+  });
+
+  async function iperf(...args: string[]): Promise<Iperf> {
+    const server = host.spawn('exec', 'db', '--', 'iperf3', '-s', '-1', '--forceflush');
+    await new Promise<void>(resolve => {
+      server.stdout?.on('data', chunk => {
+        if (`${chunk}`.includes('listening')) resolve();
+      });
+    });
+    return JSON.parse(await host.exec('web', 'iperf3', '-J', '-c', '10.77.7.2', '-t', '1', ...args)) as Iperf;
+  }
+
+  /** Runs tcpdump in a guest while something goes on. @returns the file of at most 400 packets */
+  async function capture(name: string, filter: string[], during: () => Promise<unknown>): Promise<string> {
+    const file = join(host.dir, `${name}.pcap`);
+    const dump = host.spawn('exec', name, '--', 'tcpdump', '-ni', 'eth0', '-c', '400', '-w', file, ...filter);
+    const ended = once(dump, 'close');
+    await new Promise<void>(resolve => {
+      dump.stderr?.on('data', chunk => {
+        if (`${chunk}`.includes('listening')) resolve();
+      });
+    });
+    await during();
+    dump.kill('SIGINT');
+    await ended;
+    return file;
+  }
+
+  test('ping, and nothing is lost', async () => {
+    const out = await host.exec('web', 'ping', '-c', '20', '-i', '0.01', '10.77.7.2');
+    assert.match(out, /20 received, 0% packet loss/);
+  });
+
+  test('ping of the largest size, over many slots', async () => {
+    const out = await host.exec('web', 'ping', '-c', '5', '-i', '0.01', '-s', '65507', '10.77.7.2');
+    assert.match(out, /5 received, 0% packet loss/);
+  });
+
+  test('curl of 100 MB arrives with its checksum', async () => {
+    const file = join(host.dir, 'file');
+    const expected = await writeRandom(file, 100);
+    const server = host.spawn('exec', 'db', '--', 'python3', '-m', 'http.server', '-d', host.dir, '8000');
+    const ended = once(server, 'close');
+    const copy = join(host.dir, 'copy');
+    const url = 'http://10.77.7.2:8000/file';
+    await host.exec(
+      'web',
+      'curl',
+      '-sS',
+      '--retry',
+      '20',
+      '--retry-connrefused',
+      '--retry-delay',
+      '1',
+      '-o',
+      copy,
+      url,
+    );
+    server.kill('SIGTERM');
+    await ended;
+    assert.equal(await digest(copy), expected);
+  });
+
+  for (const [what, args] of [
+    ['TCP', []],
+    ['TCP, the other way', ['-R']],
+    ['four TCP streams', ['-P', '4']],
+    ['four TCP streams, the other way', ['-P', '4', '-R']],
+  ] as const) {
+    test(`iperf3: ${what}`, async () => {
+      const { end } = await iperf(...args);
+      assert.ok(end.sum_received.bits_per_second > 1e7, `${end.sum_received.bits_per_second} bit/s`);
+    });
+  }
+
+  for (const args of [[], ['-R']]) {
+    test(`iperf3: UDP ${args.join('')}`, async () => {
+      const { end } = await iperf('-u', '-b', '20M', ...args);
+      assert.ok(end.sum.lost_percent < 20, `${end.sum.lost_percent} % lost`);
+    });
+  }
+
+  test('tcpdump in a guest sees segments far above the MTU while TCP flows', async () => {
+    const file = await capture('db', ['tcp', 'and', 'greater', '3000'], () => iperf());
+    const lengths = spawnSync('tshark', ['-r', file, '-T', 'fields', '-e', 'frame.len'], {
+      encoding: 'utf8',
+    });
+    const largest = Math.max(...lengths.stdout.split('\n').map(Number));
+    assert.ok(largest > 20_000, `the largest of ${file} has ${largest} bytes`);
+  });
+
+  test('a guest reaches the outside through the uplink, and the outside the guest', async () => {
+    assert.match(await host.exec('web', 'ping', '-c', '3', '-i', '0.05', '10.77.7.100'), /3 received/);
+    const outside = spawnSync('ping', ['-c', '3', '-i', '0.05', '10.77.7.2'], { encoding: 'utf8' });
+    assert.match(outside.stdout, /3 received/);
+  });
+
+  test('a peer without offload gets segments of its MTU with right checksums', async () => {
+    // A TAP whose reader asked for no offloads is such a peer; ethtool makes the uplink one.
+    const off = ['tx', 'sg', 'tso', 'gso', 'gro', 'rx'].flatMap(feature => [feature, 'off']);
+    await host.exec('db', 'ethtool', '-K', 'eth0', ...off);
+    const file = await capture('web', ['tcp', 'and', 'src', '10.77.7.2'], () => iperf('-R'));
+    await host.exec('db', 'ethtool', '-K', 'eth0', ...off.map(word => (word === 'off' ? 'on' : word)));
+    const fields = ['-e', 'frame.len', '-e', 'tcp.checksum.status'];
+    const args = ['-r', file, '-o', 'tcp.check_checksum:TRUE', '-T', 'fields', ...fields];
+    const rows = spawnSync('tshark', args, { encoding: 'utf8' }).stdout.trim().split('\n');
+    assert.ok(rows.length > 100);
+    for (const row of rows) {
+      const [length, status] = row.split('\t');
+      assert.ok(Number(length) <= 1514, `${length} bytes`);
+      assert.equal(status, '1', 'the checksum is good');
+    }
+  });
+
+  test("Debian's tools read, write and watch the live store", async () => {
+    const ls = await host.xenstore('ls', '-fp');
+    assert.equal(ls.status, 0);
+    assert.match(ls.stdout, /\/local\/domain\/1\/device\/vif\/0\/state = "4" {3}\(n1,r0\)/);
+    assert.equal((await host.xenstore('write', '/test/key', 'value')).status, 0);
+    assert.equal((await host.xenstore('read', '/test/key')).stdout, 'value\n');
+    assert.equal((await host.xenstore('chmod', '/test/key', 'n0', 'r1')).status, 0);
+    assert.match((await host.xenstore('ls', '-p', '/test')).stdout, /key = "value"[ .]+\(n0,r1\)/);
+    const watch = host.xenstore('watch', '-n', '2', '/test/key');
+    await new Promise(resolve => setTimeout(resolve, 300));
+    assert.equal((await host.xenstore('write', '/test/key', 'other')).status, 0);
+    assert.match((await watch).stdout, /\/test\/key/);
+    assert.equal((await host.xenstore('rm', '/test')).status, 0);
+    assert.notEqual((await host.xenstore('read', '/test/key')).status, 0);
+  });
+
+  test('vifs come and go while another carries traffic: nothing of it is lost, and nothing stays', async () => {
+    const baseline = await leftovers(host);
+    const ping = host.exec('web', 'ping', '-q', '-c', '400', '-i', '0.01', '10.77.7.2');
+    for (let i = 0; i < 3; i++) {
+      await host.ok('vif-attach', 'web', 'bridge=xenbr0,ip=10.78.0.1/24');
+      assert.match(await host.exec('web', 'ip', '-br', 'link'), /eth1/);
+      await host.ok('vif-detach', 'web', '1');
+      assert.doesNotMatch(await host.exec('web', 'ip', '-br', 'link'), /eth1/);
+    }
+    assert.match(await ping, /400 received, 0% packet loss/);
+    assert.deepEqual(await leftovers(host), baseline);
+  });
+});
+
+/** What would grow if a vif left something behind: nodes, and interrupts of both ends. */
+async function leftovers(host: PvnetUp): Promise<object> {
+  const names = async (name: string) =>
+    (await host.ok('interrupts', name))
+      .split('\n')
+      .map(line => line.split(/\s+/).at(-1))
+      .sort();
+  const store = (await host.xenstore('ls', '-f')).stdout.split('\n').map(line => line.split(' =')[0]);
+  return { store: store.sort(), dom0: await names('Domain-0'), web: await names('web') };
+}
+
+async function writeRandom(file: string, megabytes: number): Promise<string> {
+  const hash = createHash('sha256');
+  const out = createWriteStream(file);
+  for (let i = 0; i < megabytes; i++) {
+    const chunk = randomBytes(MB);
+    hash.update(chunk);
+    if (!out.write(chunk)) await once(out, 'drain');
+  }
+  out.end();
+  await once(out, 'finish');
+  return hash.digest('hex');
+}
+
+async function digest(file: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(file)) hash.update(chunk as Buffer);
+  return hash.digest('hex');
+}
