@@ -128,6 +128,8 @@ export class Store {
     if (node === null) {
       if (this.error !== 'ENOENT') return this.error;
       const { root } = tx === null ? this.tree : tx.tree;
+      // Whether it is an error depends on the parent.
+      if (tx !== null && !this.#note(tx, path, path.count - 1, ACCESS.PARENT, who)) return 'ENOSPC';
       return findNode(root, path, path.count - 1) === undefined ? 'ENOENT' : '';
     }
     if (path.count === 0 || path.special) return 'EINVAL';
