@@ -1,5 +1,6 @@
 import type { NetDevice } from './device.js';
 import { NetError } from './error.js';
+import { LastingMap } from './lasting-map.js';
 import { Names, nameForUnit, nameProblem, templateProblem } from './names.js';
 
 const INT_MAX = 0x7fffffff;
@@ -7,7 +8,7 @@ const INT_MAX = 0x7fffffff;
 /** A namespace's devices by name and by number, and the names that are taken. */
 export class DeviceTable {
   private readonly byIndexMap = new Map<number, NetDevice>();
-  private readonly byNameMap = new Map<string, NetDevice>();
+  private readonly byNameMap = new LastingMap<NetDevice>();
   readonly names = new Names();
   private readonly reserved = new Set<number>();
   private lastIndex = 0;

@@ -1,4 +1,5 @@
 import { IFNAMSIZ } from './flags.js';
+import { LastingMap } from './lasting-map.js';
 
 /** Unit numbers that a `%d` can become: one bit each in a page for every bit of a byte, 8 * PAGE_SIZE. */
 export const MAX_UNITS = 32768;
@@ -72,7 +73,7 @@ function lowestZero(bits: number): number {
  * the same with ten thousand devices as with none.
  */
 export class Names {
-  private readonly names = new Set<string>();
+  private readonly names = new LastingMap<true>();
   private readonly templates = new Map<string, UnitSet>();
 
   has(name: string): boolean {
@@ -84,7 +85,7 @@ export class Names {
   }
 
   add(name: string): void {
-    this.names.add(name);
+    this.names.set(name, true);
     forEachUnit(name, (template, unit) => this.templates.get(template)?.take(unit));
   }
 
@@ -98,7 +99,7 @@ export class Names {
     let units = this.templates.get(template);
     if (units === undefined) {
       units = new UnitSet();
-      for (const name of this.names) {
+      for (const name of this.names.keys()) {
         forEachUnit(name, (t, unit) => {
           if (t === template) units!.take(unit);
         });

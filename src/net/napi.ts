@@ -1,4 +1,7 @@
 import type { NetDevice } from './device.js';
+import { NETIF_F_GRO } from './features.js';
+import { Gro } from './gro.js';
+import type { Packet } from './packet.js';
 
 /** Work that one poll may do (NAPI_POLL_WEIGHT). */
 export const NAPI_POLL_WEIGHT = 64;
@@ -17,6 +20,7 @@ export class Napi {
   /** In the softirq's poll list, whose link this is. */
   listed = false;
   next: Napi | null = null;
+  private gro: Gro | null = null;
   /** Polls run, and packets they handled. */
   polls = 0;
   work = 0;
@@ -70,6 +74,25 @@ export class Napi {
     }
     this.state &= ~SCHED;
     return true;
+  }
+
+  /**
+   * What a poll calls for a packet that arrived (napi_gro_receive): with NETIF_F_GRO those of one TCP flow
+   * are put together before the device receives them. Takes the reference.
+   */
+  receive(packet: Packet): void {
+    const { device } = this;
+    if ((device.features & NETIF_F_GRO) === 0) {
+      device.receive(packet);
+      return;
+    }
+    this.gro ??= new Gro();
+    this.gro.receive(packet, device);
+  }
+
+  /** For the softirq, after each poll. */
+  flushGro(): void {
+    this.gro?.flush();
   }
 
   /** From now on `schedule` works. */

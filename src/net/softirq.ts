@@ -119,6 +119,7 @@ export class Softirq {
       if (!napi.enabled) continue;
       const { weight } = napi;
       const work = napi.poll(weight);
+      napi.flushGro();
       napi.polls++;
       napi.work += work;
       this.processed += work;

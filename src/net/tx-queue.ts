@@ -19,7 +19,12 @@ const TX_WEIGHT = 64;
 /** One of a device's transmit queues, with its qdisc. */
 export class TxQueue {
   state = 0;
-  qdisc: Qdisc;
+  private discipline: Qdisc;
+  /** The qdisc passes packets on, and keeps them when they must wait. */
+  private passes = false;
+  private keeps = false;
+  /** Packets in the qdisc. */
+  private waiting = 0;
   /** Packets that the device refused or that were left when it stopped: they go first. */
   private requeued: Packet | null = null;
   /** In the softirq's list of queues to run, whose link `next` is. */
@@ -40,7 +45,20 @@ export class TxQueue {
     readonly index: number,
     qdisc: Qdisc,
   ) {
+    this.discipline = qdisc;
     this.qdisc = qdisc;
+  }
+
+  get qdisc(): Qdisc {
+    return this.discipline;
+  }
+
+  /** What the former one kept must have been dropped with `reset`. */
+  set qdisc(qdisc: Qdisc) {
+    this.discipline = qdisc;
+    this.passes = qdisc.kind !== 'noop';
+    this.keeps = this.passes && qdisc.kind !== 'noqueue';
+    this.waiting = qdisc.length;
   }
 
   get stopped(): boolean {
@@ -49,7 +67,7 @@ export class TxQueue {
 
   /** Packets that wait in front of the device. */
   get length(): number {
-    let count = this.qdisc.length;
+    let count = this.waiting;
     for (let packet = this.requeued; packet !== null; packet = packet.next) count++;
     return count;
   }
@@ -100,14 +118,14 @@ export class TxQueue {
    * @returns false when it was dropped
    */
   enqueue(packet: Packet): boolean {
-    const { qdisc } = this;
-    if (this.state === 0 && qdisc.length === 0 && this.requeued === null && qdisc.kind !== 'noop') {
+    if (this.state === 0 && this.waiting === 0 && this.requeued === null && this.passes) {
       return this.send(packet);
     }
-    if (qdisc.kind === 'noop' || qdisc.kind === 'noqueue') return this.drop(packet);
+    if (!this.keeps) return this.drop(packet);
     const own = this.device.net.materialiser.own(packet);
     if (own === null) return this.drop(null);
-    if (!qdisc.enqueue(own)) return this.drop(own);
+    if (!this.discipline.enqueue(own)) return this.drop(own);
+    this.waiting++;
     if (this.state === 0) this.device.net.scheduleQueue(this);
     return true;
   }
@@ -120,20 +138,24 @@ export class TxQueue {
       if (requeued !== null) {
         this.requeued = null;
         this.transmit(requeued);
-        continue;
+      } else {
+        const packet = this.discipline.dequeue();
+        if (packet === null) return false;
+        this.waiting--;
+        this.send(packet);
       }
-      const packet = this.qdisc.dequeue();
-      if (packet === null) return false;
-      this.send(packet);
+      // The device was busy: it has been scheduled for another time.
+      if (this.requeued !== null) return false;
     }
-    return this.state === 0 && (this.requeued !== null || this.qdisc.length > 0);
+    return this.state === 0 && this.waiting > 0;
   }
 
   /** Drops all that waits. */
   reset(): void {
     releaseList(this.requeued);
     this.requeued = null;
-    this.qdisc.reset();
+    this.discipline.reset();
+    this.waiting = 0;
   }
 
   private send(packet: Packet): boolean {
@@ -169,7 +191,7 @@ export class TxQueue {
   private requeue(list: Packet): boolean {
     const { net } = this.device;
     this.requeues++;
-    if (this.qdisc.kind === 'noqueue' || this.qdisc.kind === 'noop') {
+    if (!this.keeps) {
       releaseList(list);
       this.drops++;
       this.device.stats.txDropped++;

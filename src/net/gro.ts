@@ -1,0 +1,232 @@
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import { setupPartialChecksum, validateChecksum, writeIpv4Checksum } from './checksum.js';
+import type { NetDevice } from './device.js';
+import { Headers, IPPROTO_TCP, PARSED_L4, TCP_ACK, TCP_PSH } from './headers.js';
+import type { Packet } from './packet.js';
+import { CHECKSUM_NONE, FRAGMENT_LOCAL, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MAX_FRAGMENTS } from './packet.js';
+
+/** Flows that are held at a time (MAX_GRO_SKBS of Linux, for each of its buckets). */
+export const MAX_GRO_FLOWS = 8;
+/** The IP length field ends here. */
+const IP_MAX = 65535;
+const IP_DF = 0x40;
+
+const headers = new Headers();
+
+/** A packet that waits for the next of its flow, and what is known of it. */
+class Held {
+  packet: Packet | null = null;
+  device: NetDevice | null = null;
+  l3 = 0;
+  l4 = 0;
+  headerLength = 0;
+  ipVersion = 0;
+  ipLength = 0;
+  nextSequence = 0;
+  segmentSize = 0;
+  segments = 0;
+  id = 0;
+}
+
+/**
+ * Generic receive offload: TCP packets of one flow that follow each other become one GSO packet, so that a
+ * receiver that takes those gets fewer. The data stays where it is; the later packets are kept alive by
+ * the first. Only what can be taken apart again into the same packets is put together.
+ *
+ * Packets are held until the poll that brought them ends.
+ */
+export class Gro {
+  private readonly held: Held[] = Array.from({ length: MAX_GRO_FLOWS }, () => new Held());
+  private used = 0;
+  /** Packets that became part of another, and packets given on. */
+  merged = 0;
+  delivered = 0;
+
+  /** Takes a packet that arrived. Takes the reference. */
+  receive(packet: Packet, device: NetDevice): void {
+    const level = headers.parse(packet);
+    if (!this.isCandidate(packet, level)) {
+      this.flushFlowOf(packet);
+      this.deliver(packet, device);
+      return;
+    }
+    for (let i = 0; i < this.used; i++) {
+      const held = this.held[i];
+      if (held.device !== device || !sameFlow(held, packet)) continue;
+      const ends = tcpFlags(packet) & TCP_PSH;
+      if (!this.merge(held, packet)) {
+        this.flushAt(i);
+        break;
+      }
+      this.merged++;
+      const short = packet.length - headers.length < held.segmentSize;
+      if (ends !== 0 || short) this.flushAt(i);
+      return;
+    }
+    if ((tcpFlags(packet) & TCP_PSH) !== 0) this.deliver(packet, device);
+    else this.hold(packet, device);
+  }
+
+  /** Gives on all that is held. */
+  flush(): void {
+    while (this.used > 0) this.flushAt(0);
+  }
+
+  /** Only plain data of an established connection, whole, with a checksum that is known to be right. */
+  private isCandidate(packet: Packet, level: number): boolean {
+    if (packet.gsoType !== GSO_NONE || packet.references !== 1 || packet.failed) return false;
+    if (level !== PARSED_L4 || headers.protocol !== IPPROTO_TCP) return false;
+    if (headers.l3Length !== (headers.ipVersion === 4 ? 20 : 40)) return false;
+    // Padding behind the IP packet would become data.
+    if (headers.l3 + headers.ipLength !== packet.length || packet.length === headers.length) return false;
+    const flags = tcpFlags(packet);
+    if ((flags & ~TCP_PSH) !== TCP_ACK) return false;
+    if (packet.checksum !== CHECKSUM_NONE) return true;
+    return packet.isLocal && validateChecksum(packet, headers);
+  }
+
+  private hold(packet: Packet, device: NetDevice): void {
+    if (this.used === MAX_GRO_FLOWS) this.flushAt(0);
+    const held = this.held[this.used++];
+    const { u8 } = packet.memory;
+    held.packet = packet;
+    held.device = device;
+    held.l3 = headers.l3;
+    held.l4 = headers.l4;
+    held.headerLength = headers.length;
+    held.ipVersion = headers.ipVersion;
+    held.ipLength = headers.ipLength;
+    held.segmentSize = packet.length - headers.length;
+    held.nextSequence = (sequence(packet, headers.l4) + held.segmentSize) | 0;
+    held.segments = 1;
+    const ip = packet.data + headers.l3;
+    held.id = (u8[ip + 4] << 8) | u8[ip + 5];
+  }
+
+  /** Makes `packet` the end of what is held. @returns false, having done nothing, when it does not fit */
+  private merge(held: Held, packet: Packet): boolean {
+    const whole = held.packet!;
+    const payload = packet.length - headers.length;
+    const { u8 } = packet.memory;
+    if (payload > held.segmentSize || held.ipLength + payload > IP_MAX) return false;
+    if (sequence(packet, headers.l4) !== held.nextSequence || packet.parent !== null) return false;
+    if (held.ipVersion === 4) {
+      const ip = packet.data + headers.l3;
+      const id = (u8[ip + 4] << 8) | u8[ip + 5];
+      // Taken apart, ids count up; with DF nobody looks at them.
+      if ((u8[ip + 6] & IP_DF) === 0 && id !== ((held.id + held.segments) & 0xffff)) return false;
+    }
+    const inHead = packet.linear - headers.length;
+    const start = packet.data + headers.length;
+    const pieces = packet.fragments + (inHead === 0 ? 0 : 1);
+    if (whole.fragments + pieces > MAX_FRAGMENTS) return false;
+    // The head is in one page: packets' buffers and pool pages do not cross one.
+    if (inHead > 0) whole.addFragment(FRAGMENT_LOCAL, start >>> PAGE_SHIFT, start & (PAGE_SIZE - 1), inHead);
+    for (let i = 0; i < packet.fragments; i++) {
+      whole.addFragment(packet.source[i], packet.ref[i], packet.offset[i], packet.size[i]);
+    }
+    packet.parent = whole.parent;
+    whole.parent = packet;
+    const from = packet.data + headers.l4 + 13;
+    u8[whole.data + held.l4 + 13] |= u8[from] & TCP_PSH;
+    held.ipLength += payload;
+    held.nextSequence = (held.nextSequence + payload) | 0;
+    held.segments++;
+    return true;
+  }
+
+  /** A packet that is not to be held must not overtake those of its flow that are. */
+  private flushFlowOf(packet: Packet): void {
+    if (this.used === 0 || headers.level !== PARSED_L4 || headers.protocol !== IPPROTO_TCP) return;
+    for (let i = 0; i < this.used; i++) {
+      if (sameConnection(this.held[i], packet)) {
+        this.flushAt(i);
+        return;
+      }
+    }
+  }
+
+  private flushAt(index: number): void {
+    const held = this.held[index];
+    const packet = held.packet!;
+    const device = held.device!;
+    held.packet = null;
+    held.device = null;
+    this.used--;
+    // The order in which flows came is kept, so that the oldest goes first.
+    this.held.splice(index, 1);
+    this.held.push(held);
+    if (held.segments > 1) finish(held, packet);
+    this.deliver(packet, device);
+  }
+
+  private deliver(packet: Packet, device: NetDevice): void {
+    this.delivered++;
+    device.receive(packet);
+  }
+}
+
+/** Makes the head say what the packet has become. */
+function finish(held: Held, packet: Packet): void {
+  const { u8 } = packet.memory;
+  const ip = packet.data + held.l3;
+  if (held.ipVersion === 4) {
+    u8[ip + 2] = held.ipLength >>> 8;
+    u8[ip + 3] = held.ipLength & 0xff;
+  } else {
+    u8[ip + 4] = (held.ipLength - 40) >>> 8;
+    u8[ip + 5] = (held.ipLength - 40) & 0xff;
+  }
+  headers.parse(packet);
+  if (held.ipVersion === 4) writeIpv4Checksum(packet, headers);
+  setupPartialChecksum(packet, headers, true);
+  packet.gsoType = held.ipVersion === 4 ? GSO_TCPV4 : GSO_TCPV6;
+  packet.gsoSize = held.segmentSize;
+}
+
+function tcpFlags(packet: Packet): number {
+  return packet.memory.u8[packet.data + headers.l4 + 13];
+}
+
+function sequence(packet: Packet, l4: number): number {
+  const { u8 } = packet.memory;
+  const at = packet.data + l4 + 4;
+  return (u8[at] << 24) | (u8[at + 1] << 16) | (u8[at + 2] << 8) | u8[at + 3];
+}
+
+function same(u8: Uint8Array, a: number, b: number, length: number): boolean {
+  for (let i = 0; i < length; i++) if (u8[a + i] !== u8[b + i]) return false;
+  return true;
+}
+
+/** Addresses and ports. */
+function sameConnection(held: Held, packet: Packet): boolean {
+  if (held.ipVersion !== headers.ipVersion || held.l3 !== headers.l3) return false;
+  const { u8 } = packet.memory;
+  const a = held.packet!.data;
+  const b = packet.data;
+  const { l3 } = held;
+  const addresses =
+    held.ipVersion === 4 ? same(u8, a + l3 + 12, b + l3 + 12, 8) : same(u8, a + l3 + 8, b + l3 + 8, 32);
+  return addresses && same(u8, a + held.l4, b + headers.l4, 4);
+}
+
+/** Everything that has to be the same in one run: all headers but lengths, ids, sequence and checksums. */
+function sameFlow(held: Held, packet: Packet): boolean {
+  if (!sameConnection(held, packet) || held.headerLength !== headers.length) return false;
+  const { u8 } = packet.memory;
+  const a = held.packet!.data;
+  const b = packet.data;
+  const { l3, l4 } = held;
+  if (!same(u8, a, b, l3)) return false;
+  const network =
+    held.ipVersion === 4
+      ? same(u8, a + l3, b + l3, 2) && same(u8, a + l3 + 6, b + l3 + 6, 4)
+      : same(u8, a + l3, b + l3, 4) && same(u8, a + l3 + 6, b + l3 + 6, 2);
+  if (!network) return false;
+  const flags = (u8[a + l4 + 13] ^ u8[b + l4 + 13]) & ~TCP_PSH;
+  if (flags !== 0 || !same(u8, a + l4 + 8, b + l4 + 8, 5)) return false;
+  return (
+    same(u8, a + l4 + 14, b + l4 + 14, 2) && same(u8, a + l4 + 20, b + l4 + 20, held.headerLength - l4 - 20)
+  );
+}

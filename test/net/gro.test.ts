@@ -1,0 +1,218 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { fillChecksums } from '../../src/net/checksum.js';
+import type { NetDevice } from '../../src/net/device.js';
+import { NETIF_F_HW_CSUM, NETIF_F_SG } from '../../src/net/features.js';
+import { releaseList, segmentPacket } from '../../src/net/gso.js';
+import { Headers } from '../../src/net/headers.js';
+import type { Napi } from '../../src/net/napi.js';
+import {
+  CHECKSUM_NONE,
+  CHECKSUM_PARTIAL,
+  CHECKSUM_UNNECESSARY,
+  GSO_NONE,
+  GSO_TCPV4,
+  GSO_TCPV6,
+  type Packet,
+} from '../../src/net/packet.js';
+import { setupChecksum } from '../../src/net/xmit.js';
+import { buildFrame, layout, type TcpFrame } from './frames.js';
+import { TestKernel } from './kernel.js';
+
+interface Got {
+  bytes: Uint8Array;
+  gsoType: number;
+  gsoSize: number;
+  checksum: number;
+}
+
+/** A device whose poll receives what `arrive` was given, all in one poll. */
+function setUp() {
+  const kernel = new TestKernel({ pages: 512 });
+  const device: NetDevice = kernel.net.allocEtherdev('eth%d', { startXmit: () => 0 });
+  device.features = NETIF_F_SG | NETIF_F_HW_CSUM;
+  kernel.net.register(device);
+  device.open();
+  const got: Got[] = [];
+  const taken: Uint8Array[] = [];
+  device.rxHandler = packet => {
+    got.push({
+      bytes: kernel.bytes(packet),
+      gsoType: packet.gsoType,
+      gsoSize: packet.gsoSize,
+      checksum: packet.checksum,
+    });
+    if (packet.gsoType === GSO_NONE) {
+      taken.push(kernel.bytes(packet));
+      packet.release();
+      return;
+    }
+    const list = segmentPacket(packet, kernel.net.packets);
+    for (let p: Packet | null = list; p !== null; p = p.next) taken.push(kernel.bytes(p));
+    releaseList(list);
+  };
+  const waiting: Packet[] = [];
+  const napi: Napi = device.napiAdd(budget => {
+    const some = waiting.splice(0, budget);
+    for (const packet of some) napi.receive(packet);
+    if (some.length < budget) napi.complete(some.length);
+    return some.length;
+  });
+  napi.enable();
+  const arrive = (packets: Packet[]): { got: Got[]; taken: Uint8Array[] } => {
+    waiting.push(...packets);
+    napi.schedule();
+    kernel.run();
+    return { got: got.splice(0), taken: taken.splice(0) };
+  };
+  /** A packet as a peer with checksum offload sends it. */
+  const make = (frame: TcpFrame, options: object = {}): Packet => {
+    const packet = kernel.packet(buildFrame(frame), options);
+    setupChecksum(packet, true, kernel.net.materialiser);
+    return packet;
+  };
+  return { kernel, device, arrive, make };
+}
+
+/** A run of `count` packets of one flow. */
+function run(count: number, size: number, more: Partial<TcpFrame> = {}): TcpFrame[] {
+  return Array.from({ length: count }, (_, n) => ({
+    payload: Uint8Array.from({ length: size }, (_, i) => (n * 31 + i) & 255),
+    sequence: (0xfffff000 + n * size) >>> 0,
+    id: (0xfff0 + n) & 0xffff,
+    flags: 0x10,
+    ...more,
+  }));
+}
+
+test('packets of a run become one, which can be taken apart into the same again', () => {
+  for (const version of [4, 6] as const) {
+    for (const foreign of [false, true]) {
+      const { kernel, arrive, make } = setUp();
+      let told = 0;
+      const frames = run(8, 1448, { version });
+      const originals = frames.map(frame => {
+        const packet = make(frame, { linear: 100, foreign });
+        packet.owner = { packetDone: () => told++ };
+        return packet;
+      });
+      const before = originals.map(packet => kernel.bytes(packet));
+      const { got, taken } = arrive(originals);
+      assert.equal(got.length, 1);
+      assert.deepEqual(
+        [got[0].gsoType, got[0].gsoSize, got[0].checksum],
+        [version === 4 ? GSO_TCPV4 : GSO_TCPV6, 1448, CHECKSUM_PARTIAL],
+      );
+      assert.equal(told, 8);
+      // Apart from IPv4 header checksums, which the builder leaves out.
+      const bare = (bytes: Uint8Array): Uint8Array => {
+        const copy = bytes.slice();
+        if (version === 4) copy.fill(0, 24, 26);
+        return copy;
+      };
+      assert.deepEqual(taken.map(bare), before.map(bare));
+      assert.equal(kernel.net.packets.used + kernel.net.pages.used, 0);
+    }
+  }
+});
+
+test('what does not belong together stays apart, in its order', () => {
+  const { arrive, make } = setUp();
+  const [a, b] = run(2, 500);
+  const different: [string, Partial<TcpFrame>][] = [
+    ['another port', { sourcePort: 7 }],
+    ['another window or acknowledgement', { tcpOptions: new Uint8Array(4).fill(1) }],
+    ['a gap', { sequence: 5 }],
+    ['more data than the first', { payload: new Uint8Array(501) }],
+    ['SYN', { flags: 0x12 }],
+    ['FIN', { flags: 0x11 }],
+    ['no data', { payload: new Uint8Array(0) }],
+    ['UDP', { udp: true }],
+    ['another VLAN', { vlan: 5 }],
+    ['another address', { source: [2, 0, 0, 0, 0, 99] }],
+  ];
+  for (const [what, change] of different) {
+    const frames = [a, { ...b, ...change }];
+    const { got } = arrive(frames.map(frame => make(frame)));
+    assert.equal(got.length, 2, what);
+    assert.ok(
+      got.every(g => g.gsoType === GSO_NONE),
+      what,
+    );
+  }
+  const { got } = arrive(run(3, 500, { flags: 0x18 }).map(frame => make(frame)));
+  assert.equal(got.length, 3, 'each ends its run');
+});
+
+test('a short packet and PSH end a run', () => {
+  const { arrive, make } = setUp();
+  const [a, b, c] = run(3, 500);
+  const pushed = arrive([a, { ...b, flags: 0x18 }, c].map(frame => make(frame)));
+  assert.deepEqual(
+    pushed.got.map(g => [g.gsoType, g.bytes.length]),
+    [
+      [GSO_TCPV4, 1054],
+      [GSO_NONE, 554],
+    ],
+  );
+  assert.equal(pushed.got[0].bytes[47], 0x18);
+  const short = arrive([a, { ...b, payload: b.payload.slice(0, 10) }, c].map(frame => make(frame)));
+  assert.equal(short.got[0].bytes.length, 564);
+});
+
+test('an unknown checksum is verified first; a wrong one is not put together', () => {
+  const { kernel, arrive } = setUp();
+  const headers = new Headers();
+  const complete = (frame: TcpFrame): Packet => {
+    const packet = kernel.packet(buildFrame(frame));
+    headers.parse(packet);
+    fillChecksums(packet, headers);
+    assert.equal(packet.checksum, CHECKSUM_NONE);
+    return packet;
+  };
+  assert.equal(arrive(run(2, 300).map(complete)).got.length, 1);
+  const spoiled = run(2, 300).map(complete);
+  spoiled[1].memory.u8[spoiled[1].data + 60] ^= 1;
+  const { got } = arrive(spoiled);
+  assert.deepEqual(
+    got.map(g => g.checksum),
+    [CHECKSUM_UNNECESSARY, CHECKSUM_NONE],
+  );
+});
+
+test('flows that are mixed are each put together, and none is reordered', () => {
+  const order = fc.array(
+    fc.record({ flow: fc.nat(11), size: fc.constantFrom(100, 100, 100, 40), push: fc.boolean() }),
+    {
+      maxLength: 60,
+    },
+  );
+  fc.assert(
+    fc.property(order, steps => {
+      const { kernel, arrive, make } = setUp();
+      const next = new Map<number, number>();
+      const sent = new Map<number, number[]>();
+      let n = 0;
+      const packets = steps.map(({ flow, size, push }) => {
+        const sequence = next.get(flow) ?? 1000;
+        next.set(flow, sequence + size);
+        const payload = new Uint8Array(size).fill(n++);
+        sent.set(flow, [...(sent.get(flow) ?? []), ...payload]);
+        return make({ payload, sequence, flags: push ? 0x18 : 0x10, sourcePort: 5000 + flow });
+      });
+      const { got, taken } = arrive(packets);
+      const received = new Map<number, number[]>();
+      for (const bytes of taken) {
+        const { l4, payload } = layout(bytes);
+        const flow = ((bytes[l4] << 8) | bytes[l4 + 1]) - 5000;
+        received.set(flow, [...(received.get(flow) ?? []), ...bytes.subarray(payload)]);
+      }
+      assert.deepEqual(received, sent);
+      assert.ok(got.length <= steps.length);
+      for (const g of got) if (g.gsoType !== GSO_NONE) assert.ok(g.bytes.length <= 65535 + 14);
+      assert.equal(kernel.net.packets.used + kernel.net.pages.used, 0);
+    }),
+    { numRuns: 60 },
+  );
+});
