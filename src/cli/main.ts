@@ -2,8 +2,9 @@
 import { type Command, helpOf, runCommand } from './command.js';
 import { DOMAIN_COMMANDS } from './domain-commands.js';
 import { NET_COMMANDS } from './net-commands.js';
+import { VIF_COMMANDS } from './vif-commands.js';
 
-const COMMANDS: Readonly<Record<string, Command>> = { ...DOMAIN_COMMANDS, ...NET_COMMANDS };
+const COMMANDS: Readonly<Record<string, Command>> = { ...DOMAIN_COMMANDS, ...NET_COMMANDS, ...VIF_COMMANDS };
 
 /** A command that lives in a module of its own, loaded when it is used. */
 interface LazyCommand {
@@ -15,6 +16,10 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
   up: {
     summary: 'Starts a simulated Xen host; Ctrl-C shuts it down.',
     load: async () => (await import('./up.js')).UP_COMMAND,
+  },
+  backend: {
+    summary: 'Serves the vifs of other domains on a real Xen host.',
+    load: async () => (await import('./backend.js')).BACKEND_COMMAND,
   },
 };
 

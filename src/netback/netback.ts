@@ -29,6 +29,8 @@ export const DEFAULT_MAX_QUEUES = 8;
 export interface NetbackOptions {
   /** Queues that a frontend may have: 1 … 8 is sensible. */
   maxQueues?: number;
+  /** Which vifs to serve; all. */
+  match?: (device: XenbusDevice) => boolean | Promise<boolean>;
 }
 
 /** Grant references and event channel ports are read as u32; nothing larger exists. */
@@ -303,6 +305,7 @@ export function netbackDriver(kernel: Kernel, options: NetbackOptions = {}): Xen
     name: 'netback',
     ids: ['vif'],
     allowRebind: true,
+    match: options.match,
     async probe(dev) {
       const back = new Netback(kernel, dev, options.maxQueues ?? DEFAULT_MAX_QUEUES);
       dev.driverData = back;

@@ -7,7 +7,7 @@ import {
   NETTXF_CSUM_BLANK,
   NETTXF_DATA_VALIDATED,
 } from '../abi/netif.js';
-import { BackRing, RING_REQ_EVENT } from '../abi/ring.js';
+import { BackRing, RING_REQ_EVENT, RING_REQ_PROD, RING_RSP_EVENT, RING_RSP_PROD } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
 import type { NetDevice } from '../net/device.js';
 import { NetError } from '../net/error.js';
@@ -207,6 +207,35 @@ export class Queue implements PacketOwner {
   start(): void {
     this.napi.enable();
     this.napi.schedule();
+    // A backend before this one may have answered and died before it said so.
+    this.vif.irqs.notifyRemoteViaIrq(this.txIrq);
+    if (this.split) this.vif.irqs.notifyRemoteViaIrq(this.rxIrq);
+  }
+
+  /** Packets from the guest whose responses are owed. */
+  get inFlight(): number {
+    return this.freeRecords.length - this.freeRecordCount;
+  }
+
+  /** The rings' indexes in the page and ours, a line a ring, and what waits. */
+  dump(): string[] {
+    const hex = (index: number): string => (index >>> 0).toString(16);
+    const ring = (name: string, { memory, address, rspProdPvt, reqCons, size }: BackRing): string => {
+      const at = (field: number): string => hex(memory.load(address + field));
+      return (
+        `${name}: ${size} slots, req_prod ${at(RING_REQ_PROD)} req_cons ${hex(reqCons)} req_event ${at(RING_REQ_EVENT)}` +
+        `, rsp_prod ${at(RING_RSP_PROD)} (private ${hex(rspProdPvt)}) rsp_event ${at(RING_RSP_EVENT)}`
+      );
+    };
+    return [
+      `${ring('tx', this.tx)}; ${this.inFlight} packets on their way`,
+      `${ring('rx', this.rx)}; ${this.waiting.length} packets, ${this.waiting.bytes} bytes wait`,
+    ];
+  }
+
+  /** Reads no more requests; what was read goes its way. */
+  pause(): void {
+    this.napi.disable();
   }
 
   /** Bounds what the guest sends from now on; null for no bound. */
@@ -225,7 +254,7 @@ export class Queue implements PacketOwner {
   destroy(): void {
     this.stopped = true;
     this.credit?.stop();
-    this.napi.disable();
+    if (this.napi.enabled) this.napi.disable();
     this.vif.dev.napiDel(this.napi);
     const { irqs } = this.vif;
     irqs.unbindFromIrqhandler(this.txIrq);

@@ -54,6 +54,12 @@ export interface GrantMapping {
  * The names follow Linux's grant-table.h.
  */
 export interface Grants {
+  /**
+   * Whether a reference can be granted for one page and then another. Where not (a process on a real Xen host),
+   * `alloc`, `free`, `grant` and `end` throw EOPNOTSUPP: a grant is tied to its page from `grantAccess` to
+   * `endAccess`.
+   */
+  readonly regrantable: boolean;
   /** Takes a free grant reference. @throws ENOSPC when the table is full */
   alloc(): number;
   /** Gives a reference back that is granted to nobody. */

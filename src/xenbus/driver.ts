@@ -11,6 +11,8 @@ export interface XenbusDriver {
   readonly name: string;
   /** Device types that it drives: the directory below the bus's root, as ["vif"]. */
   readonly ids: readonly string[];
+  /** Whether the driver wants this device of one of its types; without it, it wants every one. */
+  match?(device: XenbusDevice): boolean | Promise<boolean>;
   /** Takes a device whose other end is known. When it throws, the device goes to Closed and stays undriven. */
   probe(device: XenbusDevice, id: string): void | Promise<void>;
   /**

@@ -95,6 +95,7 @@ class SimMapping implements GrantMapping {
 }
 
 class SimGrants extends GuestGrantTable implements Grants {
+  readonly regrantable = true;
   private mappings = 0;
 
   get mapped(): number {

@@ -1,0 +1,319 @@
+import { spawn } from 'node:child_process';
+import { resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { parseXenbusState, XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
+import { Bridge } from '../net/bridge.js';
+import type { NetDevice } from '../net/device.js';
+import { NETDEV_REGISTER, NETDEV_UNREGISTER } from '../net/notifier.js';
+import type { PacketFilter } from '../netback/filter.js';
+import { registerNetback } from '../netback/netback.js';
+import { Vif } from '../netback/vif.js';
+import type { VifInfo } from '../toolstack/host.js';
+import { openTap } from '../uplink/tap.js';
+import { TapFace } from '../uplink/tap-face.js';
+import { TapPort } from '../uplink/tap-port.js';
+import type { XenbusDevice } from '../xenbus/index.js';
+import { type LinuxHost, openLinuxHost } from './linux-host.js';
+import { CliError, type RpcRegistry } from './rpc.js';
+import { matchesVif } from './vif-pattern.js';
+
+/** How long packets on their way are waited for when vifs are handed over. */
+const DRAIN_MS = 1000;
+/** How long frontends have to close. */
+const CLOSE_MS = 5000;
+/** libxl's default. */
+const DEFAULT_SCRIPT = '/etc/xen/scripts/vif-bridge';
+
+export interface BackendOptions {
+  /** The vifs are ports of this bridge of ours, and a TAP of the same name is its way to this machine. */
+  bridge?: string;
+  /** Vifs to serve, one match is enough; all when empty. See `matchesVif`. */
+  match: readonly string[];
+  /** A module that exports `filter`, a PacketFilter. */
+  filter?: string;
+  maxQueues?: number;
+  log: (line: string) => void;
+}
+
+/** What `pvnet stats` tells of a vif. */
+export interface VifCounters {
+  readonly vif: string;
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+/**
+ * The backend of other domains' vifs in this domain's user space. Each vif is a port of a bridge of ours, or has
+ * a TAP vif<domid>.<handle> on this machine, made before the toolstack's hotplug script asks for it.
+ */
+export class BackendDaemon {
+  private readonly faces = new Map<NetDevice, TapFace>();
+  private bridge: Bridge | null = null;
+  private uplink: TapPort | null = null;
+  private stopping = false;
+
+  private constructor(
+    private readonly host: LinuxHost,
+    private readonly options: BackendOptions,
+    private readonly filter: PacketFilter | null,
+  ) {}
+
+  /** @throws ErrnoError that says what the machine lacks, or what is wrong with an option */
+  static async start(options: BackendOptions): Promise<BackendDaemon> {
+    const filter = options.filter === undefined ? null : await loadFilter(options.filter);
+    const host = await openLinuxHost('backend', options.log);
+    const daemon = new BackendDaemon(host, options, filter);
+    await daemon.serve();
+    return daemon;
+  }
+
+  private get net() {
+    return this.host.kernel.net;
+  }
+
+  private async serve(): Promise<void> {
+    const { kernel, poller } = this.host;
+    const { bridge: name, maxQueues } = this.options;
+    if (name !== undefined) {
+      const tap = openTap(name);
+      this.bridge = new Bridge(this.net, name);
+      this.net.register(this.bridge);
+      this.bridge.open();
+      this.uplink = new TapPort(this.net, poller, tap, 'uplink');
+      this.bridge.addPort(this.uplink.device);
+      this.uplink.device.open();
+    }
+    this.net.registerNotifier({
+      name: 'backend',
+      notifierCall: (event, device) => {
+        if (!(device.priv instanceof Vif)) return;
+        if (event === NETDEV_REGISTER) this.added(device, device.priv);
+        else if (event === NETDEV_UNREGISTER) this.removed(device);
+      },
+    });
+    const match = (device: XenbusDevice): Promise<boolean> => this.isOurs(device.nodename);
+    await registerNetback(kernel, { maxQueues, match });
+    await this.takeOver();
+  }
+
+  private async isOurs(nodename: string): Promise<boolean> {
+    const { match } = this.options;
+    if (match.length === 0) return true;
+    const { xs } = this.host.kernel.xenbus;
+    const [, , domid, handle] = nodename.split('/');
+    const names = {
+      vif: `vif${domid}.${handle}`,
+      domain: (await xs.readOptional(`/local/domain/${domid}/name`)) ?? '',
+      bridge: (await xs.readOptional(`${nodename}/bridge`)) ?? '',
+    };
+    return match.some(pattern => matchesVif(pattern, names));
+  }
+
+  /** A vif's device appears, before its state says so to the toolstack. */
+  private added(device: NetDevice, vif: Vif): void {
+    vif.filter = this.filter;
+    if (this.bridge !== null) {
+      this.bridge.addPort(device);
+      return;
+    }
+    const tap = openTap(device.name);
+    try {
+      tap.setAddress(device.address);
+      // Whoever configures the interface decides on the MTU, as for a vif of the kernel's.
+      this.faces.set(device, new TapFace(device, tap, this.host.poller, () => {}));
+    } catch (error) {
+      tap.close();
+      throw error;
+    }
+  }
+
+  private removed(device: NetDevice): void {
+    this.faces.get(device)?.close();
+    this.faces.delete(device);
+  }
+
+  /**
+   * Takes up the vifs that a backend before this one left: their state is set back to Initialising, so that the bus
+   * finds them as new ones. Their frontends stay Connected; the rings go on where they are.
+   */
+  private async takeOver(): Promise<void> {
+    const { xs } = this.host.kernel.xenbus;
+    const list = async (dir: string): Promise<string[]> => ((await xs.exists(dir)) ? xs.directory(dir) : []);
+    for (const domid of await list('backend/vif')) {
+      for (const handle of await list(`backend/vif/${domid}`)) {
+        const dir = `backend/vif/${domid}/${handle}`;
+        if (this.host.kernel.xenbus.backend.devices.has(dir) || !(await this.isOurs(dir))) continue;
+        const state = parseXenbusState(await xs.readOptional(`${dir}/state`));
+        if (state === XenbusState.Unknown || state === XenbusState.Initialising) continue;
+        if ((await xs.readOptional(`${dir}/online`)) !== '1') {
+          // The toolstack waits for somebody to say so before it removes the vif.
+          await xs.write(`${dir}/state`, String(XenbusState.Closed));
+          continue;
+        }
+        this.options.log(`vif${domid}.${handle}: taking over in state ${xenbusStateName(state)}`);
+        await xs.write(`${dir}/state`, String(XenbusState.Initialising));
+        if (this.bridge === null) void this.rerunHotplug(dir, `vif${domid}.${handle}`);
+      }
+    }
+  }
+
+  /** The TAP is a new one, which the toolstack does not know of: does what its script did with the old one. */
+  private async rerunHotplug(dir: string, vif: string): Promise<void> {
+    const { xs } = this.host.kernel.xenbus;
+    const script = (await xs.readOptional(`${dir}/script`)) ?? DEFAULT_SCRIPT;
+    await this.until(() => this.net.byName(vif) !== undefined, DRAIN_MS);
+    const env = {
+      ...process.env,
+      script,
+      vif,
+      XENBUS_TYPE: 'vif',
+      XENBUS_PATH: dir,
+      XENBUS_BASE_PATH: 'backend',
+    };
+    const child = spawn(script, ['online', 'type_if=vif'], { env, stdio: ['ignore', 'ignore', 'inherit'] });
+    child.on('error', error => this.options.log(`${vif}: ${script}: ${error.message}`));
+    child.on('exit', code => {
+      if (code !== 0) this.options.log(`${vif}: ${script} online ended with status ${code}`);
+    });
+  }
+
+  /** @returns whether it came true in time */
+  private async until(done: () => boolean, timeoutMs: number): Promise<boolean> {
+    const end = performance.now() + timeoutMs;
+    while (!done()) {
+      if (performance.now() >= end) return false;
+      await new Promise(resolve => setTimeout(resolve, 5));
+    }
+    return true;
+  }
+
+  private vifs(): Vif[] {
+    return [...this.net.devices].filter(({ priv }) => priv instanceof Vif).map(({ priv }) => priv as Vif);
+  }
+
+  private backendDevices(): XenbusDevice[] {
+    return [...this.host.kernel.xenbus.backend.devices.values()].filter(device => device.driver !== null);
+  }
+
+  /** Closes every vif and waits for the frontends to let go: they have no network afterwards. */
+  async close(): Promise<void> {
+    if (this.stopping) return;
+    this.stopping = true;
+    const devices = this.backendDevices();
+    for (const device of devices) await device.switchState(XenbusState.Closing);
+    const closed = (device: XenbusDevice) =>
+      device.gone || device.state === XenbusState.Closed || device.otherendState === XenbusState.Closed;
+    await this.until(() => devices.every(closed), CLOSE_MS);
+    await this.finish();
+  }
+
+  /** Leaves every vif to the next backend that starts: the frontends stay connected and notice nothing but a pause. */
+  async handOver(): Promise<void> {
+    if (this.stopping) return;
+    this.stopping = true;
+    const queues = this.vifs().flatMap(vif => vif.queues);
+    for (const queue of queues) queue.pause();
+    const drained = await this.until(() => queues.every(queue => queue.inFlight === 0), DRAIN_MS);
+    if (!drained) this.options.log('some packets were still on their way; their frontends may complain');
+    await this.finish();
+  }
+
+  private async finish(): Promise<void> {
+    await this.host.kernel.shutdown();
+    for (const device of [...this.faces.keys()]) this.removed(device);
+    await this.uplink?.close();
+    if (this.bridge !== null) await this.net.unregister(this.bridge);
+    this.host.close();
+  }
+
+  async vifList(domain?: string): Promise<VifInfo[]> {
+    const { xs } = this.host.kernel.xenbus;
+    const { domid: backendDomid } = this.host.platform;
+    const infos: VifInfo[] = [];
+    for (const device of this.backendDevices()) {
+      const [, , domid, handle] = device.nodename.split('/');
+      const name = (await xs.readOptional(`/local/domain/${domid}/name`)) ?? domid;
+      if (domain !== undefined && domain !== name && domain !== domid) continue;
+      const front = (key: string) => xs.readOptional(`${device.otherend}/${key}`);
+      const pair = async (tx: string, rx: string): Promise<string | null> => {
+        const both = [await front(tx), await front(rx)].filter(Boolean);
+        return both.length === 0 ? null : both.join('/');
+      };
+      infos.push({
+        domid: Number(domid),
+        domain: name,
+        devid: Number(handle),
+        backendDomid,
+        mac: (await xs.readOptional(`${device.nodename}/mac`)) ?? '',
+        bridge: this.options.bridge ?? (await xs.readOptional(`${device.nodename}/bridge`)) ?? '',
+        vif: `vif${domid}.${handle}`,
+        frontendState: xenbusStateName(await device.readOtherendState()),
+        backendState: xenbusStateName(device.state),
+        eventChannels:
+          (await pair('event-channel-tx', 'event-channel-rx')) ??
+          (await front('event-channel')) ??
+          (await pair('queue-0/event-channel-tx', 'queue-0/event-channel-rx')),
+        ringRefs:
+          (await pair('tx-ring-ref', 'rx-ring-ref')) ??
+          (await pair('queue-0/tx-ring-ref', 'queue-0/rx-ring-ref')),
+        backendPath: `/local/domain/${backendDomid}/${device.nodename}`,
+        waitingFor: device.waitingFor(),
+      });
+    }
+    return infos;
+  }
+
+  /** Counters of each vif, and last those of this process's calls into Xen. */
+  stats(): VifCounters[] {
+    const vifs = this.vifs().map(vif => {
+      const counters: Record<string, number> = { ...vif.dev.stats, ...vif.stats };
+      for (const { stats } of vif.queues) {
+        for (const [key, value] of Object.entries(stats)) counters[key] = (counters[key] ?? 0) + value;
+      }
+      return { vif: vif.name, counters };
+    });
+    const { grants, events, memory } = this.host.platform;
+    const cpu = process.cpuUsage();
+    const xen = {
+      ...grants.counts,
+      ...events.counts,
+      grantsMapped: grants.mapped,
+      eventChannels: events.allocated,
+      pages: memory.allocated,
+      cpuMs: Math.round((cpu.user + cpu.system) / 1000),
+    };
+    return [...vifs, { vif: 'xen', counters: xen }];
+  }
+
+  /** The rings of each vif: the indexes that the page holds, and ours. */
+  dump(): string {
+    const lines: string[] = [];
+    for (const vif of this.vifs()) {
+      lines.push(`${vif.name}: carrier ${vif.dev.carrierOk ? 'on' : 'off'}, ${vif.queues.length} queue(s)`);
+      for (const [index, queue] of vif.queues.entries()) {
+        lines.push(...queue.dump().map(line => `  queue ${index} ${line}`));
+      }
+    }
+    return lines.join('\n');
+  }
+
+  registerMethods(registry: RpcRegistry): void {
+    registry.register('vif-list', ({ domain }) => this.vifList(domain));
+    registry.register('stats', () => this.stats());
+    registry.register('dump', () => ({ text: this.dump() }));
+    registry.register('interrupts', () => ({ text: this.host.kernel.irqs.interrupts() }));
+  }
+}
+
+async function loadFilter(file: string): Promise<PacketFilter> {
+  const path = resolve(file);
+  let module: { filter?: unknown };
+  try {
+    module = await import(pathToFileURL(path).href);
+  } catch (error) {
+    throw new CliError('EINVAL', `--filter ${path}: ${(error as Error).message}`);
+  }
+  if (typeof module.filter !== 'function') {
+    throw new CliError('EINVAL', `--filter ${path}: it has to export a function named "filter"`);
+  }
+  return module.filter as PacketFilter;
+}

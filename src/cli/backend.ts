@@ -1,0 +1,56 @@
+import { BackendDaemon } from './backend-daemon.js';
+import type { Command } from './command.js';
+import { parseNumber } from './command.js';
+import { CliError, defaultControlSocket, RpcRegistry, RpcServer } from './rpc.js';
+
+/** `pvnet backend`: serves other domains' vifs on a real Xen host. */
+export const BACKEND_COMMAND: Command = {
+  usage: '[--bridge NAME | --tap] [--match PATTERN]… [--filter FILE.js]',
+  summary: 'Serves the vifs of other domains on a real Xen host, in place of xen-netback.',
+  details: [
+    'Runs in dom0 or a driver domain, as root, without xen-netback. With --tap (the default) each vif is a TAP',
+    'named vif<domid>.<handle>, for the usual hotplug scripts; with --bridge all are ports of a bridge of pvnet’s',
+    'own, and guests reach each other without their data touching this domain.',
+    '',
+    'SIGTERM closes all vifs. SIGUSR2 leaves them to the next "pvnet backend", with the guests connected; one that',
+    'was killed is taken over from in the same way.',
+  ].join('\n'),
+  options: {
+    bridge: { type: 'string', value: 'NAME', help: 'a bridge of pvnet’s own, whose uplink is the TAP NAME' },
+    tap: { type: 'boolean', help: 'a TAP for each vif (the default)' },
+    match: {
+      type: 'string',
+      multiple: true,
+      value: 'PATTERN',
+      help: 'only vifs of these domains (web*), of bridge=NAME or named vif=vif3.*',
+    },
+    filter: { type: 'string', value: 'FILE', help: 'a module whose function "filter" sees each packet' },
+    queues: { type: 'string', value: 'N', help: 'queues that a vif may have (8)' },
+  },
+  arguments: [0, 0],
+  async run({ flag, option, options, print }) {
+    if (flag('tap') && option('bridge') !== undefined) {
+      throw new CliError('EINVAL', 'a vif is a port of --bridge or has a --tap, not both');
+    }
+    const queues = option('queues');
+    const daemon = await BackendDaemon.start({
+      bridge: option('bridge'),
+      match: options('match'),
+      filter: option('filter'),
+      maxQueues: queues === undefined ? undefined : parseNumber(queues, '--queues', 1, 8),
+      log: line => void process.stderr.write(`${line}\n`),
+    });
+    const registry = new RpcRegistry();
+    daemon.registerMethods(registry);
+    const rpc = await RpcServer.listen(registry, option('socket') ?? defaultControlSocket());
+    print(`pvnet backend: ready, control socket ${rpc.path}`);
+    await new Promise<void>((resolve, reject) => {
+      const end = (how: () => Promise<void>): void => void how.call(daemon).then(resolve, reject);
+      process.on('SIGTERM', () => end(daemon.close));
+      process.on('SIGINT', () => end(daemon.close));
+      process.on('SIGUSR2', () => end(daemon.handOver));
+    });
+    await rpc.close();
+    return 0;
+  },
+};

@@ -1,0 +1,63 @@
+import { bootKernel, type Kernel } from '../kernel/kernel.js';
+import { LinuxPlatform, SystemError } from '../platform/linux/index.js';
+import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
+import { Poller } from '../uplink/poller.js';
+import { XenStoreClient } from '../xenstore/index.js';
+import { connectXenStore } from '../xenstore/node/index.js';
+
+/** Drivers of ours in a real Xen domain, as a process of its user space. */
+export interface LinuxHost {
+  readonly platform: LinuxPlatform;
+  readonly scheduler: EventLoopScheduler;
+  readonly poller: Poller;
+  readonly kernel: Kernel;
+  /** Lets go of Xen; the drivers have to be gone by then. */
+  close(): void;
+}
+
+/**
+ * Opens Xen's devices and connects to XenStore.
+ * @param name what messages call the process
+ * @throws ErrnoError that says what the machine lacks
+ */
+export async function openLinuxHost(name: string, log: (line: string) => void): Promise<LinuxHost> {
+  const scheduler = new EventLoopScheduler({
+    setImmediate,
+    setTimeout,
+    clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+    now: () => performance.now(),
+    onError: (error, task) => log(`${task}: ${(error as Error).stack ?? error}`),
+  });
+  const poller = new Poller(scheduler);
+  try {
+    const domid = await readDomid();
+    const platform = new LinuxPlatform({ domid, scheduler, poller, openXenStore: connectXenStore, log });
+    const kernel = await bootKernel(platform, { name });
+    await kernel.xenbus.ready;
+    return {
+      platform,
+      scheduler,
+      poller,
+      kernel,
+      close() {
+        platform.close();
+        poller.close();
+      },
+    };
+  } catch (error) {
+    poller.close();
+    throw error;
+  }
+}
+
+/** Which domain this is: the toolstack writes it into every domain's directory, dom0's included. */
+async function readDomid(): Promise<number> {
+  const client = new XenStoreClient(connectXenStore());
+  try {
+    const text = await client.read('domid');
+    if (/^\d{1,5}$/.test(text)) return Number(text);
+    throw new SystemError('EINVAL', `the node "domid" of this domain is "${text}", not a domain's number`);
+  } finally {
+    client.close();
+  }
+}

@@ -1,0 +1,102 @@
+import { GNTST } from '../../abi/grant-table.js';
+import { COPY_LOCAL, type CopyBatch } from '../copy-batch.js';
+import { PAGE_SHIFT } from '../memory.js';
+
+/**
+ * struct gntdev_grant_copy_segment (Linux, include/uapi/xen/gntdev.h), 24 bytes:
+ *
+ *     word 0  source: address, low half    | grant reference
+ *     word 1          address, high half   | offset u16, domid u16
+ *     word 2, 3 destination, the same
+ *     word 4  length u16, flags u16
+ *     word 5  status s16
+ */
+export const SEGMENT_BYTES = 24;
+const SEGMENT_WORDS = SEGMENT_BYTES / 4;
+/** GNTCOPY_*: which sides are grants. */
+const SOURCE_GREF = 1 << 16;
+const DEST_GREF = 1 << 17;
+
+/** Grants that are mapped at pages of ours: the kernel cannot copy from or to such a page as a local one. */
+export interface ForeignPages {
+  /** Domain that granted what lies at `page`, or -1 for a page of our own. */
+  domidAt(page: number): number;
+  grefAt(page: number): number;
+}
+
+/** Encodes copies of a batch for IOCTL_GNTDEV_GRANT_COPY, and takes the results back. */
+export class CopySegments {
+  /** Segments encoded. */
+  count = 0;
+  /** Batch index of each. */
+  private readonly index: Int32Array;
+
+  /**
+   * @param words where the segments go
+   * @param base address in the process of local page 0
+   */
+  constructor(
+    private readonly words: Uint32Array,
+    private readonly base: number,
+    private readonly foreign: ForeignPages,
+  ) {
+    this.index = new Int32Array(Math.floor(words.length / SEGMENT_WORDS));
+  }
+
+  get capacity(): number {
+    return this.index.length;
+  }
+
+  /**
+   * Encodes the copies from `from` on that have a grant on a side; `copyLocal` gets the indexes of the others.
+   * @returns the index behind the last copy that was taken: less than the batch's count when the segments are full
+   */
+  encode(batch: CopyBatch, from: number, copyLocal: (index: number) => void): number {
+    this.count = 0;
+    let i = from;
+    for (; i < batch.count && this.count < this.capacity; i++) {
+      if (batch.srcDomid[i] === COPY_LOCAL && batch.dstDomid[i] === COPY_LOCAL) {
+        copyLocal(i);
+        continue;
+      }
+      const at = this.count * SEGMENT_WORDS;
+      let flags = batch.length[i];
+      if (this.side(at, batch.srcDomid[i], batch.srcRef[i], batch.srcOffset[i])) flags |= SOURCE_GREF;
+      if (this.side(at + 2, batch.dstDomid[i], batch.dstRef[i], batch.dstOffset[i])) flags |= DEST_GREF;
+      this.words[at + 4] = flags;
+      this.words[at + 5] = GNTST.general_error;
+      this.index[this.count++] = i;
+    }
+    return i;
+  }
+
+  /** Takes over the statuses that the kernel wrote. */
+  finish(batch: CopyBatch): void {
+    for (let n = 0; n < this.count; n++) {
+      batch.status[this.index[n]] = this.words[n * SEGMENT_WORDS + 5];
+    }
+  }
+
+  /** The ioctl as a whole was refused. */
+  fail(batch: CopyBatch): void {
+    for (let n = 0; n < this.count; n++) batch.status[this.index[n]] = GNTST.general_error;
+  }
+
+  /** @returns whether the side is a grant */
+  private side(at: number, domid: number, ref: number, offset: number): boolean {
+    const { words, foreign } = this;
+    if (domid === COPY_LOCAL) {
+      domid = foreign.domidAt(ref);
+      if (domid < 0) {
+        const address = this.base + ref * 2 ** PAGE_SHIFT + offset;
+        words[at] = address;
+        words[at + 1] = address / 0x1_0000_0000;
+        return false;
+      }
+      ref = foreign.grefAt(ref);
+    }
+    words[at] = ref;
+    words[at + 1] = offset | (domid << 16);
+    return true;
+  }
+}
