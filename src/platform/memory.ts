@@ -3,7 +3,7 @@ export const PAGE_SIZE = 4096;
 export const PAGE_SHIFT = 12;
 
 /**
- * Memory as the drivers see it: views over one buffer, made once. A byte address is an index into `u8`,
+ * Memory as the drivers see it: views over one buffer or a part of it, made once. A byte address is an index into `u8`,
  * address >>> 1 into `u16`/`i16`, address >>> 2 into `u32`/`i32`; a page number is address >>> 12.
  *
  * Whatever a peer can write is read through this object only, so that a test can pass one that counts or
@@ -16,12 +16,20 @@ export class Memory {
   readonly u32: Uint32Array;
   readonly i32: Int32Array;
 
-  constructor(readonly buffer: ArrayBufferLike) {
-    this.u8 = new Uint8Array(buffer);
-    this.u16 = new Uint16Array(buffer);
-    this.i16 = new Int16Array(buffer);
-    this.u32 = new Uint32Array(buffer);
-    this.i32 = new Int32Array(buffer);
+  /**
+   * @param start where byte 0 is in the buffer: a multiple of 4
+   * @param bytes how much of the buffer it is: a multiple of 4; by default all of the rest
+   */
+  constructor(
+    readonly buffer: ArrayBufferLike,
+    start = 0,
+    bytes = buffer.byteLength - start,
+  ) {
+    this.u8 = new Uint8Array(buffer, start, bytes);
+    this.u16 = new Uint16Array(buffer, start, bytes >>> 1);
+    this.i16 = new Int16Array(buffer, start, bytes >>> 1);
+    this.u32 = new Uint32Array(buffer, start, bytes >>> 2);
+    this.i32 = new Int32Array(buffer, start, bytes >>> 2);
   }
 
   /** Reads the u32 at a byte address that another domain may be writing; a full barrier. */

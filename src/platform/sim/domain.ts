@@ -306,6 +306,30 @@ export class Domain {
     return this.hypervisor.frames.owner[page] === this.domid ? page : 0;
   }
 
+  /** Pages of an emulated PC's RAM; 0 for a domain in machine memory. */
+  get ramPages(): number {
+    return this.bankMemory?.pages ?? 0;
+  }
+
+  /**
+   * Takes a page of an emulated PC's RAM from its domain, which gave it up (XENMEM_decrease_reservation): nobody
+   * can be granted it any more. @returns false when the domain does not have it
+   */
+  takeRam(gfn: number): boolean {
+    if (!(gfn < this.ramPages) || this.physmap[gfn] === 0) return false;
+    this.physmap[gfn] = 0;
+    this.pages--;
+    return true;
+  }
+
+  /** Gives the page back (XENMEM_populate_physmap). @returns false when there is none, or it has it already */
+  giveRam(gfn: number): boolean {
+    if (!(gfn < this.ramPages) || this.physmap[gfn] !== 0) return false;
+    this.physmap[gfn] = (this.bank << BANK_SHIFT) | gfn;
+    this.pages++;
+    return true;
+  }
+
   // ---- event delivery: the two-level bitmaps in struct shared_info ----
 
   /** An event for `port`: sets its pending bit and, unless it is masked, wakes its virtual CPU. */
