@@ -1,0 +1,71 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { homedir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { ErrnoError } from '../../abi/errno.js';
+
+/** Linux guests cannot be had, or one of their files cannot. */
+export class LinuxGuestError extends ErrnoError {}
+
+/** What a Linux guest boots from, as paths. */
+export interface LinuxFiles {
+  readonly kernel: string;
+  readonly ramdisk: string;
+  readonly bios: string;
+  readonly vgaBios: string;
+}
+
+const NAMES: LinuxFiles = {
+  kernel: 'vmlinuz',
+  ramdisk: 'initramfs.cpio',
+  bios: 'bios.bin',
+  vgaBios: 'vgabios.bin',
+};
+
+/** Where pvnet keeps what it has fetched, and snapshots: $XDG_CACHE_HOME/pvnet/linux. */
+export function cacheFolder(): string {
+  const cache = process.env['XDG_CACHE_HOME'];
+  const base = cache !== undefined && cache.startsWith('/') ? cache : join(homedir(), '.cache');
+  return join(base, 'pvnet', 'linux');
+}
+
+/** The files in the cache. @returns null when `pvnet linux fetch` has not put them there */
+export function cachedFiles(): LinuxFiles | null {
+  const folder = cacheFolder();
+  const paths = Object.fromEntries(Object.entries(NAMES).map(([key, name]) => [key, join(folder, name)]));
+  return Object.values(paths).every(existsSync) ? (paths as unknown as LinuxFiles) : null;
+}
+
+/** A name of a file in the cache. */
+export function cacheName(key: keyof LinuxFiles): string {
+  return NAMES[key];
+}
+
+/** @throws LinuxGuestError ENOENT that says what to do */
+export function requireFiles(): LinuxFiles {
+  const files = cachedFiles();
+  if (files !== null) return files;
+  throw new LinuxGuestError(
+    'ENOENT',
+    `there is no Linux for guests in ${cacheFolder()}: "pvnet linux fetch" gets it from Debian's packages`,
+  );
+}
+
+/** @throws LinuxGuestError that names the file */
+export function readGuestFile(path: string, what: string): Uint8Array {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    throw new LinuxGuestError(
+      code === 'ENOENT' ? 'ENOENT' : 'EIO',
+      `${what} ${path} cannot be read (${code})`,
+    );
+  }
+}
+
+/** v86.wasm of the installed package. */
+export function readV86Module(): Uint8Array {
+  const main = createRequire(import.meta.url).resolve('v86');
+  return readGuestFile(join(dirname(main), 'v86.wasm'), 'the emulator');
+}
