@@ -21,6 +21,10 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
     summary: 'Serves the vifs of other domains on a real Xen host.',
     load: async () => (await import('./backend.js')).BACKEND_COMMAND,
   },
+  linux: {
+    summary: 'Gets what guests of kind "linux" boot.',
+    load: async () => (await import('./linux.js')).LINUX_COMMAND,
+  },
 };
 
 /** Commands with the arguments, help and statuses of the real tools, which parse them themselves. */

@@ -18,7 +18,8 @@ export interface BootOptions {
 
 /** A domain that runs: its kernel, and what runs above it. */
 export interface BootedGuest {
-  readonly kernel: Kernel;
+  /** Null for a guest that brings its own: an emulated machine. */
+  readonly kernel: Kernel | null;
   readonly guest: Guest;
 }
 
@@ -33,7 +34,7 @@ const SHUTDOWN_REASONS: Record<string, 'poweroff' | 'reboot'> = {
  * Boots a domain: kernel, netfront, guest. The kernel does what control/shutdown asks for, as Linux does:
  * stops the guest, closes its devices, and ends with that reason.
  */
-export async function bootGuest(options: BootOptions): Promise<BootedGuest> {
+export async function bootGuest(options: BootOptions): Promise<BootedGuest & { kernel: Kernel }> {
   const { domain, kind, argument, poller } = options;
   const { platform } = domain;
   const kernel = await bootKernel(platform, { name: domain.name, trace: options.trace });

@@ -20,9 +20,20 @@ export interface GuestOptions {
   log(line: string): void;
 }
 
+/** A guest's console, for whoever sits at it. */
+export interface GuestConsole {
+  /** The last of what it showed. */
+  scrollback(): string;
+  /** Calls back with what it shows from here on. @returns what ends that */
+  onOutput(listener: (text: string) => void): () => void;
+  type(text: string): void;
+}
+
 /** What runs in a simulated domain, above its kernel. */
 export interface Guest {
   readonly kind: string;
+  /** Absent where there is none to sit at. */
+  readonly console?: GuestConsole;
   /** Resolves when what has been started (devices being set up) is done. */
   settled(): Promise<void>;
   /** What to run on this machine so that a program runs in the guest; absent where none can. */

@@ -11,6 +11,18 @@ export interface GuestSpec {
   readonly argument: string;
 }
 
+/** What a guest of kind "linux" boots; what is left out comes from the cache. Paths are absolute. */
+export interface LinuxSpec {
+  readonly kernel?: string;
+  readonly ramdisk?: string;
+  readonly bios?: string;
+  readonly vgaBios?: string;
+  /** Words for the kernel's command line. */
+  readonly extra?: string;
+  /** Its netback serves other domains' vifs. */
+  readonly driverDomain: boolean;
+}
+
 /** A domain to create. */
 export interface DomainConfig {
   readonly name: string;
@@ -18,6 +30,8 @@ export interface DomainConfig {
   readonly memory: number;
   readonly guest: GuestSpec;
   readonly vifs: readonly VifConfig[];
+  /** Of a guest of kind "linux". */
+  readonly linux?: LinuxSpec;
   /** Settings that xl knows and pvnet has no use for, with their lines; what the user may want to hear. */
   readonly ignored: readonly string[];
   /** The rest of the settings as they are in the file, for the guest's kind. */
@@ -25,10 +39,13 @@ export interface DomainConfig {
 }
 
 const DEFAULT_MEMORY_MIB = 64;
+/** A Linux kernel with an initramfs needs more. */
+const DEFAULT_LINUX_MEMORY_MIB = 128;
 const DEFAULT_GUEST = 'echo';
 /** The kinds of guests that there are, with an argument or without. */
-const KINDS: Record<string, boolean> = { echo: false, netns: false, module: true };
+const KINDS: Record<string, boolean> = { echo: false, netns: false, module: true, linux: false };
 const USED = ['name', 'memory', 'guest', 'vif'];
+const USED_BY_LINUX = ['kernel', 'ramdisk', 'bios', 'vga_bios', 'extra', 'vcpus', 'driver_domain', 'type'];
 
 /** @throws ToolstackError with file, line and key; ENOENT when there is no such file */
 export function readDomainFile(path: string): DomainConfig {
@@ -75,15 +92,48 @@ export function parseDomain(text: string, file: string): DomainConfig {
   if (memory !== undefined && (memory.value.kind !== 'number' || memory.value.number < 1)) {
     fail(memory, 'it is a number of MiB, as in memory = 64');
   }
+  const guest = parseGuest(string('guest'), file, fail);
+  const isLinux = guest.kind === 'linux';
+  const used = isLinux ? [...USED, ...USED_BY_LINUX] : USED;
+  const defaultMemory = isLinux ? DEFAULT_LINUX_MEMORY_MIB : DEFAULT_MEMORY_MIB;
   return {
     name: name.text,
-    memory: memory?.value.kind === 'number' ? memory.value.number : DEFAULT_MEMORY_MIB,
-    guest: parseGuest(string('guest'), file, fail),
+    memory: memory?.value.kind === 'number' ? memory.value.number : defaultMemory,
+    guest,
+    linux: isLinux ? parseLinux(settings, string, file, fail) : undefined,
     vifs: parseVifs(settings.get('vif'), file, fail),
     ignored: [...settings.values()]
-      .filter(({ key }) => !USED.includes(key))
+      .filter(({ key }) => !used.includes(key))
       .map(({ key, line }) => `${file}:${line}: ${key}: pvnet has no use for it`),
     settings: new Map([...settings].map(([key, { value }]) => [key, value])),
+  };
+}
+
+function parseLinux(
+  settings: ReadonlyMap<string, ConfigSetting>,
+  string: (key: string) => { setting: ConfigSetting; text: string } | null,
+  file: string,
+  fail: Fail,
+): LinuxSpec {
+  const path = (key: string) => {
+    const given = string(key);
+    return given === null ? undefined : resolve(dirname(file), given.text);
+  };
+  const number = (key: string, want: number, why: string): boolean => {
+    const setting = settings.get(key);
+    if (setting === undefined) return false;
+    const { value } = setting;
+    if (value.kind !== 'number' || value.number > want) fail(setting, why);
+    return value.kind === 'number' && value.number === 1;
+  };
+  number('vcpus', 1, 'a guest of kind "linux" has one, as in vcpus = 1');
+  return {
+    kernel: path('kernel'),
+    ramdisk: path('ramdisk'),
+    bios: path('bios'),
+    vgaBios: path('vga_bios'),
+    extra: string('extra')?.text,
+    driverDomain: number('driver_domain', 1, 'it is 0 or 1'),
   };
 }
 
@@ -101,7 +151,7 @@ function parseGuest(
   if (!(kind in KINDS)) {
     fail(
       given.setting,
-      `"${given.text}" is no kind of guest; there are "echo", "netns" and "module:./file.js"`,
+      `"${given.text}" is no kind of guest; there are "echo", "netns", "linux" and "module:./file.js"`,
     );
   }
   if (KINDS[kind] && argument === '')

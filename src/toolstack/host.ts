@@ -1,5 +1,5 @@
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
-import { type BootedGuest, bootGuest, GUEST_KINDS } from '../guests/index.js';
+import { type BootedGuest, bootGuest, GUEST_KINDS, MACHINE_KINDS } from '../guests/index.js';
 import { bootKernel, type Kernel } from '../kernel/kernel.js';
 import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
@@ -27,6 +27,8 @@ const DESTROY_TIMEOUT_MS = 10_000;
 const GONE_TIMEOUT_MS = 2_000;
 /** How long a guest has to power off before it is destroyed. */
 const SHUTDOWN_TIMEOUT_MS = 10_000;
+/** How long a driver domain has for what a hotplug script does. */
+const HOTPLUG_TIMEOUT_MS = 30_000;
 const PAGES_PER_MIB = 256;
 
 export interface HostOptions {
@@ -180,6 +182,9 @@ export class Host {
     }
     const { booted, domain, config } = this.find(nameOrDomid);
     if (booted === null) throw new ToolstackError('EAGAIN', `the domain ${config.name} has not booted yet`);
+    if (booted.kernel === null) {
+      throw new ToolstackError('EOPNOTSUPP', `the domain ${config.name} has a kernel of its own: ask it`);
+    }
     return { kernel: booted.kernel, domain };
   }
 
@@ -232,24 +237,33 @@ export class Host {
 
   private async build(config: DomainConfig): Promise<HostedDomain> {
     const { hypervisor, xs } = this;
-    const domain = hypervisor.createDomain({ name: config.name, maxPages: config.memory * PAGES_PER_MIB });
+    const machine = await MACHINE_KINDS[config.guest.kind]?.(config);
+    const domain = hypervisor.createDomain({
+      name: config.name,
+      maxPages: machine === undefined ? config.memory * PAGES_PER_MIB : undefined,
+      ...machine?.domainOptions,
+    });
     const identity = { domid: domain.domid, name: config.name, uuid: this.uuid(), memoryMib: config.memory };
     const hosted: HostedDomain = { domain, config, identity, vifs: new Map(), booted: null };
     this.hosted.set(domain.domid, hosted);
     try {
       await writeDomain(xs, identity);
-      await xs.introduce(domain.domid, domain.platform.memory.gfn(domain.storePage), domain.storePort);
+      await xs.introduce(domain.domid, hypervisor.frames.gfn[domain.storePage], domain.storePort);
       await Promise.all(config.vifs.map((vif, index) => this.attach(hosted, vif, vif.devid ?? index)));
-      hosted.booted = await bootGuest({
-        domain,
-        kind: GUEST_KINDS[config.guest.kind],
-        argument: config.guest.argument,
-        vif: devid => hosted.vifs.get(devid)?.config,
-        poller: this.poller,
-        trace: this.options.trace,
-      });
+      hosted.booted =
+        machine !== undefined
+          ? { kernel: null, guest: machine.start(domain, this.dom0) }
+          : await bootGuest({
+              domain,
+              kind: GUEST_KINDS[config.guest.kind],
+              argument: config.guest.argument,
+              vif: devid => hosted.vifs.get(devid)?.config,
+              poller: this.poller,
+              trace: this.options.trace,
+            });
       return hosted;
     } catch (error) {
+      await machine?.destroy();
       await this.destroy(hosted);
       throw error;
     }
@@ -257,9 +271,11 @@ export class Host {
 
   /** Waits until every vif of a domain is connected at both ends, and set up in the guest. @returns those that are not */
   async settled(hosted: HostedDomain, timeoutMs = INIT_TIMEOUT_MS): Promise<AttachedVif[]> {
+    // A machine takes its time to boot, and nothing can be said of its devices before.
+    if (hosted.booted?.kernel === null) await hosted.booted.guest.settled();
     const end = this.scheduler.now() + timeoutMs;
     for (;;) {
-      const left = [...hosted.vifs.values()].filter(vif => this.waitingFor(hosted, vif) !== null);
+      const left = await this.unconnected(hosted);
       if (left.length === 0) await hosted.booted?.guest.settled();
       if (left.length === 0 || this.scheduler.now() >= end) return left;
       await new Promise<void>(resolve => {
@@ -269,10 +285,28 @@ export class Host {
           resolve();
         };
         const timer = this.scheduler.after(Math.min(250, end - this.scheduler.now()), done);
-        const kernels = hosted.booted === null ? [this.dom0] : [this.dom0, hosted.booted.kernel];
-        const stops = kernels.map(kernel => kernel.xenbus.onDevicesChanged(done));
+        const stops = [this.dom0, hosted.booted?.kernel ?? this.dom0].map(kernel =>
+          kernel.xenbus.onDevicesChanged(done),
+        );
       });
     }
+  }
+
+  /** The vifs that are not connected at both ends, whoever has them. */
+  private async unconnected(hosted: HostedDomain): Promise<AttachedVif[]> {
+    const connected = String(XenbusState.Connected);
+    const waits = await Promise.all(
+      [...hosted.vifs.values()].map(async vif => {
+        if (this.waitingFor(hosted, vif) !== null) return vif;
+        // An end in a machine's kernel shows in xenstore only.
+        const { frontend, backend } = vif.paths;
+        const states = await Promise.all(
+          [frontend, backend].map(path => this.xs.readIfExists(`${path}/state`)),
+        );
+        return states.every(state => state === connected) ? null : vif;
+      }),
+    );
+    return waits.filter(vif => vif !== null);
   }
 
   /** Asks a domain's kernel to power off or reboot, and waits until it has. @throws ToolstackError ETIMEDOUT */
@@ -307,7 +341,7 @@ export class Host {
     } catch (error) {
       domain.platform.log(`stopping the guest: ${(error as Error).message}`);
     }
-    hosted.booted?.kernel.reclaimer.stop();
+    hosted.booted?.kernel?.reclaimer.stop();
     domain.destroy();
     await Promise.all([...hosted.vifs.values()].map(vif => this.detach(hosted, vif, true)));
     await removeDomain(this.xs, identity);
@@ -378,13 +412,8 @@ export class Host {
     if (hosted.vifs.has(devid)) {
       throw new ToolstackError('EEXIST', `the domain ${hosted.config.name} has a vif ${devid} already`);
     }
-    if (config.backend !== '0' && config.backend !== 'Domain-0') {
-      throw new ToolstackError(
-        'EINVAL',
-        `backend=${config.backend}: only domain 0 has a netback on this host`,
-      );
-    }
-    const backendDomid = 0;
+    const driver = this.driverDomain(config.backend);
+    const backendDomid = driver?.domain.domid ?? 0;
     const mac = config.mac ?? randomMac(() => this.hypervisor.random());
     const paths = vifPaths(domid, devid, backendDomid);
     const vif: AttachedVif = {
@@ -399,6 +428,8 @@ export class Host {
     hosted.vifs.set(devid, vif);
     try {
       await writeVif(this.xs, { domid, devid, backendDomid, mac }, config);
+      // Its kernel boots first.
+      await driver?.booted?.guest.settled();
       vif.status = 'the toolstack waits for the backend to reach InitWait';
       const reached = await this.waitForState(
         `${paths.backend}/state`,
@@ -413,19 +444,53 @@ export class Host {
         );
       }
       vif.status = 'hotplug';
-      vif.device = await hotplugOnline(
-        this.xs,
-        this.dom0.net,
-        this.bridge(config.bridge),
-        paths,
-        `vif${domid}.${devid}`,
-        config,
-      );
+      if (driver === null) {
+        vif.device = await hotplugOnline(
+          this.xs,
+          this.dom0.net,
+          this.bridge(config.bridge),
+          paths,
+          `vif${domid}.${devid}`,
+          config,
+        );
+      } else {
+        await this.hotplugElsewhere(driver, paths);
+      }
       vif.status = null;
     } catch (error) {
       vif.status = (error as Error).message;
       await this.detach(hosted, vif, true);
       throw error;
+    }
+  }
+
+  /** The domain whose netback serves a vif; null for domain 0. @throws ToolstackError EINVAL */
+  private driverDomain(backend: string): HostedDomain | null {
+    if (backend === '0' || backend === 'Domain-0') return null;
+    const driver = [...this.hosted.values()].find(
+      ({ config, domain }) => config.name === backend || String(domain.domid) === backend,
+    );
+    if (driver?.config.linux?.driverDomain !== true) {
+      throw new ToolstackError(
+        'EINVAL',
+        `backend=${backend}: netback is in domain 0, and in guests of kind "linux" with driver_domain = 1`,
+      );
+    }
+    return driver;
+  }
+
+  /** A driver domain does by itself what the script vif-bridge does, as "xl devd" would there. */
+  private async hotplugElsewhere(driver: HostedDomain, paths: VifPaths): Promise<void> {
+    const done = await this.waitForState(
+      `${paths.backend}/hotplug-status`,
+      status => status === 'connected',
+      HOTPLUG_TIMEOUT_MS,
+    );
+    if (!done) {
+      throw new ToolstackError(
+        'ETIMEDOUT',
+        `${paths.backend}: ${driver.config.name} did not say hotplug-status "connected"`,
+      );
     }
   }
 
@@ -448,9 +513,12 @@ export class Host {
     vif.device = null;
     if (device !== null && device.master !== null) (device.master as Bridge).removePort(device);
     await removeVifNodes(this.xs, paths);
-    await this.unlessLate(this.untilGone(this.dom0, `backend/vif/${hosted.domain.domid}/${devid}`));
-    if (hosted.booted !== null && hosted.domain.state === 'running') {
-      await this.unlessLate(this.untilGone(hosted.booted.kernel, `device/vif/${devid}`));
+    if (vif.backendDomid === 0) {
+      await this.unlessLate(this.untilGone(this.dom0, `backend/vif/${hosted.domain.domid}/${devid}`));
+    }
+    const kernel = hosted.booted?.kernel ?? null;
+    if (kernel !== null && hosted.domain.state === 'running') {
+      await this.unlessLate(this.untilGone(kernel, `device/vif/${devid}`));
     }
     hosted.vifs.delete(devid);
   }
@@ -498,12 +566,18 @@ export class Host {
   waitingFor(hosted: HostedDomain, vif: AttachedVif): string | null {
     if (vif.status !== null) return vif.status;
     const { domid } = hosted.domain;
-    const back = this.dom0.xenbus.backend.devices.get(`backend/vif/${domid}/${vif.devid}`);
-    const front = hosted.booted?.kernel.xenbus.frontend.devices.get(`device/vif/${vif.devid}`);
-    if (back === undefined) return 'waiting for the backend bus to find it';
-    if (hosted.booted === null) return 'waiting for the domain to boot';
+    const { booted } = hosted;
+    let wait: string | null = null;
+    if (vif.backendDomid === 0) {
+      const back = this.dom0.xenbus.backend.devices.get(`backend/vif/${domid}/${vif.devid}`);
+      if (back === undefined) return 'waiting for the backend bus to find it';
+      wait = back.waitingFor();
+    }
+    if (booted === null) return 'waiting for the domain to boot';
+    if (wait !== null || booted.kernel === null) return wait;
+    const front = booted.kernel.xenbus.frontend.devices.get(`device/vif/${vif.devid}`);
     if (front === undefined) return 'waiting for the frontend bus to find it';
-    return back.waitingFor() ?? front.waitingFor();
+    return front.waitingFor();
   }
 
   async vifList(hosted: HostedDomain): Promise<VifInfo[]> {

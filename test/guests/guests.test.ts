@@ -100,7 +100,7 @@ describe('guests that are network namespaces', { skip }, () => {
   test('lose their carrier with their backend', async t => {
     const host = await start(t);
     const a = await create(host, 'a', 'netns', 'ip=10.0.0.1');
-    const eth0 = a.booted!.kernel.net.byName('eth0')!;
+    const eth0 = a.booted!.kernel!.net.byName('eth0')!;
     // The stack tells of a change a little later, at most once a second.
     const becomes = async (carrier: string): Promise<void> => {
       while ((await run(a, 'cat', '/sys/class/net/eth0/carrier')).stdout !== carrier);

@@ -87,7 +87,7 @@ describe('a host with echo guests', () => {
     assert.deepEqual(await host.xs.getPerms(`${front}/mtu`), ['n0', 'r1']);
     assert.deepEqual(await host.xs.getPerms(back), ['n0', 'r1']);
     assert.equal(await read('/libxl/1/device/vif/0/mac'), '00:16:3e:01:02:03');
-    assert.equal(a.booted!.kernel.net.byName('eth0')!.mtu, 9000);
+    assert.equal(a.booted!.kernel!.net.byName('eth0')!.mtu, 9000);
     assert.equal(host.dom0.net.byName('vif1.0')!.mtu, 9000);
   });
 

@@ -153,10 +153,14 @@ class PrivateApt {
   }
 }
 
-/** Names of busybox's commands. The i386 program runs on this machine's kernel, or is read when it does not. */
+/** Names of busybox's commands; none where this machine cannot run the i386 program, and then init installs them. */
 async function busyboxApplets(root: string): Promise<string[]> {
-  const { stdout } = await command(join(root, 'bin/busybox'), ['--list']);
-  return stdout.split('\n').filter(name => name !== '' && name !== 'busybox');
+  try {
+    const { stdout } = await run(join(root, 'bin/busybox'), ['--list']);
+    return stdout.split('\n').filter(name => name !== '' && name !== 'busybox');
+  } catch {
+    return [];
+  }
 }
 
 async function command(

@@ -4,56 +4,80 @@
  *
  * Of the kernel command line it takes `pvnet.modules=a,b`: what to load in place of xen-netfront.
  */
-export const INIT = `#!/bin/sh
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=vt100 PS1='\\h:\\w# '
+export const INIT = `#!/bin/busybox sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb PS1='\\h:\\w# '
+[ -e /bin/mount ] || /bin/busybox --install -s /bin
+[ -e /bin/sh ] || ln -s busybox /bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
+ln -s /proc/self/fd /dev/fd
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmp /tmp
 echo 3 4 1 7 > /proc/sys/kernel/printk
 echo 1 > /proc/sys/kernel/sysrq
 ip link set lo up
 modules=xen-netfront
-for word in $(cat /proc/cmdline); do
+read -r words < /proc/cmdline
+for word in $words; do
   case $word in pvnet.modules=*) modules=$(echo "\${word#pvnet.modules=}" | tr , ' ') ;; esac
 done
 for module in $modules; do modprobe $module; done
 cd /root
 vif-agent &
+case $modules in *xen-netback*) backend-agent & ;; esac
 exec 0</dev/console 1>/dev/console 2>&1
-echo "pvnet: up after $(cut -d ' ' -f 1 /proc/uptime) s"
+read -r seconds rest < /proc/uptime
+echo "pvnet: up after $seconds s"
 while :; do setsid -c sh -i; done
 `;
 
 /**
- * "xs read PATH…", "xs list PATH", "xs watch PATH": XenStore through /dev/xen/xenbus, as Debian has no i386
- * package of xenstore-utils. A message is a header of four little-endian words (type, request, transaction,
- * length) and a body (xen/include/public/io/xs_wire.h). "watch" prints a line for each event, and one at once.
+ * "xs read PATH…", "xs list PATH", "xs write PATH VALUE", "xs watch PATH", and the same as functions for scripts:
+ * XenStore through /dev/xen/xenbus, as Debian has no i386 package of xenstore-utils. A message is a header of
+ * four little-endian words (type, request, transaction, length) and a body (xen/include/public/io/xs_wire.h).
+ * It starts few processes: in an emulator each costs milliseconds.
  */
 export const XS = `#!/bin/sh
-octets() { printf '\\\\%03o\\\\%03o\\\\%03o\\\\%03o' $(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) 0; }
+# request TYPE LENGTH BODY; a length below 256 and a body in printf's format
 request() {
-  printf "$(octets $1)$(octets 1)$(octets 0)$(octets $3)$2" | dd bs=4096 iflag=fullblock of=/dev/fd/3 2>/dev/null
+  printf "\\\\$(($1 / 8))$(($1 % 8))\\\\0\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\$(($2 / 64))$(($2 / 8 % 8))$(($2 % 8))\\\\0\\\\0\\\\0$3" >&3
 }
-# The reply's type is its first byte; 16 is XS_ERROR.
-reply() {
-  dd bs=4096 count=1 <&3 2>/dev/null > /tmp/xs.$$
-  type=$(od -An -tu1 -N1 /tmp/xs.$$)
-  tail -c +17 /tmp/xs.$$
-  rm -f /tmp/xs.$$
-  [ $type -ne 16 ]
+reply() { dd bs=4096 count=1 <&3 2>/dev/null | tail -c +17; }
+# As a value nobody writes these, so that the message's type need not be looked at.
+failed() { case $1 in ENOENT|EACCES|EINVAL|EIO|EQUOTA|ENOSPC) return 0 ;; esac; return 1; }
+xs_open() { exec 3<>/dev/xen/xenbus; }
+xs_read() {
+  request 2 $((\${#1} + 1)) "$1\\\\0"
+  value=$(reply)
+  ! failed "$value"
 }
-exec 3<>/dev/xen/xenbus
-command=$1
-shift
-case $command in
-  read) for path; do request 2 "$path\\\\0" $((\${#path} + 1)); reply; echo; done ;;
-  list) request 1 "$1\\\\0" $((\${#1} + 1)); reply | tr '\\0' '\\n' ;;
-  watch)
-    request 4 "$1\\\\0w\\\\0" $((\${#1} + 3))
-    while dd bs=4096 count=1 <&3 2>/dev/null > /dev/null; do echo; done ;;
+xs_list() {
+  request 1 $((\${#1} + 1)) "$1\\\\0"
+  value=$(reply | tr '\\0' '\\n')
+  ! failed "$value"
+}
+xs_write() {
+  request 11 $((\${#1} + \${#2} + 1)) "$1\\\\0$2"
+  value=$(reply)
+  ! failed "$value"
+}
+# A line for each event, and one at once.
+xs_watch() {
+  request 4 $((\${#1} + 3)) "$1\\\\0w\\\\0"
+  while dd bs=4096 count=1 <&3 >/dev/null 2>&1; do echo; done
+}
+case \${0##*/} in xs)
+  xs_open
+  command=$1
+  shift
+  case $command in
+    read) for path; do xs_read $path && echo "$value" || exit 1; done ;;
+    list) xs_list $1 && echo "$value" ;;
+    write) xs_write "$1" "$2" ;;
+    watch) xs_watch $1 ;;
+  esac ;;
 esac
 `;
 
@@ -62,21 +86,52 @@ esac
  * it up, whenever something under device/vif changes.
  */
 export const VIF_AGENT = `#!/bin/sh
-name=$(xs read name) && [ -n "$name" ] && hostname "$name"
-xs watch device/vif | while read line; do
-  for devid in $(xs list device/vif 2>/dev/null); do
-    interface=$(ls /sys/bus/xen/devices/vif-$devid/net 2>/dev/null) || continue
-    [ -e /run/vif-$devid-$interface ] && continue
-    : > /run/vif-$devid-$interface
-    backend=$(xs read device/vif/$devid/backend)
-    for address in $(xs read $backend/ip); do
-      case $address in */*) ;; *:*) address=$address/64 ;; *) address=$address/24 ;; esac
-      ip addr add $address dev $interface
-    done
-    ip link set $interface up
+. /bin/xs
+xs_open
+xs_read name && hostname "$value"
+configure() {
+  xs_read device/vif/$1/backend && xs_read $value/ip || value=
+  for address in $value; do
+    case $address in */*) ;; *:*) address=$address/64 ;; *) address=$address/24 ;; esac
+    ip addr add $address dev $2
   done
-  for mark in /run/vif-*; do
-    [ -e /sys/class/net/\${mark##*-} ] || rm -f $mark
+  ip link set $2 up
+  echo "pvnet: vif $1 is $2" > /dev/console
+}
+(xs_open; xs_watch device/vif) | while read line; do
+  for path in /sys/bus/xen/devices/vif-*/net/*; do
+    [ -e $path ] || continue
+    interface=\${path##*/}
+    devid=\${path#*vif-}
+    devid=\${devid%%/*}
+    [ -e /run/$interface-vif$devid ] && continue
+    : > /run/$interface-vif$devid
+    configure $devid $interface
+  done
+  for mark in /run/*-vif*; do
+    interface=\${mark#/run/}
+    [ -e /sys/class/net/\${interface%-vif*} ] || rm -f $mark
+  done
+done
+`;
+
+/** In a driver domain: puts each backend's interface on its bridge, and says so in hotplug-status, as "xl devd" does. */
+export const BACKEND_AGENT = `#!/bin/sh
+. /bin/xs
+xs_open
+(xs_open; xs_watch backend/vif) | while read line; do
+  for path in /sys/bus/xen-backend/devices/vif-*/net/*; do
+    [ -e $path ] || continue
+    interface=\${path##*/}
+    [ -e /sys/class/net/$interface/brport ] && continue
+    ids=\${interface#vif}
+    node=backend/vif/\${ids%.*}/\${ids#*.}
+    xs_read $node/bridge && bridge=$value || bridge=xenbr0
+    [ -e /sys/class/net/$bridge ] || ip link add $bridge type bridge
+    ip link set $bridge up
+    ip link set $interface master $bridge
+    ip link set $interface up
+    xs_write $node/hotplug-status connected
   done
 done
 `;

@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { type CpioEntry, cpio, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG } from './cpio.js';
 import { elfNeeds } from './elf.js';
-import { INIT, POWEROFF, REBOOT, VIF_AGENT, XS } from './init-scripts.js';
+import { BACKEND_AGENT, INIT, POWEROFF, REBOOT, VIF_AGENT, XS } from './init-scripts.js';
 
 /** Programs that are put in beside busybox, where they are unpacked. */
 const PROGRAMS = [
@@ -80,6 +80,7 @@ export function buildInitramfs(root: string, applets: readonly string[]): Uint8A
   add('init', text(INIT), 0o755);
   add('bin/xs', text(XS), 0o755);
   add('bin/vif-agent', text(VIF_AGENT), 0o755);
+  add('bin/backend-agent', text(BACKEND_AGENT), 0o755);
   add('sbin/poweroff', text(POWEROFF), 0o755);
   add('sbin/reboot', text(REBOOT), 0o755);
   add('etc/passwd', text('root::0:0:root:/root:/bin/sh\n'));

@@ -32,6 +32,10 @@ export interface MachineHost {
   hypercall(machine: Machine): void;
   /** The processor takes interrupts, and `setUpcall(true)` was called. @returns the vector, or 0 for none */
   upcallVector(machine: Machine): number;
+  /** The processor halted with interrupts off, as after power-off: it will not go on. */
+  halted(machine: Machine): void;
+  /** The machine is to be reset, by its keyboard controller or PCI bus. */
+  reset(machine: Machine): void;
   /** Which page to use in place of a guest-physical one; asked while `setForeign(true)`. */
   translatePage(page: number): number;
 }
@@ -51,7 +55,7 @@ export interface MachineOptions {
   vgaBios: Uint8Array;
   /** A Linux kernel with the boot protocol (bzImage). */
   kernel: Uint8Array;
-  ramdisk?: Uint8Array;
+  ramdisk?: Uint8Array | undefined;
   commandLine: string;
   /** Guest RAM: a multiple of 128 KiB. */
   memoryBytes: number;
@@ -97,7 +101,7 @@ interface Cpu {
   readonly previous_ip: Int32Array;
   readonly mem8: Uint8Array;
   translate_address_system_read(virtual: number): number;
-  reboot_internal(): void;
+  reboot_internal: () => void;
 }
 
 interface Exports {
@@ -114,6 +118,7 @@ interface Exports {
 /** What v86 imports, as it passes it to `wasm_fn`. */
 interface Environment {
   io_port_read32(port: number): number;
+  cpu_event_halt: () => void;
   codegen_finalize(index: number, start: number, stateFlags: number, code: number, length: number): void;
   readonly __indirect_function_table: WebAssemblyTable;
 }
@@ -174,10 +179,17 @@ export class Machine {
         if (port < HOOK.first) return readPort(port);
         return machine === null ? 0 : machine.onHook(port);
       };
+      const onHalt = env.cpu_event_halt;
+      env.cpu_event_halt = () => {
+        onHalt();
+        if (machine !== null) options.host.halted(machine);
+      };
       const { module } = patchV86(options.module, maximumPages);
+      let compile: Environment['codegen_finalize'];
+      env.codegen_finalize = (...code) => compile(...code);
       const { instance } = await webAssembly.instantiate(module, { env });
       exports = instance.exports as unknown as Exports;
-      env.codegen_finalize = compiler(exports, env.__indirect_function_table, maximumPages);
+      compile = compiler(exports, env.__indirect_function_table, maximumPages);
       return exports;
     };
 
@@ -204,8 +216,10 @@ export class Machine {
     if (onSerial !== undefined) emulator.add_listener('serial0-output-byte', onSerial as (v: never) => void);
     return new Promise(resolve => {
       emulator.add_listener('emulator-ready', () => {
-        machine = new Machine(emulator, exports!, options.host);
-        resolve(machine);
+        const made = new Machine(emulator, exports!, options.host);
+        emulator.v86.cpu.reboot_internal = () => options.host.reset(made);
+        machine = made;
+        resolve(made);
       });
     });
   }
@@ -335,11 +349,6 @@ export class Machine {
   /** Lets the current slice end; then nothing runs until `run`. */
   stop(): Promise<void> {
     return this.emulator.stop();
-  }
-
-  /** Starts over from the BIOS. */
-  reset(): void {
-    this.cpu.reboot_internal();
   }
 
   async destroy(): Promise<void> {

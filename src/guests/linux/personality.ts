@@ -114,6 +114,15 @@ export class Personality implements MachineHost {
     if (this.isPending()) machine.setUpcall(true);
   }
 
+  /** What is left to do after power-off without ACPI. */
+  halted(): void {
+    this.domain?.shutdown('poweroff');
+  }
+
+  reset(): void {
+    this.domain?.shutdown('reboot');
+  }
+
   upcallVector(machine: Machine): number {
     const vector = this.hypercalls?.vector ?? 0;
     if (vector !== 0 && this.isPending()) return vector;

@@ -1,0 +1,6 @@
+export * from './fetch.js';
+export * from './files.js';
+export * from './guest.js';
+export * from './kind.js';
+export * from './machine.js';
+export * from './v86-module.js';
