@@ -25,7 +25,7 @@ const NAMES: LinuxFiles = {
 /** Where pvnet keeps what it has fetched, and snapshots: $XDG_CACHE_HOME/pvnet/linux. */
 export function cacheFolder(): string {
   const cache = process.env['XDG_CACHE_HOME'];
-  const base = cache !== undefined && cache.startsWith('/') ? cache : join(homedir(), '.cache');
+  const base = cache?.startsWith('/') ? cache : join(homedir(), '.cache');
   return join(base, 'pvnet', 'linux');
 }
 
