@@ -137,9 +137,12 @@ function addModules(root: string, add: (path: string, data: Uint8Array) => void)
     needs.forEach(visit);
   };
   MODULES.forEach(visit);
-  const lines = [...dependencies].map(
-    ([path, needs]) => `${path}:${needs.map(need => ` ${need}`).join('')}\n`,
-  );
+  // All that a module needs, directly or not, each behind what needs it: they are loaded from the last.
+  const closure = (path: string): string[] => {
+    const all = dependencies.get(path)!.flatMap(need => [need, ...closure(need)]);
+    return all.filter((need, i) => all.lastIndexOf(need) === i);
+  };
+  const lines = [...dependencies.keys()].map(path => `${[`${path}:`, ...closure(path)].join(' ')}\n`);
   add(`lib/modules/${release}/modules.dep`, new TextEncoder().encode(lines.join('')));
 }
 
