@@ -29,7 +29,8 @@ const headers = new Headers();
  *
  * Takes the caller's reference.
  * @returns the segments, linked by `next`, or null when the packet is not what its GSO type says (another
- *   protocol, headers that are not whole in the linear part, a size of 0, too many segments)
+ *   protocol, headers that are not whole in the linear part, a size of 0, too many segments), or when there
+ *   is no memory for the segments
  */
 export function segmentPacket(packet: Packet, packets: PacketPool): Packet | null {
   const first = buildSegments(packet, packets);
@@ -62,7 +63,11 @@ function buildSegments(packet: Packet, packets: PacketPool): Packet | null {
   let offset = headerLength;
   let left = payload;
   for (let n = 0; n < count; n++) {
-    const segment = packets.get();
+    const segment = packets.tryGet();
+    if (segment === null) {
+      releaseList(first);
+      return null;
+    }
     copyMetadata(packet, segment);
     segment.gsoType = GSO_NONE;
     segment.gsoSize = 0;

@@ -36,6 +36,8 @@ export class Materialiser {
   private readonly newOffset = new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS);
   private readonly newSize = new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS);
   private readonly newPoolIndex = new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS);
+  /** Whether the data goes behind the linear part, into the packet's own buffer. */
+  private readonly intoHead = new Uint8Array(BATCH_PACKETS);
   /** Whether a new fragment's page was taken for it, or was the packet's before. */
   private readonly isNew = new Uint8Array(BATCH_PACKETS * MAX_FRAGMENTS);
 
@@ -97,10 +99,15 @@ export class Materialiser {
   /**
    * A packet with a head of its own over the same fragments; the given one is its parent and is let go of
    * with it. Takes the caller's reference.
-   * @returns null when a packet has too many fragments to be shared; the reference is gone then too
+   * @returns null when a packet has too many fragments to be shared, or there is no memory; the reference is
+   *   gone then too
    */
   share(packet: Packet): Packet | null {
-    const copy = this.packets.get();
+    const copy = this.packets.tryGet();
+    if (copy === null) {
+      packet.release();
+      return null;
+    }
     const inHead = Math.min(packet.linear, PACKET_LINEAR_MAX);
     const rest = packet.linear - inHead;
     if (rest > 0 && packet.fragments === MAX_FRAGMENTS) {
@@ -193,6 +200,8 @@ export class Materialiser {
     const slot = this.pending.length;
     const base = slot * MAX_FRAGMENTS;
     const first = batch.count;
+    this.intoHead[slot] = 0;
+    if (this.addIntoHead(packet, slot)) return true;
     let made = 0;
     /** The entry that copied data is being appended to, or -1. */
     let open = -1;
@@ -241,6 +250,26 @@ export class Materialiser {
     return true;
   }
 
+  /** A packet that is small as a whole needs no page. @returns false when this one is not such a packet */
+  private addIntoHead(packet: Packet, slot: number): boolean {
+    if (packet.references !== 1 || packet.linearPoolIndex >= 0) return false;
+    if (packet.length > packet.buffer + PACKET_BUFFER_SIZE - packet.data) return false;
+    for (let i = 0; i < packet.fragments; i++) if (packet.poolIndex[i] >= 0) return false;
+    const { batch } = this;
+    this.firstCopy[slot] = batch.count;
+    this.intoHead[slot] = 1;
+    let to = packet.data + packet.linear;
+    for (let i = 0; i < packet.fragments; i++) {
+      const size = packet.size[i];
+      // A packet's buffer lies in one page.
+      const at = to & (PAGE_SIZE - 1);
+      batch.add(packet.source[i], packet.ref[i], packet.offset[i], COPY_LOCAL, to >>> PAGE_SHIFT, at, size);
+      to += size;
+    }
+    this.pending.push(packet);
+    return true;
+  }
+
   private giveBack(base: number, made: number, pool: PagePool): void {
     for (let entry = base; entry < base + made; entry++) {
       if (this.isNew[entry] === 1) pool.free(this.newPoolIndex[entry]);
@@ -264,9 +293,15 @@ export class Materialiser {
         if (batch.status[i] !== GNTST.okay) okay = false;
       }
       if (!okay) {
-        this.giveBack(base, made, pool);
+        if (this.intoHead[slot] === 0) this.giveBack(base, made, pool);
         packet.failed = true;
         failed++;
+        continue;
+      }
+      if (this.intoHead[slot] === 1) {
+        packet.linear = packet.length;
+        packet.fragments = 0;
+        packet.detach();
         continue;
       }
       for (let i = 0; i < made; i++) {

@@ -1,3 +1,4 @@
+import { ErrnoError } from '../abi/errno.js';
 import type { Memory } from '../platform/memory.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { DomainMemory } from '../platform/platform.js';
@@ -191,6 +192,17 @@ export class PacketPool {
     this.used++;
     packet.reset();
     return packet;
+  }
+
+  /** `get`, but null when the domain's memory is used up: for the data path, which drops then. */
+  tryGet(): Packet | null {
+    if (this.freeList !== null) return this.get();
+    try {
+      return this.get();
+    } catch (error) {
+      if (error instanceof ErrnoError) return null;
+      throw error;
+    }
   }
 
   /** Takes a packet back; only `Packet.release` calls it. */

@@ -117,3 +117,49 @@ test('share: a head of its own over the same data; the parent lives as long', ()
   copy.release();
   assert.equal(net.packets.used, 0);
 });
+
+test('a packet that is small as a whole is fetched into its own buffer, without a page', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  let told = 0;
+  const packets = [300, 480, 481].map(length => {
+    const packet = kernel.packet(bytesOf(length), { linear: 64, sizes: [100, 7], foreign: true });
+    packet.owner = { packetDone: () => told++ };
+    return packet;
+  });
+  assert.equal(net.materialiser.materialise(packets), 0);
+  assert.deepEqual(
+    packets.map(p => [p.linear, p.fragments]),
+    [
+      [300, 0],
+      [480, 0],
+      [64, 1],
+    ],
+  );
+  packets.forEach((packet, i) => {
+    assert.deepEqual(kernel.bytes(packet), bytesOf([300, 480, 481][i]));
+    packet.release();
+  });
+  assert.equal(told, 3);
+  assert.equal(net.pages.used, 0);
+
+  const bad = kernel.packet(bytesOf(200), { linear: 64, foreign: true });
+  bad.ref[0] = 99_999;
+  assert.equal(net.materialiser.materialiseOne(bad), false);
+  assert.deepEqual([bad.failed, bad.linear, bad.fragments], [true, 64, 1]);
+  bad.release();
+});
+
+test('without memory for another packet the data path drops, and leaves nothing behind', () => {
+  const kernel = new TestKernel({ pages: 3 });
+  const { net } = kernel;
+  const packet = kernel.packet(bytesOf(100));
+  packet.hold();
+  const others = [];
+  for (let other = net.packets.tryGet(); other !== null; other = net.packets.tryGet()) others.push(other);
+  assert.equal(net.materialiser.share(packet), null);
+  assert.equal(packet.references, 1);
+  packet.release();
+  for (const other of others) other.release();
+  assert.equal(net.packets.used, 0);
+});
