@@ -113,7 +113,8 @@ export class Queue implements PacketOwner {
 
   /** Packets read from the tx ring whose heads are being copied. */
   private readonly read = Array.from({ length: BATCH_PACKETS }, () => new TxPacket());
-  private readonly built: Packet[] = [];
+  private readonly built = new Array<Packet | null>(BATCH_PACKETS).fill(null);
+  private builtCount = 0;
   private readonly firstCopy = new Int32Array(BATCH_PACKETS + 1);
   private readonly txBatch = new CopyBatch(TX_BATCH_COPIES);
 
@@ -309,15 +310,24 @@ export class Queue implements PacketOwner {
     let work = 0;
     while (work < budget && !this.stopped) {
       const taken = this.readRequests(Math.min(budget - work, BATCH_PACKETS));
-      if (this.built.length > 0) {
+      if (this.builtCount > 0) {
         this.vif.platform.grants.copy(this.txBatch);
-        for (let i = 0; i < this.built.length; i++) this.deliver(i, this.built[i]);
-        this.built.length = 0;
+        this.deliverBuilt();
       }
       if (taken === 0) break;
       work += taken;
     }
     return work;
+  }
+
+  private deliverBuilt(): void {
+    const { built, builtCount } = this;
+    for (let i = 0; i < builtCount; i++) {
+      const packet = built[i]!;
+      built[i] = null;
+      this.deliver(i, packet);
+    }
+    this.builtCount = 0;
   }
 
   /** Reads up to `limit` packets from the ring and plans the copies of their heads. */
@@ -334,7 +344,7 @@ export class Queue implements PacketOwner {
     txBatch.clear();
     let taken = 0;
     while (available > 0 && taken < limit && txBatch.free >= TX_SLOTS_MAX) {
-      const tx = this.read[this.built.length];
+      const tx = this.read[this.builtCount];
       readTxPacket(ring, ring.reqCons, available, tx);
       if (tx.verdict === TX_INCOMPLETE || tx.verdict === TX_FATAL) {
         this.fatal(`tx request ${ring.reqCons >>> 0}: ${tx.reason}`);
@@ -373,21 +383,13 @@ export class Queue implements PacketOwner {
     const linear = tx.size <= PACKET_LINEAR_MAX ? tx.size : TX_HEAD_BYTES;
     packet.linear = linear;
     packet.length = linear;
-    this.firstCopy[this.built.length] = this.txBatch.count;
+    this.firstCopy[this.builtCount] = this.txBatch.count;
     const { data } = packet;
     const offset = data & (PAGE_SIZE - 1);
     gatherTx(tx, domid, 0, linear, this.txBatch, data >>> PAGE_SHIFT, offset, this.staticGrants);
-    this.firstCopy[this.built.length + 1] = this.txBatch.count;
-    let skip = linear;
-    for (let i = 0; i < tx.slots; i++) {
-      const bytes = tx.bytes[i];
-      if (skip >= bytes) skip -= bytes;
-      else {
-        packet.addFragment(domid, tx.gref[i], tx.offset[i] + skip, bytes - skip);
-        skip = 0;
-      }
-    }
-    this.built.push(packet);
+    this.firstCopy[this.builtCount + 1] = this.txBatch.count;
+    if (linear < tx.size) addGranted(packet, tx, domid, linear);
+    this.built[this.builtCount++] = packet;
   }
 
   private deliver(index: number, packet: Packet): void {
@@ -416,13 +418,17 @@ export class Queue implements PacketOwner {
   /** @returns the data slot whose copy failed, or -1 */
   private failedSlot(index: number, tx: TxPacket): number {
     const { status } = this.txBatch;
+    const first = this.firstCopy[index];
+    const end = this.firstCopy[index + 1];
+    let failed = first;
+    while (failed < end && status[failed] === 0) failed++;
+    if (failed === end) return -1;
     let slot = -1;
-    for (let i = this.firstCopy[index]; i < this.firstCopy[index + 1]; i++) {
+    for (let i = first; i <= failed; i++) {
       do slot++;
       while (tx.bytes[slot] === 0);
-      if (status[i] !== 0) return slot;
     }
-    return -1;
+    return slot;
   }
 
   /** Notes the responses that are owed when the packet's fragments are no longer needed. */
@@ -583,5 +589,17 @@ export class Queue implements PacketOwner {
     const dropped = waiting.replace(packet => this.vif.net.materialiser.own(packet));
     this.stats.rxQueueDrops += dropped;
     this.vif.dev.stats.txDropped += dropped;
+  }
+}
+
+/** Makes fragments of the granted bytes from byte `skip` on. */
+function addGranted(packet: Packet, tx: TxPacket, domid: number, skip: number): void {
+  for (let i = 0; i < tx.slots; i++) {
+    const bytes = tx.bytes[i];
+    if (skip >= bytes) skip -= bytes;
+    else {
+      packet.addFragment(domid, tx.gref[i], tx.offset[i] + skip, bytes - skip);
+      skip = 0;
+    }
   }
 }
