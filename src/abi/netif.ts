@@ -75,6 +75,9 @@ export const XEN_NETIF_EXTRA_TYPE_XDP = 5;
 export const XEN_NETIF_EXTRA_TYPE_MAX = 6;
 export const XEN_NETIF_EXTRA_FLAG_MORE = 1;
 
+/** The most that a frontend may ask for with `xdp-headroom`. */
+export const XEN_NETIF_MAX_XDP_HEADROOM = 0x7fff;
+
 export const XEN_NETIF_GSO_TYPE_NONE = 0;
 export const XEN_NETIF_GSO_TYPE_TCPV4 = 1;
 export const XEN_NETIF_GSO_TYPE_TCPV6 = 2;
@@ -180,4 +183,9 @@ export function gsoExtraWord0(gsoSize: number, more = false): number {
 export function hashExtraWord0(hashType: number, algorithm: number, more = false): number {
   const flags = more ? XEN_NETIF_EXTRA_FLAG_MORE : 0;
   return XEN_NETIF_EXTRA_TYPE_HASH | (flags << 8) | (hashType << 16) | (algorithm << 24);
+}
+
+/** First word of an XDP extra info; the second is 0. */
+export function xdpExtraWord0(headroom: number, more = false): number {
+  return XEN_NETIF_EXTRA_TYPE_XDP | ((more ? XEN_NETIF_EXTRA_FLAG_MORE : 0) << 8) | (headroom << 16);
 }

@@ -1,4 +1,5 @@
 import { ErrnoError } from '../abi/errno.js';
+import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import type { GrantMapping } from '../platform/platform.js';
@@ -20,6 +21,7 @@ const FEATURES: readonly (readonly [string, number])[] = [
   ['feature-multicast-control', 1],
   ['feature-dynamic-multicast-control', 1],
   ['feature-ctrl-ring', 1],
+  ['feature-xdp-headroom', 1],
 ];
 
 const MAX_HANDLE = 0xffff;
@@ -53,8 +55,11 @@ export class Netback {
 
   /** What the vif waits for where the two states do not say it; null when they do. */
   waitingFor(): string | null {
+    const { vif, xbdev } = this;
     if (this.fatalReason !== '') return `disabled: ${this.fatalReason}`;
-    if (this.vif?.connected && this.xbdev.state !== XenbusState.Connected) {
+    if (vif?.connected && !vif.carrier) return `connected, without carrier: ${xbdev.nodename}/carrier is 0`;
+    if (vif !== null && vif.stalledQueues > 0) return 'stalled: the guest posts no rx requests';
+    if (vif?.connected && xbdev.state !== XenbusState.Connected) {
       return `waiting for the hotplug script: hotplug-status is "${this.hotplugStatus ?? ''}", not "connected"`;
     }
     return null;
@@ -84,14 +89,33 @@ export class Netback {
       onFatal,
     );
     this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
+    // What the operator set before the driver was here.
+    this.vif.setCarrier((await xbdev.xs.readOptional(`${xbdev.nodename}/carrier`)) !== '0');
     await xbdev.watchPath(`${xbdev.nodename}/rate`, async path => {
       this.vif?.setRate(parseRate(await xbdev.xs.readOptional(path)));
     });
-    await xbdev.transaction(async t => {
-      for (const [key, value] of FEATURES) await t.write(`${xbdev.nodename}/${key}`, String(value));
-      await t.write(`${xbdev.nodename}/multi-queue-max-queues`, String(this.maxQueues));
+    const published = await xbdev.publish({
+      ...Object.fromEntries(FEATURES),
+      'multi-queue-max-queues': this.maxQueues,
     });
-    await xbdev.switchState(XenbusState.InitWait);
+    if (published) await xbdev.switchState(XenbusState.InitWait);
+  }
+
+  /**
+   * Takes the link down at both ends, whatever the frontend does, or lets it be up again: by `carrier` in the
+   * backend's directory, which frontends of pvnet follow. What others send meanwhile is dropped.
+   */
+  async setCarrier(up: boolean): Promise<void> {
+    this.vif?.setCarrier(up);
+    await this.xbdev.publish({ carrier: up ? 1 : 0 });
+    this.xbdev.xenbus.devicesChanged();
+  }
+
+  /** The frontend wants another XDP headroom. */
+  async reconfigure(): Promise<void> {
+    if (!this.vif?.connected) return;
+    this.vif.setXdpHeadroom(await this.readXdpHeadroom());
+    await this.xbdev.switchState(XenbusState.Reconfigured);
   }
 
   /** Takes the backend towards a state, through all states that lie between. */
@@ -119,6 +143,12 @@ export class Netback {
         if (target === XenbusState.InitWait) return goto(XenbusState.InitWait);
         if (target !== XenbusState.Connected) return goto(XenbusState.Closing);
         return (await this.connect()) ? target : state;
+      case XenbusState.Reconfigured:
+        if (target === XenbusState.Connected) {
+          return this.hotplugStatus === 'connected' ? goto(XenbusState.Connected) : state;
+        }
+        await this.disconnect();
+        return goto(XenbusState.Closing);
       case XenbusState.Connected:
         await this.disconnect();
         return goto(XenbusState.Closing);
@@ -153,8 +183,11 @@ export class Netback {
     const check = async () => {
       // Without the node no script is going to run: another toolstack's convention.
       this.hotplugStatus = (await xbdev.xs.readOptional(path)) ?? 'connected';
-      if (this.hotplugStatus !== 'connected') return;
-      if (this.vif?.connected) await xbdev.switchState(XenbusState.Connected);
+      if (this.hotplugStatus !== 'connected' || !this.vif?.connected) return;
+      // In between, the frontend has to see that we are.
+      const { state, otherendState } = xbdev;
+      if (state === XenbusState.Reconfigured && otherendState !== XenbusState.Connected) return;
+      await xbdev.switchState(XenbusState.Connected);
     };
     this.hotplugWatch ??= await xbdev.watchPath(path, check);
   }
@@ -169,9 +202,13 @@ export class Netback {
   }
 
   async remove(): Promise<void> {
+    const { xbdev } = this;
     await this.disconnect();
     await this.vif?.destroy();
     this.vif = null;
+    // Should a driver take the device up again, the script has to see to its new interface.
+    const status = await xbdev.xs.readOptional(`${xbdev.nodename}/hotplug-status`);
+    if (status === 'connected') await xbdev.publish({ 'hotplug-status': '' });
   }
 
   private async readFrontend(): Promise<FrontendFeatures> {
@@ -189,7 +226,14 @@ export class Netback {
       gsoTcpv6: await has('feature-gso-tcpv6'),
       noCsumOffload: await has('feature-no-csum-offload'),
       ipv6CsumOffload: await has('feature-ipv6-csum-offload'),
+      rxNotify: await has('feature-rx-notify'),
+      xdpHeadroom: await this.readXdpHeadroom(),
     };
+  }
+
+  private async readXdpHeadroom(): Promise<number> {
+    const asked = await this.xbdev.readUnsigned(this.xbdev.otherend, 'xdp-headroom', 0);
+    return Math.min(asked, XEN_NETIF_MAX_XDP_HEADROOM);
   }
 
   /** Maps the rings of all queues that the frontend published. */
@@ -281,6 +325,9 @@ async function frontendChanged(back: Netback, state: number): Promise<void> {
     case XenbusState.Connected:
       await back.setState(XenbusState.Connected);
       break;
+    case XenbusState.Reconfiguring:
+      await back.reconfigure();
+      break;
     case XenbusState.Closing:
       await back.setState(XenbusState.Closing);
       break;
@@ -321,6 +368,11 @@ export function netbackDriver(kernel: Kernel, options: NetbackOptions = {}): Xen
     },
     waitingFor: dev => of(dev)?.waitingFor() ?? null,
   };
+}
+
+/** What drives a device of the backend bus; undefined when that is not netback. */
+export function netbackOf(device: XenbusDevice): Netback | undefined {
+  return device.driverData instanceof Netback ? device.driverData : undefined;
 }
 
 /** Registers netback with a kernel's backend bus: it serves every vif whose backend is this domain. */

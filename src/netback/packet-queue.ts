@@ -6,12 +6,19 @@ export class PacketQueue {
   /** Bytes of all packets in the queue. */
   bytes = 0;
   private slots: (Packet | null)[] = new Array<Packet | null>(64).fill(null);
+  /** When each of the settled packets was. */
+  private times = new Float64Array(64);
   private first = 0;
   /** How many at the front `replace` has been through. */
   private settled = 0;
 
   get head(): Packet | null {
     return this.length === 0 ? null : this.slots[this.first];
+  }
+
+  /** When the head was settled by `replace`. */
+  get headTime(): number {
+    return this.times[this.first];
   }
 
   push(packet: Packet): void {
@@ -34,10 +41,12 @@ export class PacketQueue {
 
   /**
    * Puts what `replacement` returns in place of each packet that came since the last call; null removes
-   * the packet. @returns how many were removed
+   * the packet.
+   * @param time what `headTime` says of those that stay
+   * @returns how many were removed
    */
-  replace(replacement: (packet: Packet) => Packet | null): number {
-    const { slots } = this;
+  replace(replacement: (packet: Packet) => Packet | null, time = 0): number {
+    const { slots, times } = this;
     const mask = slots.length - 1;
     let kept = this.settled;
     for (let i = this.settled; i < this.length; i++) {
@@ -46,7 +55,11 @@ export class PacketQueue {
       const next = replacement(packet);
       slots[(this.first + i) & mask] = null;
       if (next === null) this.bytes -= length;
-      else slots[(this.first + kept++) & mask] = next;
+      else {
+        const at = (this.first + kept++) & mask;
+        slots[at] = next;
+        times[at] = time;
+      }
     }
     const removed = this.length - kept;
     this.length = kept;
@@ -56,8 +69,14 @@ export class PacketQueue {
 
   private grow(): void {
     const slots = new Array<Packet | null>(this.slots.length * 2).fill(null);
-    for (let i = 0; i < this.length; i++) slots[i] = this.slots[(this.first + i) & (this.slots.length - 1)];
+    const times = new Float64Array(slots.length);
+    for (let i = 0; i < this.length; i++) {
+      const at = (this.first + i) & (this.slots.length - 1);
+      slots[i] = this.slots[at];
+      times[i] = this.times[at];
+    }
     this.slots = slots;
+    this.times = times;
     this.first = 0;
   }
 }

@@ -24,7 +24,7 @@ import { setupChecksum, setupGso } from '../net/xmit.js';
 import { CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
-import { Task } from '../platform/scheduler.js';
+import { Task, type Timer } from '../platform/scheduler.js';
 import { CreditLimiter, type Rate } from './credit.js';
 import { PacketQueue } from './packet-queue.js';
 import {
@@ -63,6 +63,13 @@ export const TX_HEAD_BYTES = 192;
 export const RX_QUEUE_BYTES_MAX = 128 * PAGE_SIZE;
 /** Packets that may: each takes at least a buffer, however few bytes it has. */
 export const RX_QUEUE_PACKETS_MAX = 1024;
+/** How long a packet may wait for rx requests (rx_drain_timeout_msecs), … */
+const RX_DRAIN_MS = 10_000;
+/** … and after how long without enough of them the guest counts as stalled (rx_stall_timeout_msecs). */
+const RX_STALL_MS = 60_000;
+/** A frontend without feature-rx-notify does not tell of new requests: the ring is looked at, but not for long. */
+const RX_DRAIN_POLLED_MS = 30;
+const RX_POLL_MS = 5;
 
 /** Where a queue's rings and event channels are. */
 export interface QueueConnection {
@@ -79,6 +86,12 @@ export interface QueueVif {
   readonly irqs: Irqs;
   readonly net: Net;
   readonly dev: NetDevice;
+  /** The frontend tells when it has posted the rx requests that it was asked for. */
+  readonly rxNotify: boolean;
+  /** Bytes to leave before the data of each rx page. */
+  readonly xdpHeadroom: number;
+  /** The guest has not posted the rx requests that it needs for too long, or does so again. */
+  rxStalled(stalled: boolean): void;
   /** Takes a packet that the guest sent; the reference too. */
   receive(packet: Packet): void;
   /** Handles a request to change the multicast filter. @returns false when it cannot be met */
@@ -93,6 +106,10 @@ export class QueueStats {
   txFragOverflow = 0;
   txErrors = 0;
   rxQueueDrops = 0;
+  /** Packets that waited for rx requests for too long. */
+  rxExpired = 0;
+  /** How often the guest stalled. */
+  rxStalls = 0;
   rxCopyErrors = 0;
 }
 
@@ -132,6 +149,11 @@ export class Queue implements PacketOwner {
   /** The frontend's rx producer index when an event was last accounted for. */
   private rxReqProdSeen = 0;
   private rxEventOwed = false;
+  /** Slots that the last head of the queue wanted in vain, 0 when it had enough; and since when. */
+  private rxWanted = 0;
+  private rxWantedSince = 0;
+  private rxIsStalled = false;
+  private rxTimer: Timer | null = null;
 
   private credit: CreditLimiter | null = null;
   /** The next packet has to wait for credit: no event is asked for meanwhile. */
@@ -261,6 +283,7 @@ export class Queue implements PacketOwner {
     irqs.unbindFromIrqhandler(this.txIrq);
     if (this.rxIrq !== this.txIrq) irqs.unbindFromIrqhandler(this.rxIrq);
     this.dropWaiting();
+    if (this.rxIsStalled) this.vif.rxStalled(false);
     this.staticGrants.destroy();
   }
 
@@ -272,6 +295,8 @@ export class Queue implements PacketOwner {
 
   /** Packets that wait hold slots of their senders. */
   private dropWaiting(): void {
+    if (this.rxTimer !== null) this.vif.platform.scheduler.cancel(this.rxTimer);
+    this.rxTimer = null;
     for (let packet = this.waiting.shift(); packet !== null; packet = this.waiting.shift()) packet.release();
   }
 
@@ -484,7 +509,7 @@ export class Queue implements PacketOwner {
   enqueue(packet: Packet): void {
     // A sender's whole ring is forwarded in one go: what it brought may fill the queue before the task has run.
     if (this.full) this.runRx();
-    if (this.stopped || this.full || rxSlotsNeeded(packet) > RX_SLOTS_MAX) {
+    if (this.stopped || this.full || rxSlotsNeeded(packet, this.vif.xdpHeadroom) > RX_SLOTS_MAX) {
       this.stats.rxQueueDrops++;
       this.vif.dev.stats.txDropped++;
       packet.release();
@@ -497,10 +522,11 @@ export class Queue implements PacketOwner {
   private runRx(): void {
     if (this.stopped) return;
     const { rx: ring, waiting } = this;
+    const { xdpHeadroom } = this.vif;
     const before = ring.rspProdPvt;
     let reqProd = ring.reqProd();
     for (let packet = waiting.head; packet !== null; packet = waiting.head) {
-      const needed = rxSlotsNeeded(packet);
+      const needed = rxSlotsNeeded(packet, xdpHeadroom);
       if (needed > ring.unconsumed(reqProd)) {
         reqProd = ring.reqProd();
         if (needed > ring.unconsumed(reqProd)) {
@@ -515,21 +541,83 @@ export class Queue implements PacketOwner {
         );
         break;
       }
-      if (this.planned === BATCH_PACKETS || this.rxBatch.free < rxCopiesAtMost(packet)) this.copyRx();
+      if (this.planned === BATCH_PACKETS || this.rxBatch.free < rxCopiesAtMost(packet, xdpHeadroom)) {
+        this.copyRx();
+      }
       waiting.shift();
       const plan = this.plans[this.planned++];
       const { domid } = this.connection;
-      planRx(packet, ring, ring.reqCons, domid, this.rxBatch, plan, this.staticGrants);
+      planRx(packet, ring, ring.reqCons, domid, this.rxBatch, plan, this.staticGrants, xdpHeadroom);
       ring.reqCons = (ring.reqCons + needed) | 0;
     }
     this.copyRx();
     if (this.stopped) return;
-    if (waiting.length > 0) this.keepWaiting();
+    if (waiting.length > 0 || this.rxWanted > 0) this.superviseRx(ring.rspProdPvt !== before);
     if (ring.rspProdPvt !== before && ring.pushResponses()) this.vif.irqs.notifyRemoteViaIrq(this.rxIrq);
     if (this.rxEventOwed) {
       this.rxEventOwed = false;
       this.vif.irqs.lateEoi(this.rxIrq, !this.rxRequestsCame());
     }
+  }
+
+  /**
+   * Some packets wait, or did until they had for too long: notes a guest that has stalled, or goes on, and drops
+   * what has waited for too long. The timer runs only while there is something to wait for.
+   * @param moved whether the guest got a packet just now
+   */
+  private superviseRx(moved: boolean): void {
+    const { rx: ring, waiting, vif } = this;
+    const { scheduler } = vif.platform;
+    const now = scheduler.now();
+    if (waiting.length > 0) this.keepWaiting(now);
+    if (moved || ring.unconsumed(ring.reqProd()) >= this.rxWanted) this.rxHasEnough(now);
+    const drain = vif.rxNotify ? RX_DRAIN_MS : RX_DRAIN_POLLED_MS;
+    let expired = false;
+    for (let packet = waiting.head; packet !== null; packet = waiting.head) {
+      this.rxWanted = rxSlotsNeeded(packet, vif.xdpHeadroom);
+      if (now < waiting.headTime + drain) break;
+      waiting.shift();
+      packet.release();
+      this.stats.rxExpired++;
+      vif.dev.stats.txDropped++;
+      expired = true;
+    }
+    // The next one may need fewer slots than there are.
+    if (expired && waiting.length > 0) scheduler.post(this.rxTask);
+    let next = waiting.length > 0 ? waiting.headTime + drain : Number.POSITIVE_INFINITY;
+    if (!vif.rxNotify) {
+      if (waiting.length > 0) next = Math.min(next, now + RX_POLL_MS);
+    } else if (this.rxWanted > 0 && !this.rxIsStalled) {
+      const stallsAt = this.rxWantedSince + RX_STALL_MS;
+      if (now >= stallsAt) {
+        this.rxIsStalled = true;
+        this.stats.rxStalls++;
+        vif.rxStalled(true);
+      } else next = Math.min(next, stallsAt);
+    }
+    this.superviseAt(next);
+  }
+
+  private rxHasEnough(now: number): void {
+    this.rxWanted = 0;
+    this.rxWantedSince = now;
+    if (!this.rxIsStalled) return;
+    this.rxIsStalled = false;
+    this.vif.rxStalled(false);
+  }
+
+  private superviseAt(time: number): void {
+    const { scheduler } = this.vif.platform;
+    if (this.rxTimer !== null) {
+      if (this.rxTimer.at <= time) return;
+      scheduler.cancel(this.rxTimer);
+      this.rxTimer = null;
+    }
+    if (time === Number.POSITIVE_INFINITY) return;
+    this.rxTimer = scheduler.after(Math.max(0, time - scheduler.now()), () => {
+      this.rxTimer = null;
+      this.runRx();
+    });
   }
 
   /** Whether the guest posted rx requests since the last call: an event without any is a spurious one. */
@@ -584,9 +672,9 @@ export class Queue implements PacketOwner {
   }
 
   /** Packets that stay must not hold other guests' slots: their data comes home, or they are dropped. */
-  private keepWaiting(): void {
+  private keepWaiting(now: number): void {
     const { waiting } = this;
-    const dropped = waiting.replace(packet => this.vif.net.materialiser.own(packet));
+    const dropped = waiting.replace(packet => this.vif.net.materialiser.own(packet), now);
     this.stats.rxQueueDrops += dropped;
     this.vif.dev.stats.txDropped += dropped;
   }

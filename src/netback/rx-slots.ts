@@ -8,6 +8,8 @@ import {
   NETRXF_EXTRA_INFO,
   NETRXF_MORE_DATA,
   XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
+  XEN_NETIF_NR_SLOTS_MIN,
+  xdpExtraWord0,
 } from '../abi/netif.js';
 import type { BackRing } from '../abi/ring.js';
 import {
@@ -27,22 +29,36 @@ import type { StaticGrants } from './static-grants.js';
  *     packet → rxSlotsNeeded → planRx → copy batch → … → respondRx → responses
  */
 
-/** A 64 KiB packet takes 16 slots; a VLAN tag may make it 17; two are for extra infos. */
-export const RX_SLOTS_MAX = 19;
+/** Data slots that every frontend takes of a packet. A 64 KiB packet has 16, 17 with a VLAN tag. */
+const RX_DATA_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN;
+/** Data slots and one for each of the three extra infos. */
+export const RX_SLOTS_MAX = RX_DATA_SLOTS_MAX + 3;
+/** The headroom that pages really get at most: they must have room for data, too. The extra info tells it. */
+export const XDP_HEADROOM_MAX = PAGE_SIZE / 2;
 
-/** Extra infos that a packet has: of its GSO, and of its hash when the frontend wants that. */
-function extraInfos(packet: Packet): number {
-  return (packet.gsoType === GSO_NONE ? 0 : 1) + (packet.hashType < 0 ? 0 : 1);
+/** Extra infos that a packet has: of its GSO, its hash when the frontend wants that, and the XDP headroom. */
+function extraInfos(packet: Packet, headroom: number): number {
+  return (packet.gsoType === GSO_NONE ? 0 : 1) + (packet.hashType < 0 ? 0 : 1) + (headroom === 0 ? 0 : 1);
+}
+
+function dataSlots(packet: Packet, headroom: number): number {
+  if (headroom === 0) return (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT;
+  return Math.ceil(packet.length / (PAGE_SIZE - headroom));
 }
 
 /** rx requests that a packet takes: a page each, and one for each extra info. */
-export function rxSlotsNeeded(packet: Packet): number {
-  return ((packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT) + extraInfos(packet);
+export function rxSlotsNeeded(packet: Packet, headroom = 0): number {
+  return dataSlots(packet, headroom) + extraInfos(packet, headroom);
+}
+
+/** The longest packet that frontends take with that headroom. */
+export function rxBytesMax(headroom: number): number {
+  return RX_DATA_SLOTS_MAX * (PAGE_SIZE - headroom);
 }
 
 /** Copies that a packet of `fragments` fragments needs at most: a new one at each source and each slot. */
-export function rxCopiesAtMost(packet: Packet): number {
-  return 1 + packet.fragments + ((packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT);
+export function rxCopiesAtMost(packet: Packet, headroom = 0): number {
+  return 1 + packet.fragments + dataSlots(packet, headroom);
 }
 
 /** What `planRx` decided for one packet; reused from packet to packet. */
@@ -53,6 +69,8 @@ export class RxPlan {
   slots = 0;
   firstCopy = 0;
   copies = 0;
+  /** Bytes before the data of each page. */
+  headroom = 0;
   packet: Packet | null = null;
   readonly id = new Uint16Array(RX_SLOTS_MAX);
 }
@@ -63,6 +81,7 @@ export class RxPlan {
  *
  * @param domid who granted the rx pages
  * @param statics grants that are mapped, whose pages are written directly
+ * @param headroom bytes to leave before the data of each page
  */
 export function planRx(
   packet: Packet,
@@ -72,10 +91,12 @@ export function planRx(
   batch: CopyBatch,
   plan: RxPlan,
   statics: StaticGrants | null = null,
+  headroom = 0,
 ): void {
   const { i32 } = ring.memory;
-  const extras = extraInfos(packet);
+  const extras = extraInfos(packet, headroom);
   plan.packet = packet;
+  plan.headroom = headroom;
   plan.start = start;
   plan.firstCopy = batch.count;
   let at = ring.slot(start) >>> 2;
@@ -84,7 +105,7 @@ export function planRx(
   let slots = 1;
   // An extra info's request gives up its place in the ring; its page stays untouched.
   for (; slots <= extras; slots++) plan.id[slots] = i32[ring.slot(start + slots) >>> 2];
-  let filled = 0;
+  let filled = headroom;
   for (let i = -1; i < packet.fragments; i++) {
     const local = i < 0 || packet.source[i] === FRAGMENT_LOCAL;
     const source = local ? COPY_LOCAL : packet.source[i];
@@ -96,7 +117,7 @@ export function planRx(
         at = ring.slot(start + slots) >>> 2;
         plan.id[slots++] = i32[at];
         gref = i32[at + 1];
-        filled = 0;
+        filled = headroom;
       }
       const take = Math.min(left, PAGE_SIZE - filled);
       const mapped = statics === null ? -1 : statics.pageOf(gref, true);
@@ -138,6 +159,7 @@ function checksumFlags(packet: Packet): number {
 export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number {
   const { i32 } = ring.memory;
   const packet = plan.packet!;
+  const { headroom } = plan;
   let at = ring.slot(plan.start) >>> 2;
   if (!copied) {
     i32[at] = plan.id[0];
@@ -145,19 +167,22 @@ export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number
     ring.rspProdPvt = (plan.start + 1) | 0;
     return 1;
   }
-  const extras = extraInfos(packet);
+  const extras = extraInfos(packet, headroom);
   let left = packet.length;
   let flags = checksumFlags(packet) | (extras > 0 ? NETRXF_EXTRA_INFO : 0);
   for (let i = 0; i < plan.slots; i++) {
     at = ring.slot(plan.start + i) >>> 2;
     if (i > 0 && i <= extras) {
-      writeExtraInfo(i32, at, packet, i === 1 && packet.gsoType !== GSO_NONE, i < extras);
+      if (i === extras && headroom > 0) {
+        i32[at] = xdpExtraWord0(headroom);
+        i32[at + 1] = 0;
+      } else writeExtraInfo(i32, at, packet, i === 1 && packet.gsoType !== GSO_NONE, i < extras);
       continue;
     }
-    const bytes = Math.min(left, PAGE_SIZE);
+    const bytes = Math.min(left, PAGE_SIZE - headroom);
     left -= bytes;
     if (left > 0) flags |= NETRXF_MORE_DATA;
-    i32[at] = plan.id[i];
+    i32[at] = plan.id[i] | (headroom << 16);
     i32[at + 1] = flags | (bytes << 16);
     flags = 0;
   }

@@ -1,6 +1,6 @@
 import { type ExtraInfos, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
-import { type NetDevice, parseAddress } from '../net/device.js';
+import { GSO_MAX_SIZE, type NetDevice, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
@@ -20,6 +20,7 @@ import { FILTER_PASS, FILTER_REDIRECT, FilteredPacket, type PacketFilter } from 
 import { HashConfig } from './hash.js';
 import { MulticastFilter } from './multicast.js';
 import { Queue, type QueueConnection, type QueueVif } from './queue.js';
+import { rxBytesMax, XDP_HEADROOM_MAX } from './rx-slots.js';
 import type { SourceFilter } from './source-filter.js';
 import type { StaticGrants } from './static-grants.js';
 
@@ -39,6 +40,10 @@ export interface FrontendFeatures {
   readonly gsoTcpv6: boolean;
   readonly noCsumOffload: boolean;
   readonly ipv6CsumOffload: boolean;
+  /** It tells when it has posted rx requests. */
+  readonly rxNotify: boolean;
+  /** Bytes that it wants before the data of each rx page. */
+  readonly xdpHeadroom: number;
 }
 
 const NO_FEATURES: FrontendFeatures = {
@@ -47,6 +52,8 @@ const NO_FEATURES: FrontendFeatures = {
   gsoTcpv6: false,
   noCsumOffload: true,
   ipv6CsumOffload: false,
+  rxNotify: false,
+  xdpHeadroom: 0,
 };
 
 /** What a vif did to packets besides moving them. */
@@ -59,6 +66,8 @@ export class VifStats {
   filterErrors = 0;
   /** To groups that the guest did not ask for. */
   multicastFiltered = 0;
+  /** Sent by the guest while the operator had taken its carrier. */
+  carrierDrops = 0;
 }
 
 /** The backend's end of one virtual interface: the device vif<domid>.<handle> and its queues. */
@@ -83,6 +92,11 @@ export class Vif implements QueueVif, ControlTarget {
   rate: Rate | null = null;
   /** Set once the frontend broke the protocol, until it reconnects. */
   disabled = false;
+  /** Whether the operator lets the link be up. */
+  carrier = true;
+  xdpHeadroom = 0;
+  /** Queues whose guest has not posted rx requests for too long. */
+  stalledQueues = 0;
 
   /**
    * Registers the device, without carrier.
@@ -154,7 +168,35 @@ export class Vif implements QueueVif, ControlTarget {
     this.dev.open();
     for (const queue of this.queues) queue.start();
     this.setRate(this.rate);
-    this.dev.carrierOn();
+    this.setXdpHeadroom(frontend.xdpHeadroom);
+    this.updateCarrier();
+  }
+
+  get rxNotify(): boolean {
+    return this.frontend.rxNotify;
+  }
+
+  /** Takes the link down, whatever the frontend does, or lets it be up again; also for later connections. */
+  setCarrier(up: boolean): void {
+    this.carrier = up;
+    this.updateCarrier();
+  }
+
+  /** Leaves so many bytes, or as many as a page can spare, before the data of each rx page. */
+  setXdpHeadroom(bytes: number): void {
+    this.xdpHeadroom = Math.min(bytes, XDP_HEADROOM_MAX);
+    this.dev.gsoMaxSize = Math.min(GSO_MAX_SIZE, rxBytesMax(this.xdpHeadroom));
+  }
+
+  rxStalled(stalled: boolean): void {
+    this.stalledQueues += stalled ? 1 : -1;
+    if (stalled) this.platform.log(`${this.name}: the guest has posted no rx requests for too long`);
+    this.updateCarrier();
+  }
+
+  private updateCarrier(): void {
+    if (this.connected && this.carrier && !this.disabled && this.stalledQueues === 0) this.dev.carrierOn();
+    else this.dev.carrierOff();
   }
 
   /** Bounds what the guest may send, shared evenly by its queues; also for later connections. */
@@ -193,6 +235,12 @@ export class Vif implements QueueVif, ControlTarget {
 
   receive(packet: Packet): void {
     const { sourceFilter, filter, dev } = this;
+    if (!this.carrier) {
+      this.stats.carrierDrops++;
+      dev.stats.rxDropped++;
+      packet.release();
+      return;
+    }
     if (sourceFilter !== null && !sourceFilter.allows(packet, this.headers)) {
       this.stats.spoofed++;
       dev.stats.rxDropped++;

@@ -1,3 +1,4 @@
+import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import { isValidEtherAddress, type NetDevice, parseAddress } from '../net/device.js';
@@ -12,7 +13,15 @@ import {
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
 import { netfrontRxbufAttributes } from '../net/sysfs.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
-import { text, type XenbusDevice, type XenbusDriver } from '../xenbus/index.js';
+import type { Timer } from '../platform/scheduler.js';
+import {
+  isGone,
+  text,
+  unsigned,
+  type XenbusDevice,
+  type XenbusDriver,
+  type XsWatch,
+} from '../xenbus/index.js';
 import { Control, type HashSettings } from './control.js';
 import { GrantedPool } from './granted-pool.js';
 import { Queue, type QueueDevice } from './queue.js';
@@ -32,6 +41,7 @@ interface BackendFeatures {
   /** 0 when the backend knows one queue only. */
   maxQueues: number;
   controlRing: boolean;
+  xdpHeadroom: boolean;
 }
 
 export interface NetfrontOptions {
@@ -43,6 +53,23 @@ export interface NetfrontOptions {
 export const MAX_QUEUES = 8;
 /** The keys that tell of rings and event channels. */
 const RING_KEY = /^(queue-\d+|(tx|rx|ctrl)-ring-ref|event-channel(-(tx|rx|ctrl))?|multi-queue-num-queues)$/;
+/** What every connection offers. */
+const OFFERED = [
+  'request-rx-copy',
+  'feature-rx-notify',
+  'feature-sg',
+  'feature-gso-tcpv4',
+  'feature-gso-tcpv6',
+  'feature-ipv6-csum-offload',
+];
+/** The nodes of the device's own directory that the toolstack may change at any time. */
+const FOLLOWED = /\/(mtu|disconnect|speed)$/;
+/** Mb/s: a number, or bit/s with the unit that Windows' frontend takes, too. */
+const SPEED = /^([0-9]{1,9})([kKmMgG]?)$/;
+const SPEED_UNITS: Readonly<Record<string, number>> = { '': 1, k: 1e-3, m: 1, g: 1e3 };
+/** Pauses before a connection is offered again that failed: the first, and the longest. */
+const RETRY_MIN_MS = 1_000;
+const RETRY_MAX_MS = 60_000;
 /** Pages that a queue sends from: a ring of them on their way, and as many being filled. */
 const TX_PAGES_PER_QUEUE = 512;
 
@@ -55,6 +82,24 @@ export class Netfront implements QueueDevice {
   private backend: BackendFeatures | null = null;
   /** Why the backend is not to be trusted any more, until it reconnects. */
   private brokenReason = '';
+  /** The rings are there, and the state is Connected. */
+  connected = false;
+  /** Whether the backend may see what else lies in pages that it is granted (`trusted`). */
+  trusted = true;
+  /** `mtu` of the own directory, as last read; null when it is none. */
+  private mtuNode: number | null = null;
+  /** The MTU that was asked for, when the backend takes only less. */
+  private cutMtu: number | null = null;
+  /** `disconnect` of the own directory: the operator has pulled the cable. */
+  private unplugged = false;
+  /** `carrier` of the backend's directory; a backend that has none is up. */
+  private backendCarrier = true;
+  private carrierWatch: XsWatch | null = null;
+  /** Connections in a row that the backend did not complete. */
+  private failures = 0;
+  private retryTimer: Timer | null = null;
+  private xdpHeadroom = 0;
+  private reconfiguring: { resolve(): void; reject(error: Error): void } | null = null;
 
   constructor(
     private readonly kernel: Kernel,
@@ -122,34 +167,51 @@ export class Netfront implements QueueDevice {
     return this.backend === null || this.backend.sg ? ETH_MAX_MTU : ETH_DATA_LEN;
   }
 
+  /** Follows the nodes of the own directory. */
+  async probe(): Promise<void> {
+    const { xbdev } = this;
+    const isFollowed = (path: string) => path === xbdev.nodename || FOLLOWED.test(path);
+    await xbdev.watchPath(xbdev.nodename, () => this.followNodes(), isFollowed);
+  }
+
   /** The backend published its features: answers with the rings and goes to Connected. */
   async connect(): Promise<void> {
-    const { xbdev } = this;
+    const { xbdev, dev } = this;
     this.disconnect();
+    this.failures++;
+    let published: boolean;
     try {
       this.backend = await this.readBackend();
       await this.readAddress();
-      if (!this.dev.registered) await this.register();
+      await this.followCarrier();
+      this.trusted = (await xbdev.readUnsigned(xbdev.nodename, 'trusted', 1)) !== 0;
+      this.register();
       this.makeQueues(this.backend);
-      if (this.backend.controlRing) this.control = new Control(this, this.dev.name);
-      await this.publish(this.backend);
+      if (this.backend.controlRing) this.control = new Control(this, dev.name);
+      published = await this.publish(this.backend);
     } catch (error) {
       this.disconnect();
       await xbdev.fatal(error, 'connecting to the backend');
       return;
     }
+    if (!published) {
+      // The toolstack has taken the device away; the bus is about to tell.
+      this.disconnect();
+      return;
+    }
     this.brokenReason = '';
-    this.net.updateFeatures(this.dev as NetDevice);
-    if (this.dev.mtu > this.maxMtu) this.dev.mtu = this.maxMtu;
-    this.dev.txPool = this.txPool!.pages;
-    this.dev.open();
+    this.net.updateFeatures(dev as NetDevice);
+    this.applyMtu(this.cutMtu ?? dev.mtu);
+    dev.txPool = this.trusted ? this.txPool!.pages : null;
+    dev.open();
     for (const queue of this.queues) queue.start();
-    await xbdev.switchState(XenbusState.Connected);
-    this.dev.carrierOn();
+    this.connected = await xbdev.switchState(XenbusState.Connected);
+    this.updateCarrier();
   }
 
   /** Takes the rings down; the device stays, without carrier. */
   disconnect(): void {
+    this.connected = false;
     this.dev.carrierOff();
     this.dev.txPool = null;
     for (const queue of this.queues.splice(0)) queue.destroy();
@@ -157,6 +219,88 @@ export class Netfront implements QueueDevice {
     this.control = null;
     this.txPool?.retire();
     this.txPool = null;
+    if (this.retryTimer !== null) this.platform.scheduler.cancel(this.retryTimer);
+    this.retryTimer = null;
+    this.reconfiguring?.reject(this.dev.error('ENOTCONN', 'it was disconnected'));
+    this.reconfiguring = null;
+  }
+
+  /** The backend is Connected, too. */
+  backendConnected(): void {
+    this.failures = 0;
+    this.net.notifiers.call(NETDEV_NOTIFY_PEERS, this.dev as NetDevice);
+  }
+
+  /** The backend began anew while we are connected: the rings that it knew are of no use any more. */
+  async backendRestarted(): Promise<void> {
+    if (!this.connected || this.failures > 0) return;
+    this.disconnect();
+    await this.xbdev.switchState(XenbusState.Closing);
+  }
+
+  /** Offers to start over: at once after a connection that had worked, ever later after those that did not. */
+  async startOver(): Promise<void> {
+    const { scheduler } = this.platform;
+    if (this.failures === 0) {
+      await this.xbdev.switchState(XenbusState.Initialising);
+      return;
+    }
+    const delay = Math.min(RETRY_MIN_MS * 2 ** (this.failures - 1), RETRY_MAX_MS);
+    this.retryTimer ??= scheduler.after(delay, () => {
+      this.retryTimer = null;
+      if (this.xbdev.state === XenbusState.Closed) void this.xbdev.switchState(XenbusState.Initialising);
+    });
+  }
+
+  /** The domain is about to be suspended: nothing is sent any more. */
+  suspend(): void {
+    this.dev.carrierOff();
+  }
+
+  /** The suspend did not happen. */
+  suspendCancel(): void {
+    this.updateCarrier();
+  }
+
+  /** The domain runs again, with a backend that knows nothing of it. */
+  resume(): void {
+    this.failures = 0;
+    this.disconnect();
+  }
+
+  /**
+   * Asks the backend to leave that many bytes before the data of each rx page, as an XDP program wants it. 0 for
+   * none. Holds for later connections, too.
+   * @throws EINVAL beyond 32767, EOPNOTSUPP for a backend that cannot, ENOTCONN when the connection ends before
+   *   the backend has answered
+   */
+  async setXdpHeadroom(bytes: number): Promise<void> {
+    const { xbdev, dev } = this;
+    if (!Number.isInteger(bytes) || bytes < 0 || bytes > XEN_NETIF_MAX_XDP_HEADROOM) {
+      throw dev.error('EINVAL', `an XDP headroom is 0 to ${XEN_NETIF_MAX_XDP_HEADROOM} bytes, not ${bytes}`);
+    }
+    if (!this.connected) {
+      this.xdpHeadroom = bytes;
+      return;
+    }
+    if (!this.backend?.xdpHeadroom) throw dev.error('EOPNOTSUPP', 'its backend has no feature-xdp-headroom');
+    if (this.reconfiguring !== null) throw dev.error('EBUSY', 'its XDP headroom is being changed');
+    this.xdpHeadroom = bytes;
+    const done = new Promise<void>((resolve, reject) => {
+      this.reconfiguring = { resolve, reject };
+    });
+    done.catch(() => {});
+    await xbdev.publish({ 'xdp-headroom': bytes });
+    await xbdev.switchState(XenbusState.Reconfiguring);
+    await done;
+  }
+
+  /** The backend has taken what was reconfigured. */
+  async reconfigured(): Promise<void> {
+    if (this.xbdev.state !== XenbusState.Reconfiguring) return;
+    await this.xbdev.switchState(XenbusState.Connected);
+    this.reconfiguring?.resolve();
+    this.reconfiguring = null;
   }
 
   /**
@@ -171,6 +315,7 @@ export class Netfront implements QueueDevice {
 
   async remove(): Promise<void> {
     this.disconnect();
+    this.carrierWatch = null;
     if (this.dev.registered) await this.net.unregister(this.dev as NetDevice);
   }
 
@@ -185,13 +330,87 @@ export class Netfront implements QueueDevice {
 
   /** What the device waits for where the two states do not say it; null when they do. */
   waitingFor(): string | null {
-    return this.brokenReason === '' ? null : `waiting for the backend to reconnect: ${this.brokenReason}`;
+    const { xbdev } = this;
+    if (this.brokenReason !== '') return `waiting for the backend to reconnect: ${this.brokenReason}`;
+    if (this.retryTimer !== null) {
+      const seconds = Math.ceil((this.retryTimer.at - this.platform.scheduler.now()) / 1000);
+      const times = this.failures === 1 ? 'a connection' : `${this.failures} connections`;
+      return `${times} to the backend failed, see error/${xbdev.nodename}/error; trying again in ${seconds} s`;
+    }
+    if (xbdev.state === XenbusState.Closed && xbdev.otherendState === XenbusState.Unknown) {
+      return `waiting for the backend (domain ${xbdev.otherendId}) to come back at ${xbdev.otherend}`;
+    }
+    if (this.connected && this.linkDown !== null) return `connected, without carrier: ${this.linkDown}`;
+    return null;
   }
 
-  private async register(): Promise<void> {
-    this.net.register(this.dev as NetDevice);
-    const mtu = await this.xbdev.readUnsigned(this.xbdev.nodename, 'mtu', ETH_DATA_LEN);
-    if (mtu >= ETH_MIN_MTU && mtu <= this.maxMtu) this.dev.mtu = mtu;
+  /** What is wrong with a link that is connected, in words: who has taken its carrier; null when it is up. */
+  get linkDown(): string | null {
+    if (this.unplugged) return `${this.xbdev.nodename}/disconnect is 1`;
+    return this.backendCarrier ? null : `${this.xbdev.otherend}/carrier is 0`;
+  }
+
+  private updateCarrier(): void {
+    if (this.connected && this.brokenReason === '' && this.linkDown === null) this.dev.carrierOn();
+    else this.dev.carrierOff();
+    this.xbdev.xenbus.devicesChanged();
+  }
+
+  private async followNodes(): Promise<void> {
+    const { xbdev } = this;
+    const read = (node: string) => xbdev.xs.readOptional(`${xbdev.nodename}/${node}`);
+    const mtu = await read('mtu');
+    const unplugged = (await read('disconnect')) === '1';
+    const [, number, unit] = SPEED.exec((await read('speed')) ?? '') ?? [];
+    const speed = number === undefined ? 0 : Math.floor(Number(number) * SPEED_UNITS[unit.toLowerCase()]);
+    this.dev.speed = speed > 0 && speed < 0x7fff_ffff ? speed : -1;
+    const mtuNode = (mtu === undefined ? undefined : unsigned(mtu)) ?? null;
+    if (mtuNode !== this.mtuNode) {
+      this.mtuNode = mtuNode;
+      if (mtuNode !== null && this.dev.registered) this.applyMtu(mtuNode);
+    }
+    if (unplugged !== this.unplugged) {
+      this.unplugged = unplugged;
+      this.updateCarrier();
+    }
+  }
+
+  /** Follows the backend's `carrier`, which is elsewhere after a migration. */
+  private async followCarrier(): Promise<void> {
+    const { xbdev } = this;
+    const path = `${xbdev.otherend}/carrier`;
+    const read = async () => {
+      const up = (await xbdev.xs.readOptional(path)) !== '0';
+      if (up === this.backendCarrier) return;
+      this.backendCarrier = up;
+      this.updateCarrier();
+    };
+    if (this.carrierWatch?.node !== path) {
+      if (this.carrierWatch !== null) await xbdev.unwatch(this.carrierWatch);
+      this.carrierWatch = await xbdev.watchPath(path, read);
+    }
+    await read();
+  }
+
+  /** The device appears when it is known what its backend can do, with the payload MTU of its `mtu` node. */
+  private register(): void {
+    const { dev, mtuNode } = this;
+    if (dev.registered) return;
+    if (mtuNode !== null && mtuNode >= ETH_MIN_MTU) dev.mtu = Math.min(mtuNode, this.maxMtu);
+    if (dev.mtu !== (mtuNode ?? dev.mtu)) this.cutMtu = mtuNode;
+    this.net.register(dev as NetDevice);
+  }
+
+  /** Sets the payload MTU, or as much of it as the backend takes. */
+  private applyMtu(wanted: number): void {
+    const { dev, maxMtu } = this;
+    const mtu = Math.min(wanted, maxMtu);
+    this.cutMtu = mtu < wanted ? wanted : null;
+    try {
+      dev.setMtu(mtu);
+    } catch (error) {
+      this.platform.log(`${dev.name}: MTU ${mtu}: ${(error as Error).message}`);
+    }
   }
 
   /** As many queues as both ends want, or as many as there are ports and grants for. */
@@ -240,6 +459,7 @@ export class Netfront implements QueueDevice {
       splitEventChannels: await has('feature-split-event-channels'),
       maxQueues: await xbdev.readUnsigned(xbdev.otherend, 'multi-queue-max-queues', 0),
       controlRing: await has('feature-ctrl-ring'),
+      xdpHeadroom: await has('feature-xdp-headroom'),
     };
   }
 
@@ -256,36 +476,41 @@ export class Netfront implements QueueDevice {
     this.dev.address.set(address);
   }
 
-  private async publish(backend: BackendFeatures): Promise<void> {
+  /** @returns whether the directory is still ours */
+  private async publish(backend: BackendFeatures): Promise<boolean> {
     const { xbdev } = this;
-    const keys: [string, number][] = [];
-    if (backend.maxQueues > 0) keys.push(['multi-queue-num-queues', this.queues.length]);
+    const nodes: Record<string, number | null> = {};
+    // A connection before this one may have had other queues or channels.
+    for (const key of await this.directory()) if (RING_KEY.test(key)) nodes[key] = null;
+    if (backend.maxQueues > 0) nodes['multi-queue-num-queues'] = this.queues.length;
     for (const queue of this.queues) {
       // One queue's keys lie in the device's own directory, those of several in one each.
       const prefix = this.queues.length === 1 ? '' : `queue-${queue.index}/`;
       const { txRef, rxRef, txPort, rxPort } = queue.publication;
-      keys.push([`${prefix}tx-ring-ref`, txRef], [`${prefix}rx-ring-ref`, rxRef]);
-      if (txPort === rxPort) keys.push([`${prefix}event-channel`, txPort]);
-      else keys.push([`${prefix}event-channel-tx`, txPort], [`${prefix}event-channel-rx`, rxPort]);
-    }
-    keys.push(
-      ['request-rx-copy', 1],
-      ['feature-rx-notify', 1],
-      ['feature-sg', 1],
-      ['feature-gso-tcpv4', 1],
-      ['feature-gso-tcpv6', 1],
-      ['feature-ipv6-csum-offload', 1],
-    );
-    if (this.control !== null) {
-      keys.push(['ctrl-ring-ref', this.control.ringRef], ['event-channel-ctrl', this.control.port]);
-    }
-    await xbdev.transaction(async t => {
-      // A connection before this one may have had other queues or channels.
-      for (const key of await t.directory(xbdev.nodename)) {
-        if (RING_KEY.test(key)) await t.rm(`${xbdev.nodename}/${key}`);
+      nodes[`${prefix}tx-ring-ref`] = txRef;
+      nodes[`${prefix}rx-ring-ref`] = rxRef;
+      if (txPort === rxPort) nodes[`${prefix}event-channel`] = txPort;
+      else {
+        nodes[`${prefix}event-channel-tx`] = txPort;
+        nodes[`${prefix}event-channel-rx`] = rxPort;
       }
-      for (const [key, value] of keys) await t.write(`${xbdev.nodename}/${key}`, String(value));
-    });
+    }
+    for (const key of OFFERED) nodes[key] = 1;
+    if (backend.xdpHeadroom) nodes['xdp-headroom'] = this.xdpHeadroom;
+    if (this.control !== null) {
+      nodes['ctrl-ring-ref'] = this.control.ringRef;
+      nodes['event-channel-ctrl'] = this.control.port;
+    }
+    return xbdev.publish(nodes);
+  }
+
+  private async directory(): Promise<string[]> {
+    try {
+      return await this.xbdev.xs.directory(this.xbdev.nodename);
+    } catch (error) {
+      if (isGone(error)) return [];
+      throw error;
+    }
   }
 
   private fixFeatures(features: number): number {
@@ -307,13 +532,21 @@ async function backendChanged(front: Netfront, state: number): Promise<void> {
       // A backend that came back while we were Closed waits for us to start over.
       if (xbdev.state === XenbusState.Closed) await xbdev.switchState(XenbusState.Initialising);
       if (xbdev.state === XenbusState.Initialising) await front.connect();
+      else await front.backendRestarted();
       break;
     case XenbusState.Connected:
-      front.net.notifiers.call(NETDEV_NOTIFY_PEERS, front.dev as NetDevice);
+      front.backendConnected();
       break;
     case XenbusState.Closing:
     case XenbusState.Closed:
       await backendClosed(front, state);
+      break;
+    case XenbusState.Unknown:
+      // Gone without a word, as a driver domain that died. Should it come back, it finds us ready to start over.
+      if (front.connected) await backendClosed(front, state);
+      break;
+    case XenbusState.Reconfigured:
+      await front.reconfigured();
       break;
   }
 }
@@ -327,7 +560,7 @@ async function backendClosed(front: Netfront, state: number): Promise<void> {
   }
   if (state !== XenbusState.Closed) return;
   const online = await xbdev.readUnsigned(xbdev.otherend, 'online', 0);
-  if (online === 1) await xbdev.switchState(XenbusState.Initialising);
+  if (online === 1) await front.startOver();
 }
 
 /** The xenbus driver for a kernel's own interfaces. */
@@ -336,8 +569,10 @@ export function netfrontDriver(kernel: Kernel, options: NetfrontOptions = {}): X
   return {
     name: 'netfront',
     ids: ['vif'],
-    probe(dev) {
-      dev.driverData = new Netfront(kernel, dev, options);
+    async probe(dev) {
+      const front = new Netfront(kernel, dev, options);
+      dev.driverData = front;
+      await front.probe();
     },
     async otherendChanged(dev, state) {
       const front = of(dev);
@@ -347,7 +582,9 @@ export function netfrontDriver(kernel: Kernel, options: NetfrontOptions = {}): X
       await of(dev)?.remove();
       dev.driverData = undefined;
     },
-    resume: dev => of(dev)?.disconnect(),
+    suspend: dev => of(dev)?.suspend(),
+    suspendCancel: dev => of(dev)?.suspendCancel(),
+    resume: dev => of(dev)?.resume(),
     waitingFor: dev => of(dev)?.waitingFor() ?? null,
   };
 }

@@ -41,6 +41,8 @@ export interface QueueDevice {
   readonly dev: NetDevice;
   readonly reclaimer: GrantReclaimer;
   readonly backendId: number;
+  /** Whether the backend may see more of a granted page than the packet in it. */
+  readonly trusted: boolean;
   /** Called once, when the backend broke the protocol: the device is unusable until it reconnects. */
   broken(reason: string): void;
 }
@@ -277,6 +279,8 @@ export class Queue {
 
   /** True when every byte is in pages of `txPool`, and not in more of them than a packet may have slots. */
   private isGranted(packet: Packet): boolean {
+    // A page that somebody else filled may hold more than the packet.
+    if (!this.device.trusted) return false;
     if (packet.pool !== this.txPool || txSlotsNeeded(packet) > TX_SLOTS_MAX) return false;
     if (packet.linear > 0 && packet.linearPoolIndex < 0) return false;
     for (let i = 0; i < packet.fragments; i++) {
@@ -322,6 +326,7 @@ export class Queue {
         room -= take;
       }
     }
+    if (!this.device.trusted) memory.zero(to, room);
     copyMetadata(packet, copy);
     this.stats.txBounced++;
     packet.release();
@@ -543,7 +548,10 @@ export class Queue {
       if (index < 0) break;
       const slot = ring.reqProdPvt & (ring.size - 1);
       this.rxPosted[slot] = index;
-      platform.grants.grant(this.rxGrefs[slot], backendId, this.rxPool.pages[index], false);
+      const page = this.rxPool.pages[index];
+      // Whoever had the page before may have written to it.
+      if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
+      platform.grants.grant(this.rxGrefs[slot], backendId, page, false);
       const at = ring.slot(ring.reqProdPvt) >>> 2;
       i32[at] = slot;
       i32[at + 1] = this.rxGrefs[slot];

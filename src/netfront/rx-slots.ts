@@ -70,6 +70,13 @@ export function readRxPacket(ring: FrontRing, start: number, available: number, 
 }
 
 function takeSlot(rx: RxPacket, index: number, offset: number, status: number): void {
+  // `offset` may lead to the data behind the headroom, or to the headroom, which `status` then counts too
+  // (Linux's netback): data cannot lie inside the headroom.
+  const inside = rx.infos.xdpHeadroom - offset;
+  if (inside > 0 && status >= 0) {
+    offset += inside;
+    status -= inside;
+  }
   if (status < 0) rx.reason = `the backend failed to fill a page (status ${status})`;
   else if (offset + status > PAGE_SIZE) rx.reason = `${status} bytes at ${offset} cross the page`;
   if (rx.slots === RX_SLOTS_MAX) {

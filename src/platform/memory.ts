@@ -42,6 +42,11 @@ export class Memory {
     Atomics.store(this.u32, address >>> 2, value);
   }
 
+  /** Clears a range. */
+  zero(address: number, length: number): void {
+    this.u8.fill(0, address, address + length);
+  }
+
   /** Copies inside this memory; the ranges may overlap. */
   copy(to: number, from: number, length: number): void {
     this.u8.copyWithin(to, from, from + length);

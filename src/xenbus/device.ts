@@ -104,14 +104,18 @@ export class XenbusDevice {
   }
 
   /**
-   * Writes several nodes of the own directory at once, for the other end to read. As with `switchState`, the directory
-   * must still be there: what the toolstack has removed does not come to life again.
+   * Writes several nodes of the own directory at once, for the other end to read; null removes one. As with
+   * `switchState`, the directory must still be there: what the toolstack has removed does not come to life again.
    * @returns whether they were written; if not, the device is about to be removed
    */
-  async publish(nodes: Readonly<Record<string, string | number>>): Promise<boolean> {
+  async publish(nodes: Readonly<Record<string, string | number | null>>): Promise<boolean> {
     const written = await this.transaction(async t => {
       if (!this.#isOurs(await t.readOptional(`${this.nodename}/state`))) return false;
-      for (const [node, value] of Object.entries(nodes)) await t.write(`${this.nodename}/${node}`, value);
+      for (const [node, value] of Object.entries(nodes)) {
+        const path = `${this.nodename}/${node}`;
+        if (value === null) await t.rm(path);
+        else await t.write(path, value);
+      }
       return true;
     });
     if (!written) this.#isLost = true;

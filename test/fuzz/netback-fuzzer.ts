@@ -84,7 +84,15 @@ export class NetbackFuzzer {
     front.txNext = start;
     front.rxNext = start;
     const features = draw.oneIn(4)
-      ? { sg: false, gsoTcpv4: false, gsoTcpv6: false, noCsumOffload: true, ipv6CsumOffload: false }
+      ? {
+          sg: false,
+          gsoTcpv4: false,
+          gsoTcpv6: false,
+          noCsumOffload: true,
+          ipv6CsumOffload: false,
+          rxNotify: draw.oneIn(2),
+          xdpHeadroom: draw.oneIn(2) ? 0 : draw.u32() & 0x7fff,
+        }
       : ALL_FEATURES;
     const control = { domid, ring, port: front.ctrlPort };
     this.vif.connect(features, [{ domid, txRing, rxRing, txPort, rxPort }], control);

@@ -60,9 +60,10 @@ export class NetfrontFuzzer {
     this.reasons = reasons;
     this.outstanding = [];
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
-    const device = { ...dom, dev, backendId: 0, broken: (reason: string) => void reasons.push(reason) };
+    const broken = (reason: string) => void reasons.push(reason);
+    const device = { ...dom, dev, backendId: 0, trusted: !draw.oneIn(4), broken };
     this.queue = new Queue(device, 0, !draw.oneIn(3), this.granted);
-    dev.txPool = this.granted.pages;
+    dev.txPool = device.trusted ? this.granted.pages : null;
     this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
     this.queue.start();
     dev.wakeAllQueues();

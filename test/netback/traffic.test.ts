@@ -158,7 +158,13 @@ describe('offloads', () => {
       const path = new DataPath(12);
       const a = path.guest();
       const b = path.guest({
-        features: { sg: true, gsoTcpv4: false, gsoTcpv6: false, noCsumOffload: true, ipv6CsumOffload: false },
+        features: {
+          ...ALL_FEATURES,
+          gsoTcpv4: false,
+          gsoTcpv6: false,
+          noCsumOffload: true,
+          ipv6CsumOffload: false,
+        },
       });
       const got = collect(b.dev);
       const bytes = frame(a, b, 14480, { version });

@@ -12,6 +12,8 @@ export const ALL_FEATURES: FrontendFeatures = {
   gsoTcpv6: true,
   noCsumOffload: false,
   ipv6CsumOffload: true,
+  rxNotify: true,
+  xdpHeadroom: 0,
 };
 
 /** What a domain's kernel has for the data path; no xenbus. */
@@ -83,7 +85,7 @@ export class DataPath {
     dom.net.register(dev);
     const granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     const queue: FrontQueue = new FrontQueue(
-      { ...dom, dev, backendId: 0, broken: reason => broken.push(reason) },
+      { ...dom, dev, backendId: 0, trusted: true, broken: reason => broken.push(reason) },
       0,
       options.split ?? true,
       granted,

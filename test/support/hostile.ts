@@ -177,7 +177,14 @@ export class Victim {
     const { dom, dev, path, broken } = this;
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     this.queue = new FrontQueue(
-      { ...dom, platform: this.platform(), dev, backendId: 0, broken: reason => broken.push(reason) },
+      {
+        ...dom,
+        platform: this.platform(),
+        dev,
+        backendId: 0,
+        trusted: true,
+        broken: reason => broken.push(reason),
+      },
       0,
       this.options.split ?? true,
       this.granted,
