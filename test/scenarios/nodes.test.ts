@@ -1,0 +1,298 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { XenbusState } from '../../src/abi/index.js';
+import type { NetDevice } from '../../src/net/index.js';
+import { netbackOf, type Vif } from '../../src/netback/index.js';
+import type { Netfront } from '../../src/netfront/index.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../../src/platform/index.js';
+import { buildFrame } from '../net/frames.js';
+import { type GuestDomain, Host } from '../support/host.js';
+import { bytesOf, packetFrom } from '../support/packets.js';
+
+const { Connected } = XenbusState;
+
+interface Scene {
+  host: Host;
+  guest: GuestDomain;
+  other: GuestDomain;
+  eth0: NetDevice;
+  peer: NetDevice;
+  vif: Vif;
+}
+
+/** Two guests on a bridge; what is odd is so about the first. */
+async function scene(seed: number, keys: { front?: object; back?: object } = {}): Promise<Scene> {
+  const host = await Host.boot(seed);
+  const guest = await host.createGuest('a');
+  const other = await host.createGuest('b');
+  const eth0 = await host.connectVif(guest, 0, keys);
+  const peer = await host.connectVif(other);
+  const vif = host.dom0.net.byName(`vif${guest.domain.domid}.0`)!.priv as Vif;
+  for (const device of host.dom0.net.devices) if (device.mtu === 1500) device.setMtu(9600);
+  return { host, guest, other, eth0, peer, vif };
+}
+
+function frame(from: NetDevice, to: NetDevice, length = 100): Uint8Array {
+  const payload = Uint8Array.from({ length }, (_, i) => (i * 7 + 1) & 0x7f);
+  return buildFrame({ source: [...from.address], destination: [...to.address], payload });
+}
+
+async function arrives({ host }: Scene, from: NetDevice, to: NetDevice, length = 100): Promise<void> {
+  const got: Uint8Array[] = [];
+  to.rxHandler = packet => {
+    got.push(bytesOf(packet));
+    packet.release();
+  };
+  from.xmit(packetFrom(from, frame(from, to, length)));
+  await host.until(() => got.length === 1);
+  assert.deepEqual(got[0], frame(from, to, length));
+}
+
+const front = (s: Scene) =>
+  s.guest.kernel.xenbus.frontend.devices.get('device/vif/0')!.driverData as Netfront;
+const back = (s: Scene) =>
+  netbackOf(s.host.dom0.xenbus.backend.devices.get(`backend/vif/${s.guest.domain.domid}/0`)!)!;
+
+describe("a frontend follows the nodes of its own and its backend's directory", () => {
+  test('mtu: at the start, when it changes, within what the backend takes', async () => {
+    const s = await scene(1, { front: { mtu: 9000 } });
+    const { host, guest, eth0 } = s;
+    const node = `${host.frontPath(guest)}/mtu`;
+    assert.equal(eth0.mtu, 9000);
+    await host.run(host.xs.write(node, '1400'));
+    await host.until(() => eth0.mtu === 1400);
+    for (const nonsense of ['', 'x', '67', '-1', '4294967296']) {
+      await host.run(host.xs.write(node, nonsense));
+      await host.scheduler.runReady();
+      assert.equal(eth0.mtu, 1400, nonsense);
+    }
+    await host.run(host.xs.write(node, '70000'));
+    await host.until(() => eth0.mtu === 65535);
+
+    // A backend that lost feature-sg takes less; one that has it again as much as was wanted.
+    const { xbdev } = back(s);
+    for (const [sg, mtu] of [
+      ['0', 1500],
+      ['1', 65535],
+    ] as const) {
+      await host.run(xbdev.switchState(XenbusState.Closing));
+      await host.until(() => xbdev.state === XenbusState.Closed);
+      await host.run(host.xs.write(`${host.backPath(guest)}/feature-sg`, sg));
+      await host.until(() => host.states(guest).every(state => state === Connected));
+      assert.equal(eth0.mtu, mtu);
+    }
+  });
+
+  test("carrier: the operator's netback takes the link down and lets it be up, at both ends", async () => {
+    const s = await scene(2);
+    const { host, guest, eth0, peer, vif } = s;
+    await host.run(back(s).setCarrier(false));
+    await host.until(() => !eth0.carrierOk);
+    assert.equal(vif.dev.carrierOk, false);
+    assert.match(front(s).xbdev.waitingFor() ?? '', /without carrier: .*\/carrier is 0/);
+    assert.match(back(s).xbdev.waitingFor() ?? '', /without carrier/);
+    // A reconnect does not bring it back.
+    await host.run(back(s).xbdev.switchState(XenbusState.Closing));
+    await host.until(() => host.states(guest).every(state => state === Connected));
+    assert.equal(eth0.carrierOk, false);
+    await host.run(back(s).setCarrier(true));
+    await host.until(() => eth0.carrierOk && vif.dev.carrierOk);
+    await arrives(s, eth0, peer);
+    await arrives(s, peer, eth0);
+  });
+
+  test('disconnect and speed', async () => {
+    const s = await scene(3, { front: { speed: '25G' } });
+    const { host, guest, eth0, peer } = s;
+    const dir = host.frontPath(guest);
+    assert.equal(eth0.speed, 25_000);
+    for (const [text, speed] of [
+      ['1000', 1000],
+      ['100M', 100],
+      ['fast', -1],
+      ['-5', -1],
+      ['2500000k', 2500],
+    ] as const) {
+      await host.run(host.xs.write(`${dir}/speed`, text));
+      await host.scheduler.runReady();
+      assert.equal(eth0.speed, speed, text);
+    }
+    await host.run(host.xs.write(`${dir}/disconnect`, '1'));
+    await host.until(() => !eth0.carrierOk);
+    await host.run(host.xs.rm(`${dir}/disconnect`));
+    await host.until(() => eth0.carrierOk);
+    await arrives(s, eth0, peer);
+  });
+
+  test('trusted=0: the backend sees packets, and nothing else of the pages that it is granted', async () => {
+    const s = await scene(4, { front: { trusted: 0 } });
+    const { guest, eth0, peer } = s;
+    assert.equal(eth0.txPool, null);
+    // Memory of the guest that must not get out.
+    const pages = Array.from({ length: 64 }, () => guest.kernel.platform.memory.allocPage());
+    const { u8 } = guest.kernel.platform.memory.memory;
+    for (const page of pages) u8.fill(0xee, page << PAGE_SHIFT, (page + 1) << PAGE_SHIFT);
+    for (const page of pages) guest.kernel.platform.memory.freePage(page);
+    for (const length of [1400, 60, 9000, 20]) await arrives(s, eth0, peer, length);
+    for (const length of [60, 9000]) await arrives(s, peer, eth0, length);
+    const grants = guest.domain.inspect().grants.filter(({ gref, readonly }) => gref > 8 && readonly);
+    assert.ok(grants.length > 0);
+    for (const { gfn } of grants) {
+      const at = guest.domain.ramFrame(gfn) << PAGE_SHIFT;
+      assert.ok(!u8.subarray(at, at + PAGE_SIZE).includes(0xee));
+    }
+  });
+});
+
+describe('XDP headroom', () => {
+  test('is asked for with Reconfiguring, given with Reconfigured, and survives a reconnect', async () => {
+    const s = await scene(11);
+    const { host, guest, eth0, peer, vif } = s;
+    await host.run(front(s).setXdpHeadroom(256));
+    assert.deepEqual(
+      host.trace.filter(line => /Reconfigur/.test(line) && !/sees/.test(line)),
+      [
+        `d${guest.domain.domid} device/vif/0 Connected -> Reconfiguring`,
+        `d0 backend/vif/${guest.domain.domid}/0 Connected -> Reconfigured`,
+        `d${guest.domain.domid} device/vif/0 Reconfiguring -> Connected`,
+      ],
+    );
+    await host.until(() => host.states(guest).every(state => state === Connected));
+    assert.equal(vif.xdpHeadroom, 256);
+    for (const length of [20, 3825, 3826, 4100, 9000]) await arrives(s, peer, eth0, length);
+    await host.run(back(s).xbdev.switchState(XenbusState.Closing));
+    await host.until(() => host.states(guest).every(state => state === Connected));
+    assert.equal(vif.xdpHeadroom, 256);
+    await arrives(s, peer, eth0, 4100);
+    await host.run(front(s).setXdpHeadroom(0));
+    await arrives(s, peer, eth0, 4100);
+    assert.equal(vif.xdpHeadroom, 0);
+  });
+
+  test('beyond what is allowed, and beyond what a page can spare', async () => {
+    const s = await scene(12);
+    const { host, guest, eth0, peer, vif } = s;
+    await assert.rejects(host.run(front(s).setXdpHeadroom(0x8000)), { code: 'EINVAL' });
+    await host.run(front(s).setXdpHeadroom(0x7fff));
+    assert.equal(vif.xdpHeadroom, 2048);
+    assert.equal(vif.dev.gsoMaxSize, 18 * 2048);
+    await arrives(s, peer, eth0, 9000);
+    await host.run(host.xs.write(`${host.frontPath(guest)}/xdp-headroom`, '99999'));
+    await host.run(back(s).reconfigure());
+    assert.equal(vif.xdpHeadroom, 2048);
+  });
+});
+
+describe('a guest that posts no rx requests', () => {
+  /** The guest's kernel does not run any more. */
+  function freeze({ guest }: Scene): void {
+    for (const vcpu of guest.domain.vcpus) vcpu.upcall = null;
+  }
+
+  /** Fills the guest's ring, and `more` packets wait. */
+  async function fill(s: Scene, more: number): Promise<void> {
+    const { host, eth0, peer, vif } = s;
+    const queue = vif.queues[0];
+    for (let i = 0; vif.dev.stats.txPackets < 32 || i < 32; i++) {
+      peer.xmit(packetFrom(peer, frame(peer, eth0)));
+      await host.scheduler.runFor(1);
+      if (i > 600) throw new Error('the ring does not fill up');
+    }
+    for (let i = 0; i < more; i++) peer.xmit(packetFrom(peer, frame(peer, eth0)));
+    await host.scheduler.runFor(5);
+    assert.equal(queue.stats.rxExpired, 0);
+  }
+
+  test('packets wait for 10 s, the carrier goes after 60 s, and comes back with requests; no timer is left', async () => {
+    const s = await scene(21);
+    const { host, guest, eth0, peer, vif } = s;
+    const { upcall } = guest.domain.vcpus[0];
+    const queue = vif.queues[0];
+    freeze(s);
+    await fill(s, 5);
+    await host.scheduler.runFor(9_000);
+    assert.equal(queue.stats.rxExpired, 0);
+    await host.scheduler.runFor(1_500);
+    assert.ok(queue.stats.rxExpired >= 5);
+    assert.equal(vif.dev.carrierOk, true);
+    await host.scheduler.runFor(48_000);
+    assert.equal(vif.dev.carrierOk, true);
+    await host.scheduler.runFor(2_000);
+    assert.equal(vif.dev.carrierOk, false);
+    assert.equal(queue.stats.rxStalls, 1);
+    assert.match(back(s).xbdev.waitingFor() ?? '', /stalled/);
+    guest.domain.onUpcall(0, upcall!);
+    await host.until(() => vif.dev.carrierOk);
+    await host.scheduler.runFor(100);
+    await arrives(s, peer, eth0);
+    assert.equal(back(s).xbdev.waitingFor(), null);
+  });
+
+  test('without feature-rx-notify packets wait for 30 ms, the ring is polled, and there is no stall', async () => {
+    const s = await scene(22);
+    const { host, guest, eth0, peer, vif } = s;
+    const device = front(s).xbdev;
+    // As a frontend without it: it reconnects, and the backend reads that there is none.
+    await host.run(device.switchState(XenbusState.Closing));
+    await host.until(() => host.states(guest)[1] === XenbusState.Closed);
+    await host.until(() => host.states(guest).every(state => state === Connected));
+    Object.assign(vif, {
+      frontend: { ...(vif as unknown as { frontend: object }).frontend, rxNotify: false },
+    });
+    const { upcall } = guest.domain.vcpus[0];
+    const queue = vif.queues[0];
+    freeze(s);
+    await fill(s, 5);
+    await host.scheduler.runFor(40);
+    assert.ok(queue.stats.rxExpired >= 5);
+    await host.scheduler.runFor(70_000);
+    assert.equal(queue.stats.rxStalls, 0);
+    assert.equal(vif.dev.carrierOk, true);
+    guest.domain.onUpcall(0, upcall!);
+    await host.scheduler.runFor(100);
+    await arrives(s, peer, eth0);
+  });
+});
+
+test('a connection that the backend cannot complete is offered again, ever later, until it works', async () => {
+  const host = await Host.boot(41);
+  const guest = await host.createGuest('a');
+  await host.addVif(guest, 0, { front: { mac: 'none' } });
+  const device = () => guest.kernel.xenbus.frontend.devices.get('device/vif/0');
+  await host.until(() =>
+    /a connection to the backend failed.*trying again in/.test(device()?.waitingFor() ?? ''),
+  );
+  await host.scheduler.runFor(30_000);
+  assert.match(device()?.waitingFor() ?? '', /\d connections to the backend failed/);
+  const attempts = guest.domain.dmesg.filter(line => line.includes('not an address')).length;
+  assert.ok(attempts >= 4 && attempts <= 7, `${attempts} attempts in 30 s`);
+  await host.run(host.xs.write(`${host.frontPath(guest)}/mac`, '00:16:3e:01:02:03'));
+  await host.hotplug(guest);
+  await host.until(() => host.states(guest).every(state => state === Connected));
+  await host.until(() => device()?.waitingFor() === null);
+});
+
+test('a backend that vanishes and comes back: the frontend keeps its device and reconnects', async () => {
+  const s = await scene(42);
+  const { host, guest, eth0, peer } = s;
+  const backPath = host.backPath(guest);
+  const nodes: [string, string][] = [];
+  for (const key of ['frontend', 'frontend-id', 'handle', 'mac']) {
+    nodes.push([key, await host.run(host.xs.read(`${backPath}/${key}`))]);
+  }
+  await host.run(host.xs.rm(backPath));
+  await host.until(() => /to come back at/.test(front(s).xbdev.waitingFor() ?? ''));
+  assert.equal(eth0.carrierOk, false);
+  await host.run(
+    host.xs.transaction(async t => {
+      await t.mkdir(backPath);
+      await t.setPerms(backPath, ['n0', `r${guest.domain.domid}`]);
+      for (const [key, value] of [...nodes, ['state', '1'], ['online', '1'], ['hotplug-status', '']]) {
+        await t.write(`${backPath}/${key}`, value);
+      }
+    }),
+  );
+  await host.hotplug(guest);
+  await host.until(() => host.states(guest).every(state => state === Connected) && eth0.carrierOk);
+  await arrives(s, eth0, peer);
+});
