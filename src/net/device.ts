@@ -226,6 +226,8 @@ export class NetDevice<Priv = unknown> {
   readonly napis: Napi[] = [];
   private readonly wakeListeners: (() => void)[] = [];
   private dirty = false;
+  /** In the softirq's list of devices to flush; for the softirq. */
+  inFlushList = false;
   private rootQdisc = 'noop';
   private watchdog: Timer | null = null;
 
@@ -446,8 +448,9 @@ export class NetDevice<Priv = unknown> {
 
   /** Remembers that there are packets to publish; called by the queues. */
   markDirty(): void {
-    if (this.dirty) return;
     this.dirty = true;
+    if (this.inFlushList) return;
+    this.inFlushList = true;
     this.net.markDirty(this);
   }
 

@@ -69,7 +69,11 @@ export class Softirq {
 
   /** Publishes now what every device has queued. */
   flush(): void {
-    for (let i = 0; i < this.dirtyCount; i++) this.dirty[i].flush();
+    for (let i = 0; i < this.dirtyCount; i++) {
+      const device = this.dirty[i];
+      device.inFlushList = false;
+      device.flush();
+    }
     this.dirtyCount = 0;
   }
 

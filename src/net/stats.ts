@@ -55,3 +55,21 @@ export const LINK_STATS_FIELDS: readonly (readonly [string, keyof LinkStats])[] 
   ['rx_nohandler', 'rxNohandler'],
   ['rx_otherhost_dropped', 'rxOtherhostDropped'],
 ];
+
+/**
+ * What `ethtool -S` prints of counters that a driver keeps for each queue: the sums under the names that
+ * Linux's drivers use, then each queue's own. A field `rxQueueDrops` is `rx_queue_drops`.
+ */
+export function ethtoolQueueStats(queues: readonly object[]): [string, number][] {
+  const sums = new Map<string, number>();
+  const each: [string, number][] = [];
+  queues.forEach((queue, index) => {
+    for (const [field, value] of Object.entries(queue)) {
+      if (typeof value !== 'number') continue;
+      const name = field.replace(/[A-Z]/g, letter => `_${letter.toLowerCase()}`);
+      sums.set(name, (sums.get(name) ?? 0) + value);
+      each.push([`queue_${index}_${name}`, value]);
+    }
+  });
+  return [...sums, ...each];
+}

@@ -12,6 +12,7 @@ import {
 import { Headers } from '../net/headers.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
+import { ethtoolQueueStats } from '../net/stats.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Platform } from '../platform/platform.js';
 import { type ControlConnection, ControlRing, type ControlTarget } from './control.js';
@@ -120,6 +121,7 @@ export class Vif implements QueueVif, ControlTarget {
         startXmit: packet => this.startXmit(packet),
         selectQueue: packet => this.selectQueue(packet),
         fixFeatures: (_, features) => this.fixFeatures(features),
+        ethtoolStats: () => ethtoolQueueStats(this.queues.map(queue => queue.stats)),
         changeMtu: (_, mtu) => this.checkMtu(mtu),
       },
       { priv: this, txQueues: maxQueues, rxQueues: maxQueues },

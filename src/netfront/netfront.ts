@@ -11,6 +11,7 @@ import {
   NETIF_F_TSO6,
 } from '../net/features.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
+import { ethtoolQueueStats } from '../net/stats.js';
 import { netfrontRxbufAttributes } from '../net/sysfs.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Timer } from '../platform/scheduler.js';
@@ -120,6 +121,7 @@ export class Netfront implements QueueDevice {
           for (const queue of this.queues) queue.flush();
         },
         fixFeatures: (_, features) => this.fixFeatures(features),
+        ethtoolStats: () => ethtoolQueueStats(this.queueStats),
         changeMtu: (dev, mtu) => {
           const max = this.maxMtu;
           if (mtu > max)

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ethtool } from '../../src/cli/ethtool.js';
-import type { NetDevice } from '../../src/net/index.js';
+import { ethtoolQueueStats, type NetDevice } from '../../src/net/index.js';
 import { TestKernel } from '../net/kernel.js';
 import { bringUp, linux, vethTwin } from '../net/linux.js';
 
@@ -79,4 +79,12 @@ test('statistics and ring sizes of a driver that has them', () => {
     ethtool(kernel.net, ['-g', 'eth0']).stdout,
     /^Ring parameters for eth0:\nPre-set maximums:\nRX:\t\t256\n/,
   );
+});
+
+test('counters of queues: sums under Linux’s names, then each queue’s own', () => {
+  assert.deepEqual(ethtoolQueueStats([{ rxGsoChecksumFixup: 2, name: 'x' }, { rxGsoChecksumFixup: 3 }]), [
+    ['rx_gso_checksum_fixup', 5],
+    ['queue_0_rx_gso_checksum_fixup', 2],
+    ['queue_1_rx_gso_checksum_fixup', 3],
+  ]);
 });
