@@ -397,10 +397,8 @@ export class Queue implements PacketOwner {
 
   /** Makes the packet: its head is to be copied, the rest stays in the guest's pages. */
   private build(tx: TxPacket): void {
-    let packet: Packet;
-    try {
-      packet = this.vif.net.packets.get();
-    } catch {
+    const packet = this.vif.net.packets.tryGet();
+    if (packet === null) {
       this.refuse(tx);
       return;
     }

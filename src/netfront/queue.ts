@@ -296,12 +296,8 @@ export class Queue {
   private bounce(packet: Packet): Packet | null {
     const { net, platform } = this.device;
     if (!net.materialiser.materialiseOne(packet)) return null;
-    let copy: Packet;
-    try {
-      copy = net.packets.get();
-    } catch {
-      return null;
-    }
+    const copy = net.packets.tryGet();
+    if (copy === null) return null;
     copy.pool = this.txPool;
     const { memory } = platform.memory;
     let to = 0;
@@ -480,12 +476,8 @@ export class Queue {
   private build(): Packet | null {
     const { response, rxPool } = this;
     if (response.size < ETH_HLEN) return null;
-    let packet: Packet;
-    try {
-      packet = this.device.net.packets.get();
-    } catch {
-      return null;
-    }
+    const packet = this.device.net.packets.tryGet();
+    if (packet === null) return null;
     packet.pool = rxPool;
     const inPlace = response.bytes[0] >= Math.min(response.size, RX_PULL_BYTES);
     for (let i = 0; i < response.slots; i++) {
