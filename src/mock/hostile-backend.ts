@@ -110,8 +110,13 @@ export class HostileBackend {
     }
   }
 
-  /** Writes bytes into a page that the frontend granted, and lets go of it. @throws GrantError */
+  /**
+   * Writes bytes into a page that the frontend granted, and lets go of it.
+   * @throws GrantError; RangeError for what no page holds
+   */
   fill(gref: number, bytes: Uint8Array, offset = 0): void {
+    if (offset + bytes.length > PAGE_SIZE)
+      throw new RangeError(`${bytes.length} bytes at ${offset} of a page`);
     const mapping = this.map(gref);
     mapping.memory.u8.set(bytes, mapping.address + offset);
     this.unmap(mapping);

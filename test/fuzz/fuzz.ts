@@ -27,6 +27,7 @@ export interface FuzzResult {
 class Pair {
   private sent: Uint8Array[] = [];
   private got = 0;
+  private next = 0;
   delivered = 0;
   private readonly a: Guest;
   private readonly b: Guest;
@@ -38,7 +39,11 @@ class Pair {
       const bytes = bytesOf(packet);
       packet.release();
       if (!this.a.dev.address.every((byte, i) => byte === bytes[6 + i])) return;
-      assert.ok(Buffer.compare(bytes, this.sent[this.got++]) === 0, 'a bystander’s packet was changed');
+      // They have numbers, so that losses do not matter to those that arrive.
+      const { sent } = this;
+      while (this.next < sent.length && Buffer.compare(bytes, sent[this.next]) !== 0) this.next++;
+      assert.ok(this.next++ < sent.length, 'a bystander’s packet was changed');
+      this.got++;
     };
     this.transmit(this.b, this.a, 0);
   }
@@ -62,11 +67,13 @@ class Pair {
     this.sent.push(this.transmit(this.a, this.b, [10, 1000, 5000][this.sent.length % 3]));
   }
 
-  check(): void {
-    assert.equal(this.got, this.sent.length, 'packets that arrived between the bystanders');
+  /** @param lossy packets may be lost */
+  check(lossy: boolean): void {
+    if (!lossy) assert.equal(this.got, this.sent.length, 'packets that arrived between the bystanders');
     this.delivered += this.got;
     this.sent = [];
     this.got = 0;
+    this.next = 0;
     const { a, b } = this;
     assert.deepEqual([a.broken, a.fatal, b.broken, b.fatal], [[], [], [], []]);
   }
@@ -103,6 +110,11 @@ export function fuzzHost(seed: number, cases: number): FuzzResult {
     const netback = new NetbackFuzzer(path, draw, targets);
     const netfront = new NetfrontFuzzer(path, draw);
     run(10);
+    // On some hosts the backend's domain has hardly any memory to spare: then packets are lost.
+    const starved = seed % 8 === 7;
+    const { domain } = path.dom0;
+    netback.starved = starved;
+    if (starved) domain.limits.maxPages = domain.pages + draw.below(60);
     for (; result.cases < cases; result.cases++) {
       const fuzzer = draw.oneIn(2) ? netback : netfront;
       what = fuzzer.constructor.name;
@@ -117,17 +129,18 @@ export function fuzzHost(seed: number, cases: number): FuzzResult {
       } else if (fuzzer.broken) {
         if (fuzzer === netback) result.netbackFatal++;
         else result.netfrontBroken++;
-        if (draw.oneIn(2)) run(CASE_MS);
+        run(CASE_MS);
         fuzzer.check();
         fuzzer.reconnect();
       }
       if (result.cases % AUDIT_CASES !== AUDIT_CASES - 1) continue;
       what = 'audit';
+      netback.letGo();
       pair.send();
       run(2000);
       netback.check();
       netfront.check();
-      pair.check();
+      pair.check(starved);
       result.delivered = pair.delivered;
       checkLog(path);
     }
@@ -136,7 +149,7 @@ export function fuzzHost(seed: number, cases: number): FuzzResult {
     netback.destroy();
     netfront.destroy();
     run(5000);
-    pair.check();
+    pair.check(starved);
     assert.deepEqual(holdings(path, pair.domids), before);
     checkLog(path);
   } catch (error) {

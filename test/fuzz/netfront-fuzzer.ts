@@ -10,7 +10,7 @@ import {
 import { HostileBackend } from '../../src/mock/index.js';
 import { GSO_TCPV4, type NetDevice, type Packet } from '../../src/net/index.js';
 import { GrantedPool, Queue } from '../../src/netfront/index.js';
-import type { GrantMapping } from '../../src/platform/index.js';
+import { type GrantMapping, PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { type DataPath, Dom } from '../support/data-path.js';
 import { packetFrom, partial } from '../support/packets.js';
@@ -46,12 +46,25 @@ export class NetfrontFuzzer {
     dev.hwFeatures = 0x7fffffff;
     dev.features = 0x7fffffff;
     dev.rxHandler = packet => {
+      this.checkPages(packet);
       if (this.kept.length < KEPT_MAX && draw.oneIn(4)) this.kept.push(packet);
       else packet.release();
     };
     this.dom.net.register(dev);
     dev.open();
     this.connect();
+  }
+
+  /** What a guest gets lies in its own pages, inside each, and the backend can reach none of them any more. */
+  private checkPages(packet: Packet): void {
+    for (let i = -1; i < packet.fragments; i++) {
+      const from = i < 0 ? packet.data : packet.ref[i] * PAGE_SIZE + packet.offset[i];
+      const size = i < 0 ? packet.linear : packet.size[i];
+      assert.ok((from % PAGE_SIZE) + size <= PAGE_SIZE, `${size} bytes at ${from % PAGE_SIZE}`);
+      const page = Math.floor(from / PAGE_SIZE);
+      assert.doesNotThrow(() => this.dom.platform.memory.gfn(page), 'a page of somebody else');
+      for (const { address } of this.mapped) assert.notEqual(address / PAGE_SIZE, page, 'a mapped page');
+    }
   }
 
   private connect(): void {
@@ -231,7 +244,7 @@ export class NetfrontFuzzer {
       payload: new Uint8Array(draw.of([0, 6, 74, 946, 4042])),
     });
     try {
-      back.fill(back.rxGref, bytes);
+      back.fill(back.rxGref, bytes.subarray(0, PAGE_SIZE));
     } catch {
       // The request on the ring is not what the frontend wrote any more.
     }

@@ -61,7 +61,8 @@ export class DataPath {
     this.scheduler = new SeededScheduler(seed, {
       yieldToMicrotasks: () => new Promise(resolve => setImmediate(resolve)),
     });
-    this.hypervisor = new Hypervisor({ scheduler: this.scheduler, memoryBytes: 64 << 20 });
+    const { random } = this.scheduler;
+    this.hypervisor = new Hypervisor({ scheduler: this.scheduler, random, memoryBytes: 64 << 20 });
     this.dom0 = new Dom(this.hypervisor.createDomain({ name: 'dom0', privileged: true }));
     this.bridge = new Bridge(this.dom0.net, 'xenbr0');
     this.dom0.net.register(this.bridge as NetDevice);
