@@ -2,9 +2,15 @@
 import { type Command, helpOf, runCommand } from './command.js';
 import { DOMAIN_COMMANDS } from './domain-commands.js';
 import { NET_COMMANDS } from './net-commands.js';
+import { SELFTEST_COMMANDS } from './selftest.js';
 import { VIF_COMMANDS } from './vif-commands.js';
 
-const COMMANDS: Readonly<Record<string, Command>> = { ...DOMAIN_COMMANDS, ...NET_COMMANDS, ...VIF_COMMANDS };
+const COMMANDS: Readonly<Record<string, Command>> = {
+  ...DOMAIN_COMMANDS,
+  ...NET_COMMANDS,
+  ...VIF_COMMANDS,
+  ...SELFTEST_COMMANDS,
+};
 
 /** A command that lives in a module of its own, loaded when it is used. */
 interface LazyCommand {

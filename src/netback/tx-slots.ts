@@ -9,8 +9,9 @@ import {
   XEN_NETIF_NR_SLOTS_MIN,
 } from '../abi/netif.js';
 import type { BackRing } from '../abi/ring.js';
+import { PACKET_LINEAR_MAX, type Packet } from '../net/packet.js';
 import { COPY_LOCAL, type CopyBatch } from '../platform/copy-batch.js';
-import { PAGE_SIZE } from '../platform/memory.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { StaticGrants } from './static-grants.js';
 
 /**
@@ -26,6 +27,11 @@ export const LEGACY_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN;
 export const FATAL_SLOTS_MAX = 20;
 /** Data slots that are read and answered at most. */
 export const TX_SLOTS_MAX = FATAL_SLOTS_MAX + 1;
+/**
+ * Bytes of a larger packet that are copied to its linear part: all headers that are looked at fit, with
+ * VLAN tags and options. Smaller packets are copied whole.
+ */
+export const TX_HEAD_BYTES = 192;
 /** Shortest packet: an Ethernet header. */
 export const ETH_HLEN = 14;
 
@@ -199,6 +205,34 @@ export function gatherTx(
     length -= take;
   }
   return batch.count - before;
+}
+
+/**
+ * Makes the packet of some requests: its head, or all of a small packet, is to be copied to the packet's own
+ * buffer, and the rest stays in the guest's pages as fragments.
+ * @param packet a new one
+ */
+export function buildPacket(
+  tx: TxPacket,
+  packet: Packet,
+  domid: number,
+  batch: CopyBatch,
+  statics: StaticGrants | null = null,
+): void {
+  const linear = tx.size <= PACKET_LINEAR_MAX ? tx.size : TX_HEAD_BYTES;
+  packet.linear = linear;
+  packet.length = linear;
+  const { data } = packet;
+  gatherTx(tx, domid, 0, linear, batch, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), statics);
+  let skip = linear;
+  for (let i = 0; i < tx.slots && packet.length < tx.size; i++) {
+    const bytes = tx.bytes[i];
+    if (skip >= bytes) skip -= bytes;
+    else {
+      packet.addFragment(domid, tx.gref[i], tx.offset[i] + skip, bytes - skip);
+      skip = 0;
+    }
+  }
 }
 
 /**

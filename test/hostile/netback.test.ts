@@ -12,7 +12,7 @@ import {
 } from '../../src/abi/index.js';
 import type { HostileFrontend } from '../../src/mock/index.js';
 import { GSO_TCPV4, GSO_TCPV6 } from '../../src/net/index.js';
-import { RX_QUEUE_BYTES_MAX, RX_QUEUE_PACKETS_MAX } from '../../src/netback/queue.js';
+import { RX_QUEUE_BYTES_MAX, RX_QUEUE_PACKETS_MAX } from '../../src/netback/rx-ring.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
 import { Attacker, Bystanders, holdings } from '../support/hostile.js';

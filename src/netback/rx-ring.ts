@@ -1,0 +1,270 @@
+import { NETIF_RX_SLOT_SIZE } from '../abi/netif.js';
+import { BackRing, RING_REQ_EVENT } from '../abi/ring.js';
+import type { Packet } from '../net/packet.js';
+import { CopyBatch } from '../platform/copy-batch.js';
+import { PAGE_SIZE } from '../platform/memory.js';
+import type { GrantMapping } from '../platform/platform.js';
+import { Task, type Timer } from '../platform/scheduler.js';
+import { PacketQueue } from './packet-queue.js';
+import type { QueueStats, QueueVif } from './queue.js';
+import {
+  planRx,
+  RX_SLOTS_MAX,
+  RxPlan,
+  respondRx,
+  respondRxError,
+  rxCopied,
+  rxCopiesAtMost,
+  rxSlotsNeeded,
+} from './rx-slots.js';
+import type { StaticGrants } from './static-grants.js';
+
+/** Packets put on the ring with one batch of copies, and the copies that a batch holds. */
+const BATCH_PACKETS = 64;
+const BATCH_COPIES = 512;
+/** Bytes that may wait for rx requests: half a ring of full pages, as Linux's netback. */
+export const RX_QUEUE_BYTES_MAX = 128 * PAGE_SIZE;
+/** Packets that may: each takes at least a buffer, however few bytes it has. */
+export const RX_QUEUE_PACKETS_MAX = 1024;
+/** How long a packet may wait for rx requests (rx_drain_timeout_msecs), … */
+const RX_DRAIN_MS = 10_000;
+/** … and after how long without enough of them the guest counts as stalled (rx_stall_timeout_msecs). */
+const RX_STALL_MS = 60_000;
+/** A frontend without feature-rx-notify does not tell of new requests: the ring is looked at, but not for long. */
+const RX_DRAIN_POLLED_MS = 30;
+const RX_POLL_MS = 5;
+
+/** The backend's end of an rx ring: what goes to the guest, and what waits until the guest takes it. */
+export class RxRing {
+  readonly ring: BackRing;
+  readonly waiting = new PacketQueue();
+  private readonly plans = Array.from({ length: BATCH_PACKETS }, () => new RxPlan());
+  private planned = 0;
+  private readonly batch = new CopyBatch(BATCH_COPIES);
+  /** The frontend's producer index when an event was last accounted for. */
+  private reqProdSeen = 0;
+  /** Slots that the last head of the queue wanted in vain, 0 when it had enough; and since when. */
+  private wanted = 0;
+  private wantedSince = 0;
+  private isStalled = false;
+  private timer: Timer | null = null;
+  private stopped = false;
+  private readonly task: Task;
+
+  /**
+   * @param domid who granted the ring and the pages on it
+   * @param onServed called at the end of each look at the ring; with true the guest is to be notified
+   * @param onFatal the frontend broke the protocol
+   */
+  constructor(
+    private readonly vif: QueueVif,
+    mapping: GrantMapping,
+    private readonly domid: number,
+    name: string,
+    private readonly staticGrants: StaticGrants,
+    private readonly stats: QueueStats,
+    private readonly onServed: (notify: boolean) => void,
+    private readonly onFatal: (reason: string) => void,
+  ) {
+    this.ring = new BackRing(mapping.memory, mapping.address, NETIF_RX_SLOT_SIZE);
+    this.ring.attach();
+    this.task = new Task(`${name} rx`, () => this.run());
+  }
+
+  /** Looks at the ring soon. */
+  schedule(): void {
+    this.vif.platform.scheduler.post(this.task);
+  }
+
+  /** Nothing more is read or written; packets that wait, which hold slots of their senders, are let go. */
+  stop(): void {
+    this.stopped = true;
+    if (this.timer !== null) this.vif.platform.scheduler.cancel(this.timer);
+    this.timer = null;
+    for (let packet = this.waiting.shift(); packet !== null; packet = this.waiting.shift()) packet.release();
+  }
+
+  /** Takes back what it said of a guest that stalled. */
+  forgetStall(): void {
+    if (this.isStalled) this.vif.rxStalled(false);
+    this.isStalled = false;
+  }
+
+  private get full(): boolean {
+    const { length, bytes } = this.waiting;
+    return bytes > RX_QUEUE_BYTES_MAX || length >= RX_QUEUE_PACKETS_MAX;
+  }
+
+  /** Takes a packet for the guest; drops it when too many bytes wait already. Takes the reference. */
+  enqueue(packet: Packet): void {
+    // A sender's whole ring is forwarded in one go: what it brought may fill the queue before the task has run.
+    if (this.full) this.run();
+    if (this.stopped || this.full || rxSlotsNeeded(packet, this.vif.xdpHeadroom) > RX_SLOTS_MAX) {
+      this.stats.rxQueueDrops++;
+      this.vif.dev.stats.txDropped++;
+      packet.release();
+      return;
+    }
+    this.waiting.push(packet);
+    this.schedule();
+  }
+
+  private run(): void {
+    if (this.stopped) return;
+    const { ring, waiting } = this;
+    const { xdpHeadroom } = this.vif;
+    const before = ring.rspProdPvt;
+    let reqProd = ring.reqProd();
+    for (let packet = waiting.head; packet !== null; packet = waiting.head) {
+      const needed = rxSlotsNeeded(packet, xdpHeadroom);
+      if (needed > ring.unconsumed(reqProd)) {
+        reqProd = ring.reqProd();
+        if (needed > ring.unconsumed(reqProd)) {
+          this.requestEvent(needed);
+          reqProd = ring.reqProd();
+          if (needed > ring.unconsumed(reqProd)) break;
+        }
+      }
+      if (ring.requestOverflow(reqProd)) {
+        this.fatal(
+          `the rx ring claims ${(reqProd - ring.rspProdPvt) >>> 0} requests, it has ${ring.size} slots`,
+        );
+        break;
+      }
+      if (this.planned === BATCH_PACKETS || this.batch.free < rxCopiesAtMost(packet, xdpHeadroom)) {
+        this.copy();
+      }
+      waiting.shift();
+      const plan = this.plans[this.planned++];
+      planRx(packet, ring, ring.reqCons, this.domid, this.batch, plan, this.staticGrants, xdpHeadroom);
+      ring.reqCons = (ring.reqCons + needed) | 0;
+    }
+    this.copy();
+    if (this.stopped) return;
+    if (waiting.length > 0 || this.wanted > 0) this.supervise(ring.rspProdPvt !== before);
+    this.onServed(ring.rspProdPvt !== before && ring.pushResponses());
+  }
+
+  /**
+   * Some packets wait, or did until they had for too long: notes a guest that has stalled, or goes on, and drops
+   * what has waited for too long. The timer runs only while there is something to wait for.
+   * @param moved whether the guest got a packet just now
+   */
+  private supervise(moved: boolean): void {
+    const { ring, waiting, vif } = this;
+    const { scheduler } = vif.platform;
+    const now = scheduler.now();
+    if (waiting.length > 0) this.keepWaiting(now);
+    if (moved || ring.unconsumed(ring.reqProd()) >= this.wanted) this.hasEnough(now);
+    const drain = vif.rxNotify ? RX_DRAIN_MS : RX_DRAIN_POLLED_MS;
+    let expired = false;
+    for (let packet = waiting.head; packet !== null; packet = waiting.head) {
+      this.wanted = rxSlotsNeeded(packet, vif.xdpHeadroom);
+      if (now < waiting.headTime + drain) break;
+      waiting.shift();
+      packet.release();
+      this.stats.rxExpired++;
+      vif.dev.stats.txDropped++;
+      expired = true;
+    }
+    // The next one may need fewer slots than there are.
+    if (expired && waiting.length > 0) scheduler.post(this.task);
+    let next = waiting.length > 0 ? waiting.headTime + drain : Number.POSITIVE_INFINITY;
+    if (!vif.rxNotify) {
+      if (waiting.length > 0) next = Math.min(next, now + RX_POLL_MS);
+    } else if (this.wanted > 0 && !this.isStalled) {
+      const stallsAt = this.wantedSince + RX_STALL_MS;
+      if (now >= stallsAt) {
+        this.isStalled = true;
+        this.stats.rxStalls++;
+        vif.rxStalled(true);
+      } else next = Math.min(next, stallsAt);
+    }
+    this.superviseAt(next);
+  }
+
+  private hasEnough(now: number): void {
+    this.wanted = 0;
+    this.wantedSince = now;
+    if (!this.isStalled) return;
+    this.isStalled = false;
+    this.vif.rxStalled(false);
+  }
+
+  private superviseAt(time: number): void {
+    const { scheduler } = this.vif.platform;
+    if (this.timer !== null) {
+      if (this.timer.at <= time) return;
+      scheduler.cancel(this.timer);
+      this.timer = null;
+    }
+    if (time === Number.POSITIVE_INFINITY) return;
+    this.timer = scheduler.after(Math.max(0, time - scheduler.now()), () => {
+      this.timer = null;
+      this.run();
+    });
+  }
+
+  /** Whether the guest posted rx requests since the last call: an event without any is a spurious one. */
+  requestsCame(): boolean {
+    const reqProd = this.ring.reqProd();
+    const came = reqProd !== this.reqProdSeen;
+    this.reqProdSeen = reqProd;
+    return came;
+  }
+
+  /** Asks to be notified when there are requests enough for the packet at the head. */
+  private requestEvent(needed: number): void {
+    const { memory, address, reqCons } = this.ring;
+    memory.store(address + RING_REQ_EVENT, reqCons + needed);
+  }
+
+  /** Does the planned copies, writes the responses and lets go of the packets. */
+  private copy(): void {
+    const { batch, plans, planned } = this;
+    if (planned === 0) return;
+    this.vif.platform.grants.copy(batch);
+    const { stats } = this.vif.dev;
+    for (let i = 0; i < planned; i++) {
+      const plan = plans[i];
+      const packet = plan.packet!;
+      if (this.finish(plan, packet, i === planned - 1)) {
+        stats.txPackets++;
+        stats.txBytes += packet.length;
+      } else {
+        this.stats.rxCopyErrors++;
+        stats.txErrors++;
+      }
+      plan.packet = null;
+      packet.release();
+    }
+    this.planned = 0;
+    batch.clear();
+  }
+
+  /** @returns whether the guest got the packet */
+  private finish(plan: RxPlan, packet: Packet, last: boolean): boolean {
+    const copied = rxCopied(plan, this.batch);
+    const answered = respondRx(this.ring, plan, copied);
+    if (copied) return true;
+    // Either side's grant can be the bad one: a sender that granted nothing gets ERROR, too.
+    this.vif.net.materialiser.materialiseOne(packet);
+    if (answered === plan.slots) return false;
+    // Requests with others planned behind them must be answered where they are; the last can be kept.
+    if (last) this.ring.reqCons = (plan.start + answered) | 0;
+    else respondRxError(this.ring, plan, answered);
+    return false;
+  }
+
+  /** Packets that stay must not hold other guests' slots: their data comes home, or they are dropped. */
+  private keepWaiting(now: number): void {
+    const { waiting } = this;
+    const dropped = waiting.replace(packet => this.vif.net.materialiser.own(packet), now);
+    this.stats.rxQueueDrops += dropped;
+    this.vif.dev.stats.txDropped += dropped;
+  }
+
+  private fatal(reason: string): void {
+    if (!this.stopped) this.onFatal(reason);
+  }
+}
