@@ -189,6 +189,8 @@ function pkt2mbufc(vector: UnitVector): void {
   let rest = 0;
   for (let i = 0; i < packet.fragments; i++) rest += packet.size[i];
   same(packet.linear + rest, size, 'the bytes of all parts');
+  if (size > 0)
+    sameIfGiven(rxSlotsNeeded(packet) === 1, vector.expect.single_buffer, 'whether one page holds it');
   packet.release();
 }
 
