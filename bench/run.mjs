@@ -2,7 +2,7 @@
 // turn, round after round, pinned to one CPU, and prints medians of the ratios within a round.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { availableParallelism, cpus, release } from 'node:os';
+import { availableParallelism, cpus, loadavg, release } from 'node:os';
 import { join } from 'node:path';
 import { root, setUp } from '../scripts/setup.mjs';
 
@@ -164,7 +164,7 @@ function print({ title, medians, ratios }, values) {
 
 const { names, json, rounds, cpu } = parseArguments(process.argv.slice(2));
 setUp();
-const machine = `${cpus()[0].model.trim()}, ${availableParallelism()} CPUs, Linux ${release()}, Node ${process.versions.node}`;
+const machine = `${cpus()[0].model.trim()}, ${availableParallelism()} CPUs, Linux ${release()}, Node ${process.versions.node}, load ${loadavg()[0].toFixed(1)}`;
 const commandLine = ['npm run bench --', ...names, `--rounds ${rounds}`, `--cpu ${cpu}`].join(' ');
 if (!json) console.log(`${commandLine}\n${machine}\n`);
 const results = [];
