@@ -29,7 +29,7 @@ export const RX_QUEUE_PACKETS_MAX = 1024;
 /** How long a packet may wait for rx requests (rx_drain_timeout_msecs), … */
 const RX_DRAIN_MS = 10_000;
 /** … and after how long without enough of them the guest counts as stalled (rx_stall_timeout_msecs). */
-const RX_STALL_MS = 60_000;
+export const RX_STALL_MS = 60_000;
 /** A frontend without feature-rx-notify does not tell of new requests: the ring is looked at, but not for long. */
 const RX_DRAIN_POLLED_MS = 30;
 const RX_POLL_MS = 5;
@@ -199,7 +199,9 @@ export class RxRing {
       this.timer = null;
     }
     if (time === Number.POSITIVE_INFINITY) return;
-    this.timer = scheduler.after(Math.max(0, time - scheduler.now()), () => {
+    // A whole millisecond at least: what a sum of fractions has lost must not make the timer fire too early,
+    // again and again.
+    this.timer = scheduler.after(Math.max(1, Math.ceil(time - scheduler.now())), () => {
       this.timer = null;
       this.run();
     });

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { fuzzHost } from './fuzz.js';
 
 /** The short form of `npm run fuzz`: the same seeds every time. */
-for (const seed of [1, 2, 3, 23]) {
+for (const seed of [1, 2, 23, 20328]) {
   test(`random and mutated rings, both directions (seed ${seed})`, () => {
     const { cases, netbackFatal, netfrontBroken, delivered } = fuzzHost(seed, 1500);
     assert.equal(cases, 1500);

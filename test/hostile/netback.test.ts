@@ -12,7 +12,7 @@ import {
 } from '../../src/abi/index.js';
 import type { HostileFrontend } from '../../src/mock/index.js';
 import { GSO_TCPV4, GSO_TCPV6 } from '../../src/net/index.js';
-import { RX_QUEUE_BYTES_MAX, RX_QUEUE_PACKETS_MAX } from '../../src/netback/rx-ring.js';
+import { RX_QUEUE_BYTES_MAX, RX_QUEUE_PACKETS_MAX, RX_STALL_MS } from '../../src/netback/rx-ring.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
 import { Attacker, Bystanders, holdings } from '../support/hostile.js';
@@ -636,6 +636,39 @@ describe('netback and a hostile frontend: resources', () => {
       sender.disconnect();
       path.bridge.removePort(sender.vif.dev as never);
       sender.dom.domain.destroy();
+    }));
+
+  test('XSA-392: one free slot where three are needed is a stall: the carrier goes, until there are enough', () =>
+    scene(409, async ({ attacker, path }) => {
+      const { front, vif } = attacker;
+      const send = () => {
+        const bytes = buildFrame({ destination: attacker.mac, payload: new Uint8Array(9000) });
+        vif.dev.xmit(packetFrom(vif.dev as never, bytes));
+      };
+      for (let round = 0; round < 20; round++) {
+        front.postRx(1);
+        await attacker.strike();
+        // Odd moments: sums of fractions of milliseconds must not keep a timer busy.
+        await path.scheduler.runFor(1000.001 * round + 0.107);
+        send();
+        const { steps } = path.scheduler;
+        await path.scheduler.runFor(RX_STALL_MS / 2);
+        assert.equal(vif.dev.carrierOk, true);
+        send();
+        await path.scheduler.runFor(RX_STALL_MS);
+        assert.equal(vif.dev.carrierOk, false);
+        assert.equal(path.dom0.net.packets.used, 0, 'what waited has expired');
+        assert.ok(path.scheduler.steps - steps < 200, `${path.scheduler.steps - steps} steps of waiting`);
+        front.postRx(5);
+        await attacker.strike();
+        await path.scheduler.runFor(2000);
+        assert.equal(vif.dev.carrierOk, true);
+        send();
+        send();
+        await path.scheduler.runFor(2);
+        assert.equal(front.rxPackets().length, 2);
+        front.rxPackets();
+      }
     }));
 
   test('a disabled vif lets go of what waited for it', () =>
