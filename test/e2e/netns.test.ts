@@ -68,12 +68,24 @@ describe('two network namespaces and the outside, across the split driver', {
   }
 
   test('ping, and nothing is lost', async () => {
-    const out = await host.exec('web', 'ping', '-c', '20', '-i', '0.01', '10.77.7.2');
+    const out = await host.exec('web', 'ping', '-W', '5', '-c', '20', '-i', '0.01', '10.77.7.2');
     assert.match(out, /20 received, 0% packet loss/);
   });
 
   test('ping of the largest size, over many slots', async () => {
-    const out = await host.exec('web', 'ping', '-c', '5', '-i', '0.01', '-s', '65507', '10.77.7.2');
+    const out = await host.exec(
+      'web',
+      'ping',
+      '-W',
+      '5',
+      '-c',
+      '5',
+      '-i',
+      '0.01',
+      '-s',
+      '65507',
+      '10.77.7.2',
+    );
     assert.match(out, /5 received, 0% packet loss/);
   });
 
@@ -131,8 +143,13 @@ describe('two network namespaces and the outside, across the split driver', {
   });
 
   test('a guest reaches the outside through the uplink, and the outside the guest', async () => {
-    assert.match(await host.exec('web', 'ping', '-c', '3', '-i', '0.05', '10.77.7.100'), /3 received/);
-    const outside = spawnSync('ping', ['-c', '3', '-i', '0.05', '10.77.7.2'], { encoding: 'utf8' });
+    assert.match(
+      await host.exec('web', 'ping', '-W', '5', '-c', '3', '-i', '0.05', '10.77.7.100'),
+      /3 received/,
+    );
+    const outside = spawnSync('ping', ['-W', '5', '-c', '3', '-i', '0.05', '10.77.7.2'], {
+      encoding: 'utf8',
+    });
     assert.match(outside.stdout, /3 received/);
   });
 
@@ -171,7 +188,7 @@ describe('two network namespaces and the outside, across the split driver', {
 
   test('vifs come and go while another carries traffic: nothing of it is lost, and nothing stays', async () => {
     const baseline = await leftovers(host);
-    const ping = host.exec('web', 'ping', '-q', '-c', '400', '-i', '0.01', '10.77.7.2');
+    const ping = host.exec('web', 'ping', '-q', '-W', '5', '-c', '400', '-i', '0.01', '10.77.7.2');
     for (let i = 0; i < 3; i++) {
       await host.ok('vif-attach', 'web', 'bridge=xenbr0,ip=10.78.0.1/24');
       assert.match(await host.exec('web', 'ip', '-br', 'link'), /eth1/);
