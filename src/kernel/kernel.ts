@@ -1,4 +1,5 @@
 import { Irqs } from '../events/index.js';
+import { createLoopback } from '../net/loopback.js';
 import { Net } from '../net/net.js';
 import { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import type { Platform } from '../platform/platform.js';
@@ -37,6 +38,7 @@ export class Kernel {
       random: () => platform.random(),
       pageLimit: options.pageLimit,
     });
+    createLoopback(this.net);
     this.reclaimer = new GrantReclaimer(platform);
     this.xenbus = new Xenbus({ platform, irqs: this.irqs, trace: options.trace });
   }
