@@ -22,6 +22,13 @@ type Values = { [name in OptionName]?: (typeof options)[name]['type'] extends 'b
 /** A client, or one of its transactions. */
 type Nodes = XenStoreClient | ClientTransaction;
 
+/** Where results go: the process's standard output, or a test's. */
+export interface Output {
+  write(text: string | Uint8Array): void;
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+}
+
 interface Mode {
   readonly usage: string;
   readonly allowed: readonly OptionName[];
@@ -30,7 +37,7 @@ interface Mode {
   /** Whether all is done in one transaction. */
   isTransaction(words: string[]): boolean;
   /** @returns what to print, and the exit status */
-  run(nodes: Nodes, words: string[], values: Values): Promise<Result>;
+  run(nodes: Nodes, words: string[], values: Values, output: Output): Promise<Result>;
 }
 
 interface Result {
@@ -93,7 +100,7 @@ const modes: Record<string, Mode> = {
 };
 
 /** `pvnet xenstore MODE …`: what xenstore-ls, -read, … do, with their flags and output. @returns exit status */
-export async function xenstore(args: string[]): Promise<number> {
+export async function xenstore(args: string[], output: Output = process.stdout): Promise<number> {
   const [name, ...rest] = args;
   const mode = name !== undefined && Object.hasOwn(modes, name) ? modes[name] : undefined;
   if (mode === undefined) {
@@ -123,16 +130,16 @@ export async function xenstore(args: string[]): Promise<number> {
     return 1;
   }
   if (values.help) {
-    process.stdout.write(usage);
+    output.write(usage);
     return 0;
   }
   const client = new XenStoreClient(connectXenStore(values.socket));
   try {
     const result = mode.isTransaction(words)
-      ? await client.transaction(t => mode.run(t, words, values))
-      : await mode.run(client, words, values);
-    if (values.json && result.json !== undefined) process.stdout.write(`${JSON.stringify(result.json)}\n`);
-    else if (!values.json && result.text !== undefined) process.stdout.write(result.text);
+      ? await client.transaction(t => mode.run(t, words, values, output))
+      : await mode.run(client, words, values, output);
+    if (values.json && result.json !== undefined) output.write(`${JSON.stringify(result.json)}\n`);
+    else if (!values.json && result.text !== undefined) output.write(result.text);
     return result.status ?? 0;
   } catch (error) {
     if (!(error instanceof XenStoreError)) throw error;
@@ -227,14 +234,19 @@ function join(path: string, name: string): string {
   return path.endsWith('/') ? `${path}${name}` : `${path}/${name}`;
 }
 
-async function watch(nodes: Nodes, paths: string[], { number, depth, json }: Values): Promise<Result> {
+async function watch(
+  nodes: Nodes,
+  paths: string[],
+  { number, depth, json }: Values,
+  output: Output,
+): Promise<Result> {
   const client = nodes as XenStoreClient;
   let left = number === undefined ? Number.POSITIVE_INFINITY : count(number, '-n');
   return new Promise((resolve, reject) => {
     client.onClose = reject;
     client.onWatchEvent = path => {
       if (left <= 0) return;
-      process.stdout.write(json ? `${JSON.stringify({ path })}\n` : `${path}\n`);
+      output.write(json ? `${JSON.stringify({ path })}\n` : `${path}\n`);
       if (--left <= 0) resolve({});
     };
     (async () => {
@@ -266,10 +278,10 @@ interface Entry {
   perms?: string[];
 }
 
-async function ls(nodes: Nodes, paths: string[], values: Values): Promise<Result> {
+async function ls(nodes: Nodes, paths: string[], values: Values, output: Output): Promise<Result> {
   const lines: string[] = [];
   const entries: Entry[] = [];
-  const width = process.stdout.isTTY ? process.stdout.columns - 2 : 80;
+  const width = output.isTTY ? (output.columns ?? 80) - 2 : 80;
   const lister = new Lister(nodes, values, values.flat ? Number.MAX_SAFE_INTEGER : width, lines, entries);
   for (const path of paths.length > 0 ? paths : ['/']) await lister.list(path, 0);
   return { text: lines.join(''), json: entries };

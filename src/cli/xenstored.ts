@@ -19,6 +19,9 @@ Update it while it runs: xenstore-control live-update FILE, FILE being the new v
 /** `pvnet xenstored`: runs until it is told to end. @returns the exit status */
 export async function xenstored(args: string[]): Promise<number> {
   let daemon: Daemon;
+  const told = new Promise<void>(resolve => {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
+  });
   try {
     const { values } = parseArgs({
       args,
@@ -49,9 +52,7 @@ export async function xenstored(args: string[]): Promise<number> {
     process.stderr.write(`xenstored: ${(error as Error).message}\n`);
     return 1;
   }
-  await new Promise<void>(resolve => {
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
-  });
+  await told;
   await daemon.close();
   return 0;
 }

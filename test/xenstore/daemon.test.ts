@@ -1,0 +1,254 @@
+import assert from 'node:assert/strict';
+import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { xenstore } from '../../src/cli/xenstore.js';
+import { XenStoreClient } from '../../src/xenstore/index.js';
+import { connectSocket, Daemon, listen } from '../../src/xenstore/node/index.js';
+
+const main = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+const exec = promisify(execFile);
+const hasTools = spawnSync('xenstore-ls', ['-h']).error === undefined;
+const noTools = hasTools ? false : "Debian's xenstore-utils is not installed";
+
+let folder: string;
+before(() => {
+  folder = mkdtempSync(join(tmpdir(), 'pvnet-xs-'));
+});
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+/** `pvnet xenstored` in a process of its own, once it listens. */
+async function start(args: string[]): Promise<ChildProcess> {
+  const child = spawn(process.execPath, [main, 'xenstored', ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  await new Promise<void>((resolve, reject) => {
+    child.stdout!.once('data', () => resolve());
+    child.once('exit', status => reject(new Error(`xenstored ended with ${status}`)));
+  });
+  return child;
+}
+
+async function stop(child: ChildProcess, signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+  const ended = new Promise(resolve => child.once('exit', resolve));
+  child.kill(signal);
+  await ended;
+}
+
+/** A tool's output and status, ours and Debian's alike. */
+async function run(file: string, args: string[], socket: string) {
+  try {
+    const { stdout } = await exec(file, args, { env: { ...process.env, XENSTORED_PATH: socket } });
+    return { stdout, status: 0 };
+  } catch (error) {
+    const { stdout, code } = error as { stdout: string; code: number };
+    return { stdout, status: code };
+  }
+}
+
+/** `pvnet xenstore`, in this process. */
+async function ours(args: string[], socket: string) {
+  const chunks: Buffer[] = [];
+  const output = { write: (text: string | Uint8Array) => chunks.push(Buffer.from(text)) };
+  const status = await xenstore([args[0], '--socket', socket, ...args.slice(1)], output);
+  return { stdout: Buffer.concat(chunks).toString(), status };
+}
+
+describe('pvnet xenstored', () => {
+  test('serves a socket that only the user may open, and leaves nothing behind', async () => {
+    const socket = join(folder, 'own');
+    const daemon = await Daemon.start({ socket, log: () => {} });
+    assert.equal(statSync(socket).mode & 0o777, 0o600);
+    await assert.rejects(Daemon.start({ socket, log: () => {} }), { code: 'EADDRINUSE' });
+    const client = new XenStoreClient(connectSocket(socket));
+    await client.write('/a', 'b');
+    assert.equal(await client.read('/a'), 'b');
+    const ended = assert.rejects(
+      client.waitFor('/a', () => false),
+      { code: 'ECONNRESET' },
+    );
+    await daemon.close();
+    await ended;
+    assert.equal(existsSync(socket), false);
+  });
+
+  test('takes the place of a socket whose server is gone, but not of a file', async () => {
+    const socket = join(folder, 'stale');
+    const child = await start(['--socket', socket]);
+    await stop(child, 'SIGKILL');
+    assert.ok(existsSync(socket));
+    const again = await start(['--socket', socket]);
+    await stop(again);
+    writeFileSync(socket, 'mine');
+    await assert.rejects(Daemon.start({ socket, log: () => {} }), { code: 'EEXIST' });
+  });
+
+  test('says what is wrong with its arguments', async () => {
+    for (const [args, pattern] of [
+      [['--quota', 'nodes=x'], /--quota nodes=x: NAME=N/],
+      [['--nonsense'], /--nonsense/],
+      [['--socket', `${folder}/${'x'.repeat(120)}`], /at most 107 bytes/],
+    ] as const) {
+      const { stderr, status } = spawnSync(process.execPath, [main, 'xenstored', ...args], {
+        encoding: 'utf8',
+      });
+      assert.match(stderr, pattern);
+      assert.notEqual(status, 0);
+    }
+  });
+
+  test('is updated while it runs: connections, watches and transactions go on', async () => {
+    const socket = join(folder, 'live');
+    const child = await start(['--socket', socket, '--quota', 'nodes=55']);
+    try {
+      const client = new XenStoreClient(connectSocket(socket));
+      const seen: string[] = [];
+      client.onWatchEvent = path => seen.push(path);
+      await client.write('/a', '1');
+      await client.watchRaw('/a', 't');
+      const t = await client.begin();
+      await t.write('/b', '2');
+      for (let round = 0; round < 2; round++) {
+        assert.equal(await client.control('live-update', '-s'), 'OK');
+        const reads = Array.from({ length: 200 }, () => client.read('/a'));
+        assert.deepEqual(new Set(await Promise.all(reads)), new Set(['1']));
+      }
+      await t.commit();
+      assert.equal(await client.read('/b'), '2');
+      assert.equal(await client.getQuota('nodes'), 55);
+      await client.write('/a', '1');
+      await client.read('/a');
+      assert.deepEqual(seen, ['/a', '/a']);
+      assert.equal(await client.control('check'), 'OK');
+      const other = new XenStoreClient(connectSocket(socket));
+      assert.equal(await other.read('/a'), '1');
+      other.close();
+      assert.match(await client.control('live-update', '-f', '/nonexistent'), /no file/);
+      client.close();
+    } finally {
+      await stop(child);
+    }
+    assert.equal(existsSync(socket), false);
+  });
+
+  test('keeps its nodes in a file', async () => {
+    const socket = join(folder, 'kept');
+    const state = join(folder, 'kept.state');
+    const child = await start(['--socket', socket, '--state', state]);
+    const client = new XenStoreClient(connectSocket(socket));
+    await client.write('/a/b', 'kept');
+    await client.setPerms('/a/b', ['n0', 'r5']);
+    for (let i = 0; i < 5000; i++) client.write(`/many/${i}`, String(i));
+    await client.read('/a/b');
+    client.close();
+    await stop(child);
+    const again = await start(['--socket', socket, '--state', state]);
+    const reader = new XenStoreClient(connectSocket(socket));
+    assert.equal(await reader.read('/a/b'), 'kept');
+    assert.deepEqual(await reader.getPerms('/a/b'), ['n0', 'r5']);
+    assert.equal((await reader.directory('/many')).length, 5000);
+    assert.equal(await reader.read('/many/4999'), '4999');
+    await reader.write('/late', '1');
+    // What is not a second old may be lost by a crash, what is older is not.
+    const size = statSync(state).size;
+    while (statSync(state).size === size) await new Promise(resolve => setTimeout(resolve, 50));
+    reader.close();
+    await stop(again, 'SIGKILL');
+    const last = await Daemon.start({ socket, stateFile: state, log: () => {} });
+    assert.equal(last.server.store.nodeCount, 5007);
+    await last.close();
+    writeFileSync(state, 'nonsense');
+    await assert.rejects(Daemon.start({ socket, stateFile: state, log: () => {} }), { code: 'EIO' });
+  });
+
+  test('serves sockets through Node alone too', async () => {
+    const socket = join(folder, 'net');
+    const lab = await Daemon.start({ socket: join(folder, 'unused'), log: () => {} });
+    const listening = await listen(lab.server, socket);
+    const client = new XenStoreClient(connectSocket(socket));
+    await Promise.all(Array.from({ length: 2000 }, (_, i) => client.write(`/n/${i}`, 'x'.repeat(100))));
+    assert.equal((await client.directory('/n')).length, 2000);
+    client.close();
+    await listening.close();
+    await lab.close();
+    assert.equal(existsSync(socket), false);
+  });
+});
+
+describe('the xenstore tools', () => {
+  let daemon: Daemon;
+  let socket: string;
+  before(async () => {
+    socket = join(folder, 'tools');
+    daemon = await Daemon.start({ socket, log: () => {} });
+    const client = new XenStoreClient(connectSocket(socket));
+    await client.write('/a/b', 'hello');
+    await client.write('/a/bin', new Uint8Array([0, 9, 10, 13, 27, 92, 127, 200]));
+    await client.write(`/a/${'long-name-'.repeat(9)}`, 'v');
+    await client.write('/a/long', 'value '.repeat(30));
+    await client.write('/a/b/c/d', '');
+    await client.setPerms('/a/b/c', ['n0', 'r5', 'b7']);
+    client.close();
+  });
+  after(() => daemon.close());
+
+  const alike: [string, string[]][] = [
+    ['ls', []],
+    ['ls', ['-p']],
+    ['ls', ['-f', '-p']],
+    ['ls', ['-fp', '/a']],
+    ['ls', ['/nothing']],
+    ['read', ['/a/b']],
+    ['read', ['-p', '/a/b', '/a/bin']],
+    ['read', ['-R', '/a/bin']],
+    ['read', ['/nothing']],
+    ['list', ['/a']],
+    ['list', ['-p', '/a']],
+    ['list', ['/nothing']],
+    ['exists', ['/a']],
+    ['exists', ['/a', '/nothing']],
+    ['write', ['/w/x', 'one\\ttwo\\x41\\101\\q']],
+    ['read', ['/w/x']],
+    ['write', ['/w/y', '1', '/w/z', '2']],
+    ['write', ['/w/y']],
+    ['chmod', ['-u', '/a/b/c/d', 'n0', 'r9']],
+    ['chmod', ['-r', '/a', 'n3', 'b4']],
+    ['ls', ['-fp']],
+    ['rm', ['/nothing/at/all']],
+    ['watch', ['-n', '1', '/a']],
+  ];
+  for (const [mode, args] of alike) {
+    test(`xenstore-${mode} ${args.join(' ')}: as Debian's`, { skip: noTools }, async () => {
+      const theirs = await run(`xenstore-${mode}`, args, socket);
+      assert.deepEqual(await ours([mode, ...args], socket), theirs);
+    });
+  }
+
+  test('rm -t removes what is left empty above', async () => {
+    await ours(['write', '/t/u/v', '', '/t/w', ''], socket);
+    assert.equal((await ours(['rm', '-t', '/t/u/v'], socket)).status, 0);
+    assert.equal((await ours(['list', '/t'], socket)).stdout, 'w\n');
+    await ours(['rm', '-t', '/t/w'], socket);
+    assert.equal((await ours(['exists', '/t'], socket)).status, 1);
+  });
+
+  test('--json', async () => {
+    assert.equal((await ours(['read', '--json', '/a/b'], socket)).stdout, '{"/a/b":"hello"}\n');
+    const { stdout } = await ours(['ls', '--json', '/a/b/c'], socket);
+    assert.deepEqual(JSON.parse(stdout)[0].path, '/a/b/c/d');
+    assert.equal((await ours(['exists', '--json', '/no'], socket)).stdout, '{"/no":false}\n');
+  });
+
+  test('a socket where nobody listens is an error that says so', async () => {
+    const { stderr, status } = spawnSync(process.execPath, [main, 'xenstore', 'read', '/a'], {
+      encoding: 'utf8',
+      env: { ...process.env, XENSTORED_PATH: join(folder, 'nowhere') },
+    });
+    assert.match(stderr, /is xenstored running\?/);
+    assert.equal(status, 1);
+  });
+});

@@ -1,0 +1,148 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { XS } from '../../src/abi/xs-wire.js';
+import type { ByteStream } from '../../src/platform/platform.js';
+import { restoreState, saveState, XenStoreClient, XenStoreError } from '../../src/xenstore/index.js';
+import { Lab } from './lab.js';
+import { message, RawClient } from './raw.js';
+
+const code = (name: string) => (error: { code?: string }) => error.code === name;
+
+/** A stream whose other end can be handed from one server to the next, as a socket is. */
+class Movable implements ByteStream {
+  #onData: (bytes: Uint8Array) => void = () => {};
+  #end!: ByteStream;
+
+  constructor(lab: Lab) {
+    this.moveTo(lab.stream());
+  }
+
+  moveTo(end: ByteStream): void {
+    this.#end = end;
+    end.onData(bytes => this.#onData(bytes));
+  }
+
+  write(bytes: Uint8Array): void {
+    this.#end.write(bytes);
+  }
+
+  onData(listener: (bytes: Uint8Array) => void): void {
+    this.#onData = listener;
+  }
+
+  onClose(): void {}
+  close(): void {}
+}
+
+/** Saves one lab's server and takes it up in another, socket clients and domains included. */
+function update(from: Lab, to: Lab, streams: Movable[]): void {
+  const connections = [...from.server.connections].filter(({ domid }) => domid === 0);
+  const bytes = saveState(from.server, {
+    fdOf: connection => (connections.includes(connection) ? connections.indexOf(connection) : undefined),
+  });
+  for (const [domid, state] of from.states) to.states.set(domid, state);
+  for (const [domid, guest] of from.guests) {
+    to.guests.set(domid, guest);
+    Object.assign(guest, { lab: to });
+  }
+  restoreState(to.server, bytes, {
+    serve: fd => {
+      streams[fd].moveTo(to.stream());
+      return [...to.server.connections].at(-1)!;
+    },
+  });
+}
+
+describe('a saved state', () => {
+  test('holds connections, watches, transactions, quotas and half a message', async () => {
+    const [before, after] = [new Lab(1), new Lab(2)];
+    const streams = [new Movable(before), new Movable(before)];
+    const client = new XenStoreClient(streams[0]);
+    const raw = new RawClient(streams[1]);
+    const seen: string[] = [];
+    client.onWatchEvent = (path, token) => seen.push(`${path} ${token}`);
+    const guest = before.domain(5);
+    let t: Awaited<ReturnType<XenStoreClient['begin']>> | undefined;
+    let lost: typeof t;
+    await before.run(
+      (async () => {
+        await client.write('/a/b', 'v');
+        await client.write('/n', 'x\0y');
+        await client.setPerms('/a/b', ['n0', 'r5']);
+        await client.setQuota('nodes', 77);
+        await client.setQuota('watches', 9, 5);
+        await client.watchRaw('/a', 't', 1);
+        await client.mkdir('/local/domain/5');
+        await client.setPerms('/local/domain/5', ['n5']);
+        await guest.client.watchRaw('rel', 'r');
+        t = await client.begin();
+        await t.write('/a/new/x', 'pending');
+        assert.equal(await t.read('/a/b'), 'v');
+        lost = await client.begin();
+        await lost.read('/n');
+        await lost.write('/m', '1');
+        await client.write('/n', 'changed');
+      })(),
+    );
+    const half = message(XS.READ, '/a/b\0');
+    streams[1].write(half.subarray(0, 18));
+    await before.scheduler.runFor(10);
+    update(before, after, streams);
+    streams[1].write(half.subarray(18));
+    seen.length = 0;
+    await after.run(
+      (async () => {
+        assert.deepEqual(await client.getPerms('/a/b'), ['n0', 'r5']);
+        assert.equal(await client.read('/n'), 'changed');
+        assert.equal(await client.getQuota('nodes'), 77);
+        assert.equal(await client.getQuota('watches', 5), 9);
+        assert.equal(await client.exists('/a/new'), false);
+        await client.write('/a/b', 'w');
+        await client.write('/a/b/too/deep', 'w');
+        await assert.rejects(t!.commit(), code('EAGAIN'));
+        await assert.rejects(lost!.commit(), code('EAGAIN'));
+        const again = await client.begin();
+        assert.ok(again.id > lost!.id);
+        await again.commit();
+        assert.equal(await guest.client.read('/a/b'), 'w');
+        await guest.client.write('rel/x', '1');
+        assert.deepEqual(after.server.store.check(), []);
+      })(),
+    );
+    assert.deepEqual(raw.take(), ['v']);
+    assert.deepEqual(seen, ['/a/b t']);
+  });
+
+  test('lets a transaction that nobody disturbed commit', async () => {
+    const [before, after] = [new Lab(1), new Lab(2)];
+    const streams = [new Movable(before)];
+    const client = new XenStoreClient(streams[0]);
+    await before.run(client.write('/a', '1'));
+    await before.run(client.write('/gone/x', '1'));
+    const t = await before.run(client.begin());
+    await before.run(t.read('/a'));
+    await before.run(t.write('/b/c', '2'));
+    await before.run(t.rm('/gone'));
+    update(before, after, streams);
+    await after.run(client.write('/else', '3'));
+    await after.run(t.commit());
+    assert.equal(await after.run(client.read('/b/c')), '2');
+    assert.equal(await after.run(client.exists('/gone')), false);
+    assert.deepEqual(after.server.store.check(), []);
+  });
+
+  test('what is none is refused', () => {
+    const whole = saveState(new Lab().server);
+    const cases = [
+      new Uint8Array(0),
+      new Uint8Array(100),
+      whole.slice(0, whole.length - 8),
+      whole.slice(0, 40),
+    ];
+    const wrongVersion = whole.slice();
+    wrongVersion[11] = 9;
+    for (const bytes of [...cases, wrongVersion]) {
+      assert.throws(() => restoreState(new Lab().server, bytes), XenStoreError);
+    }
+  });
+});
