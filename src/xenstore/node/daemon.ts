@@ -9,7 +9,7 @@ import { type XenStoreHost, XenStoreServer } from '../server.js';
 import { EpollServer } from './epoll-server.js';
 import { execute, hasSocketCalls, keepOverExec } from './socket-calls.js';
 import { type ListeningSocket, listen } from './socket-server.js';
-import { StateFile } from './state-file.js';
+import { loadState, StateFile } from './state-file.js';
 
 export interface DaemonOptions {
   socket: string;
@@ -58,9 +58,12 @@ export class Daemon {
   /** @throws XenStoreError when the socket or the state file cannot be used */
   static async start(options: DaemonOptions): Promise<Daemon> {
     const daemon = new Daemon(options);
-    if (options.resume !== undefined) daemon.#resume(options.resume);
-    else daemon.#socket = await serveSocket(daemon.server, options.socket);
-    if (options.stateFile !== undefined) daemon.#stateFile = new StateFile(daemon.server, options.stateFile);
+    const { socket, stateFile, resume } = options;
+    if (resume !== undefined) daemon.#resume(resume);
+    // Before anybody can connect, so that nobody sees a store without its nodes.
+    else if (stateFile !== undefined) loadState(daemon.server, stateFile);
+    if (resume === undefined) daemon.#socket = await serveSocket(daemon.server, socket);
+    if (stateFile !== undefined) daemon.#stateFile = new StateFile(daemon.server, stateFile);
     return daemon;
   }
 

@@ -1,4 +1,13 @@
-import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import { dirname } from 'node:path';
 import { XenStoreError } from '../error.js';
 import { restoreState, saveNodesInParts } from '../saved-state.js';
@@ -6,6 +15,20 @@ import type { XenStoreServer } from '../server.js';
 
 /** How long changes may stay unsaved. */
 const SAVE_INTERVAL_MS = 1000;
+
+/**
+ * Takes up what the file holds, when it is there, in a store that is empty.
+ * @throws XenStoreError when it holds no state, or could not be written
+ */
+export function loadState(server: XenStoreServer, path: string): void {
+  try {
+    if (existsSync(path)) restoreState(server, readFileSync(path));
+    closeSync(openSync(`${path}.new`, 'a', 0o600));
+    unlinkSync(`${path}.new`);
+  } catch (error) {
+    throw new XenStoreError('EIO', `the state file ${path} cannot be used: ${(error as Error).message}`);
+  }
+}
 
 /**
  * Keeps a store's nodes and quotas in a file, so that they survive a crash: at most a second of changes is
@@ -19,17 +42,10 @@ export class StateFile {
   #fd = -1;
   #closed = false;
 
-  /** Loads the file, when it is there. @throws XenStoreError when it holds no state */
   constructor(
     readonly server: XenStoreServer,
     readonly path: string,
   ) {
-    try {
-      if (existsSync(path)) restoreState(server, readFileSync(path));
-      closeSync(openSync(this.#temporary, 'w', 0o600));
-    } catch (error) {
-      throw new XenStoreError('EIO', `the state file ${path} cannot be used: ${(error as Error).message}`);
-    }
     this.#savedAt = this.#changes;
     this.#wait();
   }
