@@ -275,7 +275,12 @@ export class TapIo {
         this.stats.rxErrors++;
         continue;
       }
-      const packet = this.packets.get();
+      const packet = this.packets.tryGet();
+      if (packet === null) {
+        // The frame is read already: without memory it is lost, as in a card whose ring is empty.
+        this.stats.rxErrors++;
+        return null;
+      }
       if (!this.readHeader(packet, length)) {
         this.stats.rxErrors++;
         packet.release();
