@@ -44,6 +44,11 @@ export class Gro {
 
   /** Takes a packet that arrived. Takes the reference. */
   receive(packet: Packet, device: NetDevice): void {
+    // With nothing held there is no order to keep, and a GSO packet is whole already.
+    if (this.used === 0 && packet.gsoType !== GSO_NONE) {
+      this.deliver(packet, device);
+      return;
+    }
     const level = headers.parse(packet);
     if (!this.isCandidate(packet, level)) {
       this.flushFlowOf(packet);

@@ -34,8 +34,8 @@ export interface QueueVif {
   readonly xdpHeadroom: number;
   /** The guest has not posted the rx requests that it needs for too long, or does so again. */
   rxStalled(stalled: boolean): void;
-  /** Takes a packet that the guest sent; the reference too. */
-  receive(packet: Packet): void;
+  /** Takes a packet that the guest sent, in a poll of `napi`; the reference too. */
+  receive(packet: Packet, napi: Napi): void;
   /** Handles a request to change the multicast filter. @returns false when it cannot be met */
   changeMulticast(infos: ExtraInfos): boolean;
   /** Called once, when the frontend broke the protocol. */
@@ -88,7 +88,8 @@ export class Queue {
     const push = () => vif.platform.scheduler.post(this.pushTask);
     const served = (notify: boolean) => this.rxServed(notify);
     const fatal = (reason: string) => this.fatal(reason);
-    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, push, fatal);
+    const receive = (packet: Packet) => vif.receive(packet, this.napi);
+    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, receive, push, fatal);
     this.rx = new RxRing(vif, rxRing, domid, name, staticGrants, stats, served, fatal);
     checkRing(this.tx.ring, name);
     checkRing(this.rx.ring, name);

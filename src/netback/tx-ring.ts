@@ -54,6 +54,7 @@ export class TxRing implements PacketOwner {
 
   /**
    * @param domid who granted the ring and the pages on it
+   * @param onPacket takes each packet that the guest sent, and its reference
    * @param onAnswered responses were written outside of `receive`: they are to be pushed
    * @param onFatal the frontend broke the protocol
    */
@@ -63,6 +64,7 @@ export class TxRing implements PacketOwner {
     private readonly domid: number,
     private readonly staticGrants: StaticGrants,
     private readonly stats: QueueStats,
+    private readonly onPacket: (packet: Packet) => void,
     private readonly onAnswered: () => void,
     private readonly onFatal: (reason: string) => void,
   ) {
@@ -207,7 +209,7 @@ export class TxRing implements PacketOwner {
     }
     dev.stats.rxPackets++;
     dev.stats.rxBytes += packet.length;
-    this.vif.receive(packet);
+    this.onPacket(packet);
   }
 
   /** @returns the data slot whose copy failed, or -1 */

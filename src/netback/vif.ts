@@ -10,6 +10,7 @@ import {
   NETIF_F_TSO6,
 } from '../net/features.js';
 import { Headers } from '../net/headers.js';
+import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
 import { ethtoolQueueStats } from '../net/stats.js';
@@ -235,7 +236,7 @@ export class Vif implements QueueVif, ControlTarget {
     return this.queues.map(queue => queue.staticGrants);
   }
 
-  receive(packet: Packet): void {
+  receive(packet: Packet, napi: Napi): void {
     const { sourceFilter, filter, dev } = this;
     if (!this.carrier) {
       this.stats.carrierDrops++;
@@ -249,7 +250,7 @@ export class Vif implements QueueVif, ControlTarget {
       packet.release();
       return;
     }
-    if (filter === null || this.passes(filter, packet, true)) dev.receive(packet);
+    if (filter === null || this.passes(filter, packet, true)) napi.receive(packet);
   }
 
   changeMulticast(infos: ExtraInfos): boolean {

@@ -450,7 +450,7 @@ export class Queue {
       else {
         dev.stats.rxPackets++;
         dev.stats.rxBytes += packet.length;
-        dev.receive(packet);
+        this.napi.receive(packet);
       }
     }
     if (((ring.reqProdPvt - ring.rspCons) | 0) < this.rxTarget >>> 1) {

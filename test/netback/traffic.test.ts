@@ -7,6 +7,9 @@ import {
   GSO_TCPV4,
   GSO_TCPV6,
   NAPI_POLL_WEIGHT,
+  NETIF_F_ALL_TSO,
+  NETIF_F_CSUM_MASK,
+  NETIF_F_GRO,
   type NetDevice,
 } from '../../src/net/index.js';
 import { buildFrame, checksumsAreRight, layout } from '../net/frames.js';
@@ -166,6 +169,8 @@ describe('offloads', () => {
           ipv6CsumOffload: false,
         },
       });
+      // What arrives is to be seen as it came over the ring.
+      b.dev.features &= ~NETIF_F_GRO;
       const got = collect(b.dev);
       const bytes = frame(a, b, 14480, { version });
       const packet = partial(packetFrom(a.dev, bytes), a.dev);
@@ -182,6 +187,25 @@ describe('offloads', () => {
       assert.deepEqual(Uint8Array.from(whole), payload(14480));
     });
   }
+
+  test('segments of a sender without GSO reach a guest that takes GSO as one packet', async () => {
+    const path = new DataPath(15);
+    const a = path.guest();
+    const b = path.guest();
+    const got = collect(b.dev);
+    a.dev.features &= ~(NETIF_F_ALL_TSO | NETIF_F_CSUM_MASK);
+    const bytes = frame(a, b, 14480, { flags: 0x10 });
+    const packet = partial(packetFrom(a.dev, bytes), a.dev);
+    packet.gsoType = GSO_TCPV4;
+    packet.gsoSize = 1448;
+    a.dev.xmit(packet);
+    await path.settle();
+    assert.equal(a.dev.stats.txPackets, 10, 'the sender cut it');
+    assert.equal(b.vif.dev.stats.txPackets, 1, 'netback put it together');
+    assert.equal(got.length, 1);
+    assert.deepEqual([got[0].gsoSize, got[0].gsoType, got[0].checksum], [1448, GSO_TCPV4, CHECKSUM_PARTIAL]);
+    assert.deepEqual(got[0].bytes.subarray(layout(bytes).payload), payload(14480));
+  });
 
   test('a guest without scatter-gather gets frames of up to 1514 bytes whole', async () => {
     const path = new DataPath(13);
