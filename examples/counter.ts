@@ -1,10 +1,10 @@
-import type { ModuleContext, StopModule } from '../src/guests/module.js';
+import type { ModuleContext, ModuleResult } from '../src/guests/module.js';
 
 /**
  * A guest of our own: guest = "module:./counter.js". It counts what arrives on its first network device by
  * EtherType, and says so in its log once a second (`pvnet dmesg NAME`).
  */
-export default async function counter({ name, platform, device, log }: ModuleContext): Promise<StopModule> {
+export default async function counter({ name, platform, device, log }: ModuleContext): Promise<ModuleResult> {
   const { scheduler } = platform;
   const counts = new Map<string, number>();
   let reported = '';

@@ -14,6 +14,8 @@ export interface BootOptions {
   vif(devid: number): VifConfig | undefined;
   poller(): Poller;
   trace?: XenbusTrace;
+  /** What the guest continues; see `GuestOptions.state`. */
+  state?: unknown;
 }
 
 /** A domain that runs: its kernel, and what runs above it. */
@@ -21,13 +23,19 @@ export interface BootedGuest {
   /** Null for a guest that brings its own: an emulated machine. */
   readonly kernel: Kernel | null;
   readonly guest: Guest;
+  /**
+   * Goes on after a suspend, in a domain that runs again; absent where the machine does that itself.
+   * @param cancelled nothing has happened to the domain meanwhile: its devices are as they were
+   */
+  resume?(cancelled: boolean): Promise<void>;
 }
 
 /** What control/shutdown may ask for, and how the domain then ends. */
-const SHUTDOWN_REASONS: Record<string, 'poweroff' | 'reboot'> = {
+const SHUTDOWN_REASONS: Record<string, 'poweroff' | 'reboot' | 'suspend'> = {
   poweroff: 'poweroff',
   halt: 'poweroff',
   reboot: 'reboot',
+  suspend: 'suspend',
 };
 
 /**
@@ -45,6 +53,7 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
     vif: devid => options.vif(devid),
     poller,
     log: line => platform.log(line),
+    state: options.state,
   });
   let stopped: Promise<void> | null = null;
   const guest: Guest = {
@@ -55,11 +64,16 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
     },
   };
   await registerNetfront(kernel);
-  await watchShutdown(domain, kernel, guest);
-  return { kernel, guest };
+  const resume = await watchShutdown(domain, kernel, guest);
+  return { kernel, guest, resume };
 }
 
-async function watchShutdown(domain: Domain, kernel: Kernel, guest: Guest): Promise<void> {
+/** @returns what goes on after a suspend */
+async function watchShutdown(
+  domain: Domain,
+  kernel: Kernel,
+  guest: Guest,
+): Promise<(cancelled: boolean) => Promise<void>> {
   const { xs } = kernel.xenbus;
   const node = 'control/shutdown';
   let ending = false;
@@ -71,6 +85,15 @@ async function watchShutdown(domain: Domain, kernel: Kernel, guest: Guest): Prom
       domain.platform.log(`shutting down: ${(error as Error).message}`);
     }
     domain.shutdown(reason);
+  };
+  const suspend = async (): Promise<void> => {
+    try {
+      await kernel.xenbus.suspend();
+      domain.shutdown('suspend');
+    } catch (error) {
+      ending = false;
+      domain.platform.log(`suspending: ${(error as Error).message}`);
+    }
   };
   await xs.registerWatch({
     node,
@@ -87,14 +110,19 @@ async function watchShutdown(domain: Domain, kernel: Kernel, guest: Guest): Prom
       ending = true;
       domain.platform.log(`control/shutdown: ${asked}`);
       // Not from inside the watch's callback, for which closing devices would wait.
-      void end(reason);
+      void (reason === 'suspend' ? suspend() : end(reason));
     },
   });
-  for (const feature of ['feature-poweroff', 'feature-reboot']) {
+  for (const feature of ['feature-poweroff', 'feature-reboot', 'feature-suspend']) {
     try {
       await xs.write(`control/${feature}`, '1');
     } catch (error) {
       if (!(error instanceof ErrnoError)) throw error;
     }
   }
+  return async cancelled => {
+    ending = false;
+    await (cancelled ? kernel.xenbus.suspendCancel() : kernel.xenbus.resume());
+    domain.platform.log(cancelled ? 'the suspend was called off' : 'resumed');
+  };
 }

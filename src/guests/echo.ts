@@ -5,6 +5,11 @@ import { addressBytes, EchoStack } from './echo-stack.js';
 import { packetBytes, sendFrame } from './frames.js';
 import { type Guest, type GuestOptions, watchVifs } from './guest.js';
 
+/** What an echo guest continues: how many requests each interface has answered. */
+interface EchoState {
+  readonly answered: readonly (readonly [devid: number, count: number])[];
+}
+
 /** How long a ping waits for its answer. */
 const PING_TIMEOUT_MS = 1000;
 
@@ -16,11 +21,15 @@ export async function startEcho(options: GuestOptions): Promise<Guest> {
   const { kernel } = options;
   const { scheduler } = kernel.platform;
   const stacks = new Map<NetDevice, EchoStack>();
+  const devids = new WeakMap<NetDevice, number>();
+  const answered = new Map((options.state as EchoState | undefined)?.answered);
   const unwatch = watchVifs(kernel, {
     added(device, devid) {
       const addresses = (options.vif(devid)?.ip ?? []).map(({ address }) => address);
       const stack = new EchoStack(device.address, addresses, frame => sendFrame(device, frame));
+      stack.answered = answered.get(devid) ?? 0;
       stacks.set(device, stack);
+      devids.set(device, devid);
       device.rxHandler = packet => {
         const bytes = packetBytes(packet, device);
         packet.release();
@@ -43,6 +52,9 @@ export async function startEcho(options: GuestOptions): Promise<Guest> {
   return {
     kind: 'echo',
     settled: () => Promise.resolve(),
+    save(): EchoState {
+      return { answered: [...stacks].map(([device, stack]) => [devids.get(device)!, stack.answered]) };
+    },
     ping(address, timeoutMs = PING_TIMEOUT_MS) {
       const bytes = addressBytes(address);
       const stack = [...stacks.values()].find(candidate => candidate.canReach(bytes));

@@ -22,16 +22,22 @@ export function packetBytes(packet: Packet, device: NetDevice): Uint8Array | nul
 
 /** Sends a frame whose checksums are complete. @returns false when there was no memory, or it was dropped */
 export function sendFrame(device: NetDevice, frame: Uint8Array): boolean {
+  const packet = framePacket(device, frame);
+  return packet !== null && device.xmit(packet);
+}
+
+/** A packet of a frame's bytes. @returns null when there is no memory for it */
+export function framePacket(device: NetDevice, frame: Uint8Array): Packet | null {
   const { packets, pages } = device.net;
   const needed = frame.length <= PACKET_LINEAR_MAX ? 0 : Math.ceil(frame.length / PAGE_SIZE);
-  if (pages.available < needed) return false;
+  if (pages.available < needed) return null;
   const packet = packets.get();
   const { u8 } = packet.memory;
   if (needed === 0) {
     u8.set(frame, packet.data);
     packet.linear = frame.length;
     packet.length = frame.length;
-    return device.xmit(packet);
+    return packet;
   }
   packet.pool = pages;
   for (let i = 0; i < needed; i++) {
@@ -46,5 +52,5 @@ export function sendFrame(device: NetDevice, frame: Uint8Array): boolean {
       packet.length = part.length;
     } else packet.addFragment(FRAGMENT_LOCAL, pages.pages[index], 0, part.length, index);
   }
-  return device.xmit(packet);
+  return packet;
 }

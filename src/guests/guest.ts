@@ -18,6 +18,16 @@ export interface GuestOptions {
   poller(): Poller;
   /** One line for the domain's log. */
   log(line: string): void;
+  /** What `save` or `leave` of the same kind gave, of the domain that this one continues. */
+  readonly state?: unknown;
+}
+
+/** What a guest takes along to another host of the same process. */
+export interface Luggage {
+  /** The `state` of the guest that continues it. */
+  readonly state: unknown;
+  /** Gives it back: there is none that continues it. */
+  abandon(): Promise<void>;
 }
 
 /** A guest's console, for whoever sits at it. */
@@ -40,6 +50,10 @@ export interface Guest {
   command?(argv: readonly string[], workingDirectory?: string): string[];
   /** Sends one echo request. @returns milliseconds until the answer. @throws ErrnoError ETIMEDOUT */
   ping?(address: string, timeoutMs?: number): Promise<number>;
+  /** The guest's state as JSON, to be continued by another guest; absent where it cannot be had. Nothing changes. */
+  save?(): unknown;
+  /** Lets go of its devices but of nothing else; only `stop` may follow. Absent where `save` has all. */
+  leave?(): Promise<Luggage>;
   /** Gives everything back. The kernel's devices may be gone by then, or still be there. */
   stop(): Promise<void>;
 }

@@ -16,11 +16,21 @@ export interface ModuleContext {
   device(devid?: number): Promise<NetDevice>;
   /** One line for the domain's log (`pvnet dmesg`). */
   log(line: string): void;
+  /** What `save` returned in the domain that this one continues, restored or migrated; otherwise undefined. */
+  readonly state: unknown;
 }
 
-/** What a guest module exports as its default. What it returns is called before the domain goes. */
-export type GuestModule = (context: ModuleContext) => StopModule | Promise<StopModule>;
-export type StopModule = (() => void | Promise<void>) | void;
+/** What a guest module may give back. */
+export interface ModuleHooks {
+  /** Called before the domain goes. */
+  stop?(): void | Promise<void>;
+  /** JSON of all that the module needs to go on in another domain; without it the domain cannot be saved. */
+  save?(): unknown;
+}
+
+/** What a guest module exports as its default. A function that it returns is its `stop`. */
+export type GuestModule = (context: ModuleContext) => ModuleResult | Promise<ModuleResult>;
+export type ModuleResult = (() => void | Promise<void>) | ModuleHooks | void;
 
 /** `guest = "module:./file.js"`: the user's code in a domain of its own. */
 export async function startModule(options: GuestOptions): Promise<Guest> {
@@ -53,9 +63,9 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
       for (const [devid, known] of devices) if (known === device) devices.delete(devid);
     },
   });
-  let stop: StopModule;
+  let result: ModuleResult;
   try {
-    stop = await (loaded.default as GuestModule)({
+    result = await (loaded.default as GuestModule)({
       name: options.name,
       platform: kernel.platform,
       kernel,
@@ -65,17 +75,20 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
         return new Promise(resolve => waiting.set(devid, [...(waiting.get(devid) ?? []), resolve]));
       },
       log: line => options.log(line),
+      state: options.state,
     });
   } catch (error) {
     unwatch();
     throw error;
   }
+  const hooks: ModuleHooks = typeof result === 'function' ? { stop: result } : (result ?? {});
   return {
     kind: 'module',
     settled: () => Promise.resolve(),
+    ...(hooks.save === undefined ? {} : { save: () => hooks.save!() }),
     async stop() {
       unwatch();
-      await stop?.();
+      await hooks.stop?.();
     },
   };
 }

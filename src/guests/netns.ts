@@ -1,8 +1,18 @@
 import type { NetDevice } from '../net/device.js';
 import { formatAddress } from '../net/device.js';
+import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
 import { NetworkNamespace } from '../uplink/namespace.js';
+import type { Tap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
-import { type Guest, type GuestOptions, watchVifs } from './guest.js';
+import { EchoStack } from './echo-stack.js';
+import { sendFrame } from './frames.js';
+import { type Guest, type GuestOptions, type Luggage, vifDevid, watchVifs } from './guest.js';
+
+/** What a guest takes along: its namespace with all that runs in it, and its interfaces by devid. */
+interface NetnsState {
+  readonly namespace: NetworkNamespace;
+  readonly taps: Map<number, Tap>;
+}
 
 /**
  * `guest = "netns"`: a network namespace of this machine's kernel whose only interfaces are the domain's
@@ -11,8 +21,9 @@ import { type Guest, type GuestOptions, watchVifs } from './guest.js';
  * @throws UplinkError that says what is missing
  */
 export async function startNetns(options: GuestOptions): Promise<Guest> {
-  const namespace = await NetworkNamespace.create();
-  await namespace.ip('link set lo up');
+  const continued = options.state as NetnsState | undefined;
+  const namespace = continued?.namespace ?? (await NetworkNamespace.create());
+  if (continued === undefined) await namespace.ip('link set lo up');
   const faces = new Map<NetDevice, TapFace>();
   const gone = new WeakSet<NetDevice>();
   let work: Promise<void> = Promise.resolve();
@@ -24,7 +35,9 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
   async function add(device: NetDevice, devid: number): Promise<void> {
     if (gone.has(device)) return;
     const { name } = device;
-    const tap = await namespace.openTap(name);
+    const known = continued?.taps.get(devid);
+    continued?.taps.delete(devid);
+    const tap = known ?? (await namespace.openTap(name));
     if (gone.has(device)) {
       tap.close();
       return;
@@ -40,6 +53,10 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
       throw error;
     }
     faces.set(device, face);
+    if (known !== undefined) {
+      options.log(`netns: ${tap.name} goes on in the namespace of pid ${namespace.pid}`);
+      return;
+    }
     const addresses = options.vif(devid)?.ip ?? [];
     await namespace.ip(
       `link set dev ${name} mtu ${device.mtu}`,
@@ -64,21 +81,50 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
     },
   });
 
+  const settled = async (): Promise<void> => {
+    let seen: Promise<void>;
+    do {
+      seen = work;
+      await seen;
+    } while (seen !== work);
+  };
+  // The machine's kernel does not know that its interfaces may be elsewhere now: we tell the neighbours.
+  const announcer = {
+    name: 'netns',
+    notifierCall(event: number, device: NetDevice): void {
+      if (event !== NETDEV_NOTIFY_PEERS || !faces.has(device)) return;
+      const addresses = (options.vif(vifDevid(device))?.ip ?? []).map(({ address }) => address);
+      new EchoStack(device.address, addresses, frame => sendFrame(device, frame)).announce();
+    },
+  };
+  options.kernel.net.registerNotifier(announcer);
+  let left = false;
+
   return {
     kind: 'netns',
-    async settled() {
-      let seen: Promise<void>;
-      do {
-        seen = work;
-        await seen;
-      } while (seen !== work);
+    settled,
+    async leave(): Promise<Luggage> {
+      await settled();
+      left = true;
+      const taps = new Map<number, Tap>();
+      for (const [device, face] of faces) taps.set(vifDevid(device), face.release());
+      faces.clear();
+      const state: NetnsState = { namespace, taps };
+      return {
+        state,
+        async abandon() {
+          for (const tap of taps.values()) tap.close();
+          await namespace.close();
+        },
+      };
     },
     command: (argv, workingDirectory) => namespace.command(argv, workingDirectory),
     async stop() {
+      options.kernel.net.unregisterNotifier(announcer);
       // Unregistering the notifier reports every device as gone, which closes its face.
       unwatch();
       await work;
-      await namespace.close();
+      if (!left) await namespace.close();
     },
   };
 }

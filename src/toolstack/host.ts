@@ -3,6 +3,7 @@ import { type BootedGuest, bootGuest, GUEST_KINDS, MACHINE_KINDS } from '../gues
 import { bootKernel, type Kernel } from '../kernel/kernel.js';
 import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
+import { NETDEV_REGISTER } from '../net/notifier.js';
 import { registerNetback } from '../netback/netback.js';
 import type { Domain } from '../platform/sim/domain.js';
 import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
@@ -61,6 +62,18 @@ export interface HostedDomain {
   readonly identity: DomainIdentity;
   readonly vifs: Map<number, AttachedVif>;
   booted: BootedGuest | null;
+}
+
+/** What a domain continues that ran before: on another host, or until it was saved. */
+export interface Continuation {
+  /** The number that it must have; by default the next. */
+  readonly domid?: number;
+  readonly uuid: string;
+  /**
+   * Called when all is there but the guest, with its backends waiting. When it throws, nothing of the new domain stays.
+   * @returns the `state` that the guest goes on with
+   */
+  handOver(domain: Domain): Promise<unknown>;
 }
 
 /** What `vif-list` shows of a vif. */
@@ -152,6 +165,28 @@ export class Host {
     await this.xs.write('/local/domain/0/domid', '0');
     await registerNetback(this.dom0);
     hypervisor.onDomainChange(changed => this.domainChanged(changed));
+    this.dom0.net.registerNotifier({
+      name: 'toolstack',
+      notifierCall: (event, device) => {
+        if (event === NETDEV_REGISTER) this.interfaceCame(device);
+      },
+    });
+  }
+
+  /** The interface of a vif that is there: its netback was restarted, and the script has to run again. */
+  private interfaceCame(device: NetDevice): void {
+    for (const { domain, vifs } of this.hosted.values()) {
+      for (const vif of vifs.values()) {
+        const { paths, config, status, devid } = vif;
+        const isIt = device.name === `vif${domain.domid}.${devid}` && vif.backendDomid === 0;
+        if (!isIt || status !== null) continue;
+        const online = async (): Promise<void> => {
+          const bridge = this.bridge(config.bridge);
+          vif.device = await hotplugOnline(this.xs, this.dom0.net, bridge, paths, device.name, config);
+        };
+        void online().catch(error => this.dom0.platform.log(`toolstack: ${device.name}: ${error.message}`));
+      }
+    }
   }
 
   /** What reads the machine's devices; made when the first one is there. */
@@ -202,6 +237,11 @@ export class Host {
     return bridge;
   }
 
+  /** The names of the bridges in domain 0. */
+  get bridgeNames(): string[] {
+    return [...this.bridgesByName.keys()];
+  }
+
   /**
    * Connects a bridge with the machine by a TAP.
    * @param tapName the TAP's name on the machine
@@ -219,9 +259,10 @@ export class Host {
 
   /**
    * Creates a domain, attaches its vifs and boots it. When anything fails nothing of it stays.
+   * @param continued the domain that it continues
    * @throws ToolstackError EEXIST for a name that is in use; what the guest's kind and the vifs throw
    */
-  async create(config: DomainConfig): Promise<HostedDomain> {
+  async create(config: DomainConfig, continued?: Continuation): Promise<HostedDomain> {
     const { name } = config;
     const taken =
       this.creating.has(name) || [...this.hosted.values()].some(other => other.config.name === name);
@@ -229,21 +270,23 @@ export class Host {
       throw new ToolstackError('EEXIST', `there is a domain "${name}" already`);
     this.creating.add(name);
     try {
-      return await this.build(config);
+      return await this.build(config, continued);
     } finally {
       this.creating.delete(name);
     }
   }
 
-  private async build(config: DomainConfig): Promise<HostedDomain> {
+  private async build(config: DomainConfig, continued?: Continuation): Promise<HostedDomain> {
     const { hypervisor, xs } = this;
     const machine = await MACHINE_KINDS[config.guest.kind]?.(config);
     const domain = hypervisor.createDomain({
       name: config.name,
+      domid: continued?.domid,
       maxPages: machine === undefined ? config.memory * PAGES_PER_MIB : undefined,
       ...machine?.domainOptions,
     });
-    const identity = { domid: domain.domid, name: config.name, uuid: this.uuid(), memoryMib: config.memory };
+    const uuid = continued?.uuid ?? this.uuid();
+    const identity = { domid: domain.domid, name: config.name, uuid, memoryMib: config.memory };
     const hosted: HostedDomain = { domain, config, identity, vifs: new Map(), booted: null };
     this.hosted.set(domain.domid, hosted);
     try {
@@ -260,6 +303,7 @@ export class Host {
               vif: devid => hosted.vifs.get(devid)?.config,
               poller: this.poller,
               trace: this.options.trace,
+              state: await continued?.handOver(domain),
             });
       return hosted;
     } catch (error) {
@@ -321,6 +365,53 @@ export class Host {
         throw new ToolstackError('ETIMEDOUT', `the domain ${hosted.config.name} did not go down; destroy it`);
       } else await new Promise(resolve => this.scheduler.after(10, () => resolve(undefined)));
     }
+  }
+
+  /**
+   * Asks a domain's kernel to suspend itself (control/shutdown), and waits until it has. Its devices stay as they
+   * are, without carrier.
+   * @throws ToolstackError EOPNOTSUPP for a guest that is a machine, EINVAL when it does not run, ETIMEDOUT
+   */
+  async suspend(hosted: HostedDomain): Promise<void> {
+    const { domain, config, booted } = hosted;
+    if (booted?.resume === undefined) {
+      throw new ToolstackError(
+        'EOPNOTSUPP',
+        `${config.name}: a guest of kind "${config.guest.kind}" cannot be suspended`,
+      );
+    }
+    if (domain.state !== 'running') {
+      throw new ToolstackError('EINVAL', `the domain ${config.name} does not run: it is ${domain.state}`);
+    }
+    await this.xs.write(`/local/domain/${domain.domid}/control/shutdown`, 'suspend');
+    const end = this.scheduler.now() + SHUTDOWN_TIMEOUT_MS;
+    const isSuspended = (): boolean => domain.shutdownReason === 'suspend';
+    while (!isSuspended()) {
+      if (this.scheduler.now() >= end) {
+        throw new ToolstackError('ETIMEDOUT', `the domain ${config.name} did not suspend itself`);
+      }
+      await new Promise(resolve => this.scheduler.after(5, () => resolve(undefined)));
+    }
+  }
+
+  /**
+   * Lets a suspended domain go on. Its frontends connect anew, as on another host, unless the suspend is said to have
+   * been called off.
+   * @throws ToolstackError EINVAL when it is not suspended
+   */
+  async resume(hosted: HostedDomain, options: { cancelled?: boolean } = {}): Promise<void> {
+    const { domain, config, booted } = hosted;
+    if (domain.shutdownReason !== 'suspend' || booted?.resume === undefined) {
+      throw new ToolstackError('EINVAL', `the domain ${config.name} is not suspended: it is ${domain.state}`);
+    }
+    const cancelled = options.cancelled ?? false;
+    // A domain that comes back has a fresh connection.
+    if (!cancelled) {
+      const gfn = this.hypervisor.frames.gfn[domain.storePage];
+      await this.xs.introduce(domain.domid, gfn, domain.storePort);
+    }
+    domain.resume();
+    await booted.resume(cancelled);
   }
 
   /** Ends a domain at once, and removes its devices and its part of xenstore. */
@@ -620,7 +711,7 @@ export class Host {
     this.stopping = true;
     await Promise.all(
       [...this.hosted.values()].map(async hosted => {
-        if (hosted.booted !== null) {
+        if (hosted.booted !== null && hosted.domain.state === 'running') {
           await this.shutdown(hosted).catch(() => {});
         }
         await this.destroy(hosted);

@@ -55,13 +55,19 @@ export class TapFace {
 
   /** Lets go of the device and closes the TAP. */
   close(): void {
-    const { device } = this;
+    this.release().close();
+  }
+
+  /** Lets go of the device. @returns the TAP, open and without carrier, for another face */
+  release(): Tap {
+    const { device, tap } = this;
     device.net.unregisterNotifier(this.notifier);
     device.offWake(this.wake);
     device.rxHandler = null;
     this.handle.remove();
     this.io.destroy();
-    this.tap.close();
+    tap.setCarrier(false);
+    return tap;
   }
 
   /** Makes the interface what the device is. */

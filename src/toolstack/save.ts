@@ -1,0 +1,221 @@
+import type { ConfigValue } from './config-syntax.js';
+import type { DomainConfig } from './domain-config.js';
+import { ToolstackError } from './error.js';
+import type { Host, HostedDomain } from './host.js';
+import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
+
+/** What a domain's home has that the toolstack makes anew. */
+const REMADE = /^\/(device|backend|error|vm|name|domid|memory|cpu|control\/shutdown)(\/|$)/;
+/** What else of xenstore is made anew with its domains. */
+const REMADE_BY_HOST = /^\/(libxl|vm|local\/domain\/\d+)(\/|$)/;
+
+/** A domain that was suspended, as plain JSON. */
+export interface DomainImage {
+  readonly domid: number;
+  readonly uuid: string;
+  readonly config: Omit<DomainConfig, 'settings'> & { readonly settings: readonly [string, ConfigValue][] };
+  /** The nodes of its own in its home: data, attr, … */
+  readonly nodes: readonly SavedNode[];
+  /** What its guest's `save` gave. */
+  readonly guest: unknown;
+}
+
+/** A whole host, as plain JSON. */
+export interface HostImage {
+  readonly format: 'pvnet host';
+  readonly version: 1;
+  readonly bridges: readonly string[];
+  /** What users wrote to xenstore beside the domains. */
+  readonly nodes: readonly SavedNode[];
+  readonly domains: readonly DomainImage[];
+}
+
+/**
+ * A suspended domain without its guest's state. Its vifs are those that it has now, with the addresses that they
+ * got.
+ */
+async function domainImage(host: Host, hosted: HostedDomain): Promise<Omit<DomainImage, 'guest'>> {
+  const { config, domain, identity, vifs } = hosted;
+  const { domid } = domain;
+  return {
+    domid,
+    uuid: identity.uuid,
+    config: {
+      ...config,
+      vifs: [...vifs.values()].map(({ devid, mac, config: vif }) => ({ ...vif, devid, mac })),
+      settings: [...config.settings],
+    },
+    nodes: await saveNodes(host.xs, `/local/domain/${domid}`, path => REMADE.test(path)),
+  };
+}
+
+function configOf({ config }: DomainImage): DomainConfig {
+  return { ...config, settings: new Map(config.settings) };
+}
+
+/** @throws ToolstackError EOPNOTSUPP for a guest whose state cannot be had */
+function saverOf(hosted: HostedDomain): () => unknown {
+  const { config, booted } = hosted;
+  const save = booted?.guest.save;
+  if (save === undefined) {
+    const why =
+      config.guest.kind === 'module'
+        ? 'its module has no "save"'
+        : 'programs of this machine cannot be saved';
+    throw new ToolstackError(
+      'EOPNOTSUPP',
+      `${config.name}: a guest of kind "${config.guest.kind}" cannot be saved: ${why}`,
+    );
+  }
+  return () => save();
+}
+
+/**
+ * Suspends a domain and makes its image. It stays suspended.
+ * @throws ToolstackError as `Host.suspend`, EOPNOTSUPP for a guest that cannot be saved; the domain runs on then
+ */
+export async function saveDomain(host: Host, hosted: HostedDomain): Promise<DomainImage> {
+  const save = saverOf(hosted);
+  await host.suspend(hosted);
+  try {
+    return { ...(await domainImage(host, hosted)), guest: await save() };
+  } catch (error) {
+    await host.resume(hosted, { cancelled: true });
+    throw error;
+  }
+}
+
+/**
+ * Creates a domain that continues a saved one.
+ * @param options.keepDomid whether it must have the number that it had
+ * @throws ToolstackError as `Host.create`
+ */
+export function restoreDomain(
+  host: Host,
+  image: DomainImage,
+  options: { keepDomid?: boolean } = {},
+): Promise<HostedDomain> {
+  return host.create(configOf(image), {
+    domid: options.keepDomid ? image.domid : undefined,
+    uuid: image.uuid,
+    async handOver({ domid }) {
+      await restoreNodes(host.xs, `/local/domain/${domid}`, image.nodes, old =>
+        old === image.domid ? domid : old,
+      );
+      return image.guest;
+    },
+  });
+}
+
+/**
+ * Suspends all domains of a host and makes its image. They stay suspended.
+ * @throws ToolstackError as `saveDomain`, for the first domain that cannot be saved; all run on then
+ */
+export async function saveHost(host: Host): Promise<HostImage> {
+  const all = [...host.domains];
+  for (const hosted of all) saverOf(hosted);
+  const domains: DomainImage[] = [];
+  const suspended: HostedDomain[] = [];
+  try {
+    for (const hosted of all) {
+      domains.push(await saveDomain(host, hosted));
+      suspended.push(hosted);
+    }
+    const nodes = await saveNodes(host.xs, '', path => REMADE_BY_HOST.test(path));
+    return { format: 'pvnet host', version: 1, bridges: host.bridgeNames, nodes, domains };
+  } catch (error) {
+    await resumeAll(host, suspended);
+    throw error;
+  }
+}
+
+/** Lets suspended domains go on as if nothing had been. */
+export async function resumeAll(host: Host, domains: Iterable<HostedDomain>): Promise<void> {
+  for (const hosted of domains) await host.resume(hosted, { cancelled: true });
+}
+
+/** Reads the image of a host. @throws ToolstackError EINVAL for anything else */
+export function parseHostImage(text: string, name: string): HostImage {
+  let image: Partial<HostImage> | null = null;
+  try {
+    image = JSON.parse(text) as Partial<HostImage>;
+  } catch {
+    // Said below.
+  }
+  if (image?.format !== 'pvnet host' || !Array.isArray(image.domains)) {
+    throw new ToolstackError('EINVAL', `${name} is not what "pvnet save" writes`);
+  }
+  if (image.version !== 1) {
+    throw new ToolstackError('EINVAL', `${name} is of version ${image.version}; this pvnet reads version 1`);
+  }
+  return image as HostImage;
+}
+
+/** Creates all domains of a saved host, with the numbers that they had, on a host that has none. @throws as `create` */
+export async function restoreHost(host: Host, image: HostImage): Promise<HostedDomain[]> {
+  for (const bridge of image.bridges) host.bridge(bridge);
+  await restoreNodes(host.xs, '', image.nodes);
+  const restored: HostedDomain[] = [];
+  for (const domain of image.domains) {
+    restored.push(await restoreDomain(host, domain, { keepDomid: true }));
+  }
+  return restored;
+}
+
+/**
+ * Moves a domain, while its peers talk to it, to another host of this process. Its backends are made there first;
+ * then it is suspended here, its guest goes on there, and what is left here goes. A guest of kind "netns" takes
+ * its namespace along, with all that runs in it.
+ * @throws ToolstackError what creating it there throws; it runs on here then, unless its guest had left already
+ */
+export async function migrateDomain(source: Host, hosted: HostedDomain, target: Host): Promise<HostedDomain> {
+  const { booted } = hosted;
+  const leave = booted?.guest.leave?.bind(booted.guest);
+  const save = leave === undefined ? saverOf(hosted) : null;
+  const description = await domainImage(source, hosted);
+  let abandon: (() => Promise<void>) | null = null;
+  try {
+    const moved = await target.create(configOf({ ...description, guest: null }), {
+      uuid: description.uuid,
+      async handOver({ domid }) {
+        await source.suspend(hosted);
+        const { nodes } = await domainImage(source, hosted);
+        await restoreNodes(target.xs, `/local/domain/${domid}`, nodes, old =>
+          old === description.domid ? domid : old,
+        );
+        if (leave === undefined) return save!();
+        const luggage = await leave();
+        abandon = () => luggage.abandon();
+        return luggage.state;
+      },
+    });
+    await source.destroy(hosted);
+    return moved;
+  } catch (error) {
+    if (abandon !== null) {
+      await (abandon as () => Promise<void>)();
+      await source.destroy(hosted);
+    } else if (hosted.domain.shutdownReason === 'suspend') await source.resume(hosted, { cancelled: true });
+    throw error;
+  }
+}
+
+/**
+ * Moves a domain to a host elsewhere.
+ * @param send hands its image over and resolves when it runs there
+ * @throws ToolstackError as `saveDomain`, and what `send` throws; it runs on here then
+ */
+export async function sendDomain(
+  source: Host,
+  hosted: HostedDomain,
+  send: (image: DomainImage) => Promise<void>,
+): Promise<void> {
+  const image = await saveDomain(source, hosted);
+  try {
+    await send(image);
+  } catch (error) {
+    await source.resume(hosted, { cancelled: true });
+    throw error;
+  }
+  await source.destroy(hosted);
+}
