@@ -1,0 +1,307 @@
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { describe, type TestContext, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import {
+  Cable,
+  type DomainConfig,
+  Host,
+  type HostedDomain,
+  migrateDomain,
+  parseDomain,
+  parseHostImage,
+  restoreDomain,
+  restoreHost,
+  resumeAll,
+  saveHost,
+  sendDomain,
+} from '../../src/toolstack/index.js';
+import { streams } from '../support/stream-guest.js';
+import { namespaceObstacle } from '../uplink/machine.js';
+
+const MODULE = fileURLToPath(new URL('../support/stream-guest.js', import.meta.url));
+
+function config(name: string, guest: string, vif = ''): DomainConfig {
+  return parseDomain(`name = "${name}"\nguest = "${guest}"\nvif = [ '${vif}' ]`, `${name}.cfg`);
+}
+
+const stream = (name: string, mac: string) => config(name, `module:${MODULE}`, `mac=${mac}`);
+const echo = (name: string, ip: string) => config(name, 'echo', `ip=${ip}`);
+
+async function start(t: TestContext): Promise<Host> {
+  const host = await Host.start({ memoryBytes: 64 << 20 });
+  t.after(() => host.close());
+  return host;
+}
+
+async function create(host: Host, wanted: DomainConfig): Promise<HostedDomain> {
+  const hosted = await host.create(wanted);
+  assert.deepEqual(await host.settled(hosted), []);
+  return hosted;
+}
+
+/** Waits until something holds, for some seconds. */
+async function until(condition: () => boolean, what: string): Promise<void> {
+  for (let tries = 0; !condition(); tries++) {
+    assert.ok(tries < 1000, `${what} did not happen in time`);
+    await new Promise(resolve => setTimeout(resolve, 10));
+  }
+}
+
+/** The stream goes on: bytes arrive that had not before. */
+async function flows(receiver: string): Promise<void> {
+  const view = () => streams.get(receiver)!;
+  const before = view().received;
+  await until(() => view().received > before + 20_000, `progress of ${receiver}`);
+  assert.equal(view().wrongAt, -1);
+}
+
+/** Grants, mappings and so on of domain 0: the same before and after, or something leaked. */
+function holdings({ dom0 }: Host): object {
+  const { grants, events } = dom0.platform;
+  return {
+    mapped: grants.mapped,
+    grants: grants.allocated,
+    ports: events.allocated,
+    devices: [...dom0.net.devices].map(device => device.name).sort(),
+    watches: [...dom0.xenbus.xs.watches].length,
+  };
+}
+
+describe('suspend and resume', () => {
+  for (const cancelled of [false, true]) {
+    test(`${cancelled ? 'called off' : 'for real'}: acknowledged, and a stream goes on`, async t => {
+      const host = await start(t);
+      const sender = await create(host, stream('send1', '00:16:3e:00:00:01'));
+      await create(host, stream('take1', '00:16:3e:00:00:02'));
+      await flows('take1');
+      const before = holdings(host);
+      await host.suspend(sender);
+      assert.equal(sender.domain.state, 'shutdown');
+      assert.equal(await host.xs.read(`/local/domain/${sender.domain.domid}/control/shutdown`), '');
+      await assert.rejects(host.suspend(sender), { code: 'EINVAL' });
+      const stalled = streams.get('take1')!.received;
+      await new Promise(resolve => setTimeout(resolve, 60));
+      assert.ok(streams.get('take1')!.received <= stalled + 8000, 'a suspended domain sends nothing');
+      await host.resume(sender, { cancelled });
+      assert.deepEqual(await host.settled(sender), []);
+      await flows('take1');
+      await assert.rejects(host.resume(sender), { code: 'EINVAL' });
+      assert.deepEqual(holdings(host), before);
+    });
+  }
+});
+
+describe('save and restore', () => {
+  test('a host in a file: domains, numbers, addresses, xenstore and guests go on', async t => {
+    const host = await start(t);
+    const a = await create(host, echo('a', '10.0.0.1'));
+    await create(host, echo('b', '10.0.0.2'));
+    const sender = await create(host, stream('send2', '00:16:3e:00:00:01'));
+    await create(host, stream('take2', '00:16:3e:00:00:02'));
+    await flows('take2');
+    await a.booted!.guest.ping!('10.0.0.2');
+    const { xs } = host;
+    await xs.write('/local/domain/1/data/note', 'kept');
+    await xs.write('/tool/mine', Uint8Array.of(0, 255, 10));
+    await xs.setPerms('/tool/mine', ['n0', 'r1']);
+    const mac = a.vifs.get(0)!.mac;
+
+    const text = JSON.stringify(await saveHost(host));
+    // The old host may go on, and does.
+    await resumeAll(host, host.domains);
+    await flows('take2');
+    await host.destroy(sender);
+    const image = parseHostImage(text, 'host.pvnet');
+
+    const again = await start(t);
+    const restored = await restoreHost(again, image);
+    for (const hosted of restored) assert.deepEqual(await again.settled(hosted), []);
+    assert.deepEqual(
+      restored.map(({ domain, config }) => [domain.domid, config.name]),
+      [
+        [1, 'a'],
+        [2, 'b'],
+        [3, 'send2'],
+        [4, 'take2'],
+      ],
+    );
+    assert.equal(restored[0].identity.uuid, a.identity.uuid);
+    assert.equal(restored[0].vifs.get(0)!.mac, mac);
+    assert.equal(await again.xs.read('/local/domain/1/data/note'), 'kept');
+    assert.deepEqual(await again.xs.getPerms('/local/domain/1/data'), ['n1']);
+    assert.deepEqual([...(await again.xs.readBytes('/tool/mine'))], [0, 255, 10]);
+    assert.deepEqual(await again.xs.getPerms('/tool/mine'), ['n0', 'r1']);
+    await restored[0].booted!.guest.ping!('10.0.0.2');
+    assert.ok(streams.get('take2')!.received > 20_000, 'it goes on where it was');
+    await flows('take2');
+  });
+
+  test('what cannot be saved is said, and nothing is touched', async t => {
+    const host = await start(t);
+    const a = await create(host, echo('a', '10.0.0.1'));
+    await create(
+      host,
+      config('m', `module:${fileURLToPath(new URL('../support/plain-guest.js', import.meta.url))}`),
+    );
+    await assert.rejects(
+      saveHost(host),
+      /m: a guest of kind "module" cannot be saved: its module has no "save"/,
+    );
+    assert.equal(a.domain.state, 'running');
+    assert.throws(() => parseHostImage('{}', 'x.json'), /x\.json is not what "pvnet save" writes/);
+    assert.throws(() => parseHostImage('no', 'x.json'), { code: 'EINVAL' });
+    assert.throws(
+      () => parseHostImage('{"format":"pvnet host","version":2,"domains":[]}', 'x.json'),
+      /version 2/,
+    );
+  });
+});
+
+/** Takes a TCP connection, and says at its end how many bytes came, in order. */
+const SERVER = `
+const net = require('node:net');
+let count = 0, wrong = -1;
+net.createServer(socket => {
+  socket.on('data', data => {
+    for (const byte of data) { if (byte !== count % 251 && wrong < 0) wrong = count; count++; }
+  });
+  socket.on('end', () => { console.log(JSON.stringify({ count, wrong })); process.exit(); });
+}).listen(5001, () => console.log('ready'));`;
+/** Sends until its input ends; says so once the connection stands, and then how much it was. */
+const CLIENT = `
+const net = require('node:net');
+let count = 0, ending = false;
+process.stdin.on('end', () => { ending = true; }).resume();
+const socket = net.connect(5001, '10.9.0.2', () => {
+  console.log('ready');
+  const send = () => {
+    if (ending) return socket.end(() => { console.log(JSON.stringify({ count })); process.exit(); });
+    const chunk = Uint8Array.from({ length: 20000 }, (_, i) => (count + i) % 251);
+    count += chunk.length;
+    socket.write(chunk, () => setTimeout(send, 1));
+  };
+  send();
+});`;
+
+function program(hosted: HostedDomain, script: string): { child: ChildProcess; lines: string[] } {
+  const [file, ...args] = hosted.booted!.guest.command!([process.execPath, '-e', script]);
+  const child = spawn(file, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+  const lines: string[] = [];
+  child.stdout!.on('data', data => lines.push(...String(data).trim().split('\n')));
+  return { child, lines };
+}
+
+describe('live migration', () => {
+  test('a TCP connection of real programs in a namespace survives', async t => {
+    const obstacle = await namespaceObstacle();
+    if (obstacle !== false) return t.skip(obstacle);
+    const [left, right] = [await start(t), await start(t)];
+    const cable = new Cable(left.bridge('xenbr0'), right.bridge('xenbr0'));
+    t.after(() => cable.close());
+    let a = await create(left, config('a', 'netns', 'ip=10.9.0.1'));
+    const b = await create(left, config('b', 'netns', 'ip=10.9.0.2'));
+    const server = program(b, SERVER);
+    t.after(() => server.child.kill());
+    await until(() => server.lines.includes('ready'), 'the server');
+    const client = program(a, CLIENT);
+    t.after(() => client.child.kill());
+    await until(() => client.lines.includes('ready'), 'the connection');
+    for (const [from, to] of [
+      [left, right],
+      [right, left],
+    ]) {
+      await new Promise(resolve => setTimeout(resolve, 100));
+      a = await migrateDomain(from, a, to);
+      assert.deepEqual(await to.settled(a), []);
+    }
+    await new Promise(resolve => setTimeout(resolve, 100));
+    client.child.stdin!.end();
+    await until(() => client.lines.length > 1 && server.lines.length > 1, 'the end');
+    const { count } = JSON.parse(client.lines[1]);
+    assert.ok(count > 100_000);
+    assert.deepEqual(JSON.parse(server.lines[1]), { count, wrong: -1 });
+  });
+
+  test('a stream survives there and back; bridges and peers learn where the domain is', async t => {
+    const [left, right] = [await start(t), await start(t)];
+    const cable = new Cable(left.bridge('xenbr0'), right.bridge('xenbr0'));
+    t.after(() => cable.close());
+    let sender = await create(left, stream('send3', '00:16:3e:00:00:01'));
+    await create(left, stream('take3', '00:16:3e:00:00:02'));
+    const [leftBefore, rightBefore] = [holdings(left), holdings(right)];
+    await flows('take3');
+    for (const [from, to] of [
+      [left, right],
+      [right, left],
+    ]) {
+      const { uuid } = sender.identity;
+      const { announced } = streams.get('send3')!;
+      sender = await migrateDomain(from, sender, to);
+      assert.deepEqual(await to.settled(sender), []);
+      assert.equal(sender.identity.uuid, uuid);
+      assert.equal(
+        [...from.domains].some(({ config: { name } }) => name === 'send3'),
+        false,
+      );
+      await flows('take3');
+      assert.ok(streams.get('send3')!.announced > announced, 'it told its neighbours');
+      if (to === right) {
+        const learned = left
+          .bridge('xenbr0')
+          .forwardingTable()
+          .find(({ address }) => address.join() === '0,22,62,0,0,1');
+        assert.equal(learned?.device, cable.ends[0]);
+        const { mapped, watches } = holdings(from) as { mapped: number; watches: number };
+        const before = leftBefore as { mapped: number; watches: number };
+        assert.ok(mapped < before.mapped && watches < before.watches, 'the backend here is gone');
+      }
+    }
+    assert.deepEqual(holdings(right), rightBefore);
+    assert.equal((holdings(left) as { mapped: number }).mapped, (leftBefore as { mapped: number }).mapped);
+  });
+
+  test('what fails there leaves the domain running here', async t => {
+    const [left, right] = [await start(t), await start(t)];
+    const a = await create(left, echo('a', '10.0.0.1'));
+    const b = await create(left, echo('b', '10.0.0.2'));
+    await create(right, echo('a', '10.0.0.1'));
+    await assert.rejects(migrateDomain(left, a, right), { code: 'EEXIST' });
+    await b.booted!.guest.ping!('10.0.0.1');
+    await assert.rejects(
+      sendDomain(left, a, () => Promise.reject(new Error('no way'))),
+      /no way/,
+    );
+    assert.equal(a.domain.state, 'running');
+    await until(() => left.waitingFor(a, a.vifs.get(0)!) === null, 'going on');
+    await b.booted!.guest.ping!('10.0.0.1');
+  });
+
+  test('an image that is sent elsewhere', async t => {
+    const [left, right] = [await start(t), await start(t)];
+    const a = await create(left, echo('a', '10.0.0.1'));
+    const b = await create(right, echo('b', '10.0.0.2'));
+    await sendDomain(left, a, async image => {
+      const hosted = await restoreDomain(right, JSON.parse(JSON.stringify(image)));
+      assert.deepEqual(await right.settled(hosted), []);
+    });
+    assert.deepEqual([...left.domains], []);
+    await b.booted!.guest.ping!('10.0.0.1');
+  });
+});
+
+test('a netback that is restarted: its vifs go back to their bridges, and frontends connect again', async t => {
+  const host = await start(t);
+  const a = await create(host, echo('a', '10.0.0.1'));
+  const b = await create(host, echo('b', '10.0.0.2'));
+  await a.booted!.guest.ping!('10.0.0.2');
+  const before = holdings(host);
+  const { xenbus } = host.dom0;
+  const driver = xenbus.backend.drivers[0];
+  await xenbus.unregisterDriver(driver);
+  assert.match(host.waitingFor(a, a.vifs.get(0)!) ?? '', /waiting for a backend driver/);
+  await xenbus.registerBackend(driver);
+  for (const hosted of [a, b]) assert.deepEqual(await host.settled(hosted), []);
+  await a.booted!.guest.ping!('10.0.0.2', 3000);
+  assert.deepEqual(holdings(host), before);
+});
