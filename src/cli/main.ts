@@ -31,6 +31,10 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
     summary: 'Gets what guests of kind "linux" boot.',
     load: async () => (await import('./linux.js')).LINUX_COMMAND,
   },
+  frontend: {
+    summary: 'Drives this domain’s own vifs on a real Xen host.',
+    load: async () => (await import('./frontend.js')).FRONTEND_COMMAND,
+  },
 };
 
 /** Commands with the arguments, help and statuses of the real tools, which parse them themselves. */

@@ -3,9 +3,9 @@ import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import type { Platform } from '../platform/platform.js';
 
 /**
- * The pages that a frontend sends from: each is granted to the backend, read-only, when it is first used and
- * stays so until the connection ends. Sending costs no grant operation then, and the backend never sees more
- * than packets that were sent to it.
+ * Pages that are granted to the backend when they are first used, and stay so until the connection ends: those that
+ * a frontend sends from, read-only. Sending costs no grant operation then, and the backend never sees more than
+ * packets that were sent to it. Where a grant is tied to its page, those that it receives into, too.
  */
 export class GrantedPool {
   readonly pages: PagePool;
@@ -17,6 +17,7 @@ export class GrantedPool {
     private readonly reclaimer: GrantReclaimer,
     private readonly backendId: number,
     limit: number,
+    private readonly readonly = true,
   ) {
     this.pages = new PagePool(platform.memory, limit);
     this.grefs = new Uint32Array(limit);
@@ -37,7 +38,7 @@ export class GrantedPool {
   }
 
   private grant(index: number): number {
-    const gref = this.platform.grants.grantAccess(this.backendId, this.pages.pages[index], true);
+    const gref = this.platform.grants.grantAccess(this.backendId, this.pages.pages[index], this.readonly);
     this.grefs[index] = gref;
     return gref;
   }

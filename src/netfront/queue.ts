@@ -20,7 +20,7 @@ import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
 import type { Timer } from '../platform/scheduler.js';
-import type { GrantedPool } from './granted-pool.js';
+import { GrantedPool } from './granted-pool.js';
 import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
 import { txSlotsNeeded, writeTxPacket } from './tx-slots.js';
 
@@ -88,8 +88,16 @@ export class Queue {
   private readonly slotGrefs = new Uint32Array(MAX_FRAGMENTS + 1);
   private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
 
+  /** Pages of received packets. */
   private readonly rxPool: PagePool;
-  /** By slot of the ring: the pool index of the page posted there, or -1, and its grant reference. */
+  /**
+   * Where a grant is tied to its page: the pages that are posted. They stay the backend's to write, so what it
+   * received is copied out of them. Null where a page's grant ends when it is answered.
+   */
+  private readonly rxGranted: GrantedPool | null;
+  /** Pages to post: those of `rxGranted` or of `rxPool`. */
+  private readonly rxPages: PagePool;
+  /** By slot of the ring: the index of the page posted there, or -1, and its grant reference. */
   private readonly rxPosted: Int32Array;
   private readonly rxGrefs: Uint32Array;
   private rxTarget = RX_TARGET_MIN;
@@ -129,7 +137,7 @@ export class Queue {
       this.tx = new FrontRing(memory, txPage << PAGE_SHIFT, NETIF_TX_SLOT_SIZE);
       this.rx = new FrontRing(memory, rxPage << PAGE_SHIFT, NETIF_RX_SLOT_SIZE);
       this.rxGrefs = new Uint32Array(this.rx.size);
-      for (let i = 0; i < this.rx.size; i++) {
+      for (let i = 0; i < this.rx.size && platform.grants.regrantable; i++) {
         const gref = platform.grants.alloc();
         undo.push(() => platform.grants.free(gref));
         this.rxGrefs[i] = gref;
@@ -159,6 +167,10 @@ export class Queue {
     this.firstId = new Uint16Array(slots);
     this.unanswered = new Uint8Array(slots);
     this.rxPool = new PagePool(platform.memory, 2 * this.rx.size);
+    this.rxGranted = platform.grants.regrantable
+      ? null
+      : new GrantedPool(platform, device.reclaimer, backendId, this.rx.size, false);
+    this.rxPages = this.rxGranted?.pages ?? this.rxPool;
     this.rxPosted = new Int32Array(this.rx.size).fill(-1);
   }
 
@@ -191,9 +203,12 @@ export class Queue {
       packet.release();
     }
     for (let slot = 0; slot < this.rxPosted.length; slot++) {
-      if (this.rxPosted[slot] < 0) platform.grants.free(this.rxGrefs[slot]);
+      if (this.rxGranted !== null) {
+        if (this.rxPosted[slot] >= 0) this.rxPages.free(this.rxPosted[slot]);
+      } else if (this.rxPosted[slot] < 0) platform.grants.free(this.rxGrefs[slot]);
       else reclaimer.end(this.rxGrefs[slot], this.rxPool.pages[this.rxPosted[slot]]);
     }
+    this.rxGranted?.retire();
     this.rxPool.retire(page => platform.memory.freePage(page));
     reclaimer.end(this.publication.txRef, this.txPage);
     reclaimer.end(this.publication.rxRef, this.rxPage);
@@ -461,6 +476,7 @@ export class Queue {
 
   /** Ends the grants of the next slots: only then are their pages safe from the backend. */
   private revoke(count: number): boolean {
+    if (this.rxGranted !== null) return true;
     const ring = this.rx;
     const { grants } = this.device.platform;
     for (let i = 0; i < count; i++) {
@@ -484,8 +500,11 @@ export class Queue {
       const bytes = response.bytes[i];
       if (bytes === 0) continue;
       const slot = response.index[i] & (this.rx.size - 1);
-      const index = this.rxPosted[slot];
-      this.rxPosted[slot] = -1;
+      const index = this.takePage(slot, response.offset[i], bytes);
+      if (index < 0) {
+        packet.release();
+        return null;
+      }
       const page = rxPool.pages[index];
       if (i === 0 && inPlace) {
         packet.linearPoolIndex = index;
@@ -497,6 +516,21 @@ export class Queue {
     if (this.pull(packet) && this.takeOffloads(packet)) return packet;
     packet.release();
     return null;
+  }
+
+  /** The index in `rxPool` of a page with what the backend put into the one posted at `slot`; -1 without one left. */
+  private takePage(slot: number, offset: number, bytes: number): number {
+    const posted = this.rxPosted[slot];
+    if (this.rxGranted === null) {
+      this.rxPosted[slot] = -1;
+      return posted;
+    }
+    const index = this.rxPool.alloc();
+    if (index < 0) return -1;
+    const from = (this.rxPages.pages[posted] << PAGE_SHIFT) + offset;
+    const to = (this.rxPool.pages[index] << PAGE_SHIFT) + offset;
+    this.device.platform.memory.memory.copy(to, from, bytes);
+    return index;
   }
 
   private pull(packet: Packet): boolean {
@@ -523,7 +557,7 @@ export class Queue {
   private recycle(start: number, count: number): void {
     for (let i = 0; i < count; i++) {
       const slot = (start + i) & (this.rx.size - 1);
-      if (this.rxPosted[slot] >= 0) this.rxPool.free(this.rxPosted[slot]);
+      if (this.rxPosted[slot] >= 0) this.rxPages.free(this.rxPosted[slot]);
       this.rxPosted[slot] = -1;
     }
   }
@@ -531,19 +565,15 @@ export class Queue {
   private refill(): void {
     if (this.stopped) return;
     const ring = this.rx;
-    const { platform, backendId } = this.device;
     const { i32 } = ring.memory;
     const until = (ring.rspCons + this.rxTarget) | 0;
     const before = ring.reqProdPvt;
     while (((until - ring.reqProdPvt) | 0) > 0) {
-      const index = this.rxPool.alloc();
+      const index = this.rxPages.alloc();
       if (index < 0) break;
       const slot = ring.reqProdPvt & (ring.size - 1);
+      if (!this.grantRx(slot, index)) break;
       this.rxPosted[slot] = index;
-      const page = this.rxPool.pages[index];
-      // Whoever had the page before may have written to it.
-      if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
-      platform.grants.grant(this.rxGrefs[slot], backendId, page, false);
       const at = ring.slot(ring.reqProdPvt) >>> 2;
       i32[at] = slot;
       i32[at + 1] = this.rxGrefs[slot];
@@ -552,6 +582,25 @@ export class Queue {
     if (ring.reqProdPvt !== before && ring.pushRequests()) this.device.irqs.notifyRemoteViaIrq(this.rxIrq);
     // Without a page now and without requests outstanding, no event would ever come to try again.
     if (((ring.reqProdPvt - ring.rspCons) | 0) < RX_SLOTS_MAX) this.refillLater();
+  }
+
+  /** Lets the backend write to a page at `slot`. @returns false, with the page given back, when there is no grant left */
+  private grantRx(slot: number, index: number): boolean {
+    const { platform, backendId } = this.device;
+    if (this.rxGranted === null) {
+      const page = this.rxPages.pages[index];
+      // Whoever had the page before may have written to it.
+      if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
+      platform.grants.grant(this.rxGrefs[slot], backendId, page, false);
+      return true;
+    }
+    try {
+      this.rxGrefs[slot] = this.rxGranted.grefOf(index);
+      return true;
+    } catch {
+      this.rxPages.free(index);
+      return false;
+    }
   }
 
   private refillLater(): void {

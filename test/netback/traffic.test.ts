@@ -84,6 +84,29 @@ describe('guest to guest', () => {
     });
   }
 
+  test('frontends whose grants are tied to their pages copy what they receive out, and leave nothing behind', async () => {
+    const path = new DataPath(5);
+    const before = holdings(path);
+    const a = path.guest({ tied: true, mtu: 65517 });
+    const b = path.guest({ tied: true, mtu: 65517 });
+    const got = collect(b.dev);
+    const sent: Uint8Array[] = [];
+    for (let i = 0; i < 400; i++) {
+      const bytes = frame(a, b, (i * 977) % (i % 50 === 0 ? 60000 : 3000), { id: i });
+      sent.push(bytes);
+      a.dev.xmit(packetFrom(a.dev, bytes));
+      if (i % 4 === 0) await path.settle();
+    }
+    await path.settle();
+    assert.equal(got.length, sent.length);
+    for (const [i, { bytes }] of got.entries()) assert.deepEqual(bytes, sent[i]);
+    assert.deepEqual([a.broken, a.fatal, b.broken, b.fatal], [[], [], [], []]);
+    for (const guest of [a, b]) guest.disconnect();
+    await path.settle();
+    assert.deepEqual((holdings(path) as unknown[])[0], (before as unknown[])[0]);
+    for (const { dom } of [a, b]) assert.equal(dom.platform.grants.allocated, 0);
+  });
+
   test('many packets in bursts: none is lost, reordered or changed', async () => {
     const path = new DataPath(7);
     const a = path.guest();

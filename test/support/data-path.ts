@@ -3,7 +3,12 @@ import { Bridge } from '../../src/net/bridge.js';
 import { NETIF_F_ALL_TSO, NETIF_F_CSUM_MASK, NETIF_F_SG, Net, type NetDevice } from '../../src/net/index.js';
 import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
 import { Queue as FrontQueue, GrantedPool } from '../../src/netfront/index.js';
-import { type GrantMapping, GrantReclaimer, type Platform } from '../../src/platform/index.js';
+import {
+  type GrantMapping,
+  GrantReclaimer,
+  HypercallError,
+  type Platform,
+} from '../../src/platform/index.js';
 import { type Domain, Hypervisor, SeededScheduler } from '../../src/platform/sim/index.js';
 
 export const ALL_FEATURES: FrontendFeatures = {
@@ -23,8 +28,10 @@ export class Dom {
   readonly net: Net;
   readonly reclaimer: GrantReclaimer;
 
-  constructor(readonly domain: Domain) {
-    const { platform } = domain;
+  constructor(
+    readonly domain: Domain,
+    platform = domain.platform,
+  ) {
     const { scheduler, memory, grants } = platform;
     this.platform = platform;
     this.irqs = new Irqs(platform);
@@ -37,6 +44,34 @@ export class Dom {
     });
     this.reclaimer = new GrantReclaimer(platform);
   }
+}
+
+/** The same platform without the grant operations that a process on a real Xen host does not have. */
+function tieGrants(platform: Platform): Platform {
+  const refuse = (): never => {
+    throw new HypercallError('EOPNOTSUPP', 'grants are tied to their pages');
+  };
+  const missing: Record<string | symbol, unknown> = {
+    alloc: refuse,
+    free: refuse,
+    grant: refuse,
+    end: refuse,
+  };
+  const grants = new Proxy(platform.grants, {
+    get(target, key) {
+      if (key === 'regrantable') return false;
+      if (key in missing) return missing[key];
+      const value = Reflect.get(target, key);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
+  return new Proxy(platform, {
+    get: (target, key) => {
+      if (key === 'grants') return grants;
+      const value = Reflect.get(target, key);
+      return typeof value === 'function' ? value.bind(target) : value;
+    },
+  });
 }
 
 /** A guest whose eth0 is connected to a vif on dom0's bridge, without the xenbus handshake. */
@@ -69,9 +104,13 @@ export class DataPath {
     this.bridge.open();
   }
 
-  /** @param options.mtu of both ends; the bridge takes the lowest of its ports */
-  guest(options: { features?: FrontendFeatures; split?: boolean; mtu?: number } = {}): Guest {
-    const dom = new Dom(this.hypervisor.createDomain());
+  /**
+   * @param options.mtu of both ends; the bridge takes the lowest of its ports
+   * @param options.tied the guest's grants are tied to their pages, as those of a process on a real Xen host
+   */
+  guest(options: { features?: FrontendFeatures; split?: boolean; mtu?: number; tied?: boolean } = {}): Guest {
+    const domain = this.hypervisor.createDomain();
+    const dom = new Dom(domain, options.tied ? tieGrants(domain.platform) : domain.platform);
     const { domid } = dom.platform;
     const broken: string[] = [];
     const fatal: string[] = [];

@@ -1,0 +1,70 @@
+import { vifDevid, watchVifs } from '../guests/guest.js';
+import type { NetDevice } from '../net/device.js';
+import { formatAddress } from '../net/device.js';
+import { registerNetfront } from '../netfront/netfront.js';
+import { runProgram } from '../uplink/namespace.js';
+import { openTap, type Tap } from '../uplink/tap.js';
+import { TapFace } from '../uplink/tap-face.js';
+import type { Command } from './command.js';
+import { openLinuxHost } from './linux-host.js';
+
+/** What makes an interface of the face of a vif; %d is the vif's number. */
+const DEFAULT_NAME = 'pvnet%d';
+
+/** `pvnet frontend`: a domain's own vifs in its user space. */
+export const FRONTEND_COMMAND: Command = {
+  usage: '[--name NAME%d]',
+  summary: 'Drives this domain’s own vifs from user space, in place of xen-netfront.',
+  details:
+    'Each vif becomes a TAP with its MAC address. Needs root and /dev/xen/{evtchn,gntdev,gntalloc}; the kernel’s own ' +
+    'xen-netfront must not have the vif. SIGTERM closes the vifs.',
+  options: {
+    name: {
+      type: 'string',
+      value: 'NAME%d',
+      help: `the TAPs' names; %d is the vif's number (${DEFAULT_NAME})`,
+    },
+  },
+  arguments: [0, 0],
+  async run({ option, print }) {
+    const log = (line: string): void => void process.stderr.write(`${line}\n`);
+    const name = option('name') ?? DEFAULT_NAME;
+    const { kernel, poller, close } = await openLinuxHost('frontend', log);
+    const faces = new Map<NetDevice, TapFace>();
+    const unwatch = watchVifs(kernel, {
+      added(device, devid) {
+        let tap: Tap | null = null;
+        try {
+          tap = openTap(name.replace('%d', String(devid)));
+          const { name: face } = tap;
+          tap.setAddress(device.address);
+          const setMtu = (mtu: number): void => {
+            runProgram(['ip', 'link', 'set', 'dev', face, 'mtu', String(mtu)]).catch(error =>
+              log(`${face}: ${error}`),
+            );
+          };
+          faces.set(device, new TapFace(device, tap, poller, setMtu));
+          setMtu(device.mtu);
+          print(`vif ${devid}: ${face} ${formatAddress(device.address)}`);
+        } catch (error) {
+          tap?.close();
+          log(`vif ${vifDevid(device)}: ${(error as Error).message}`);
+        }
+      },
+      removed(device) {
+        faces.get(device)?.close();
+        faces.delete(device);
+      },
+    });
+    await registerNetfront(kernel);
+    print('pvnet frontend: ready');
+    await new Promise<void>(resolve => {
+      process.on('SIGTERM', () => resolve());
+      process.on('SIGINT', () => resolve());
+    });
+    await kernel.shutdown();
+    unwatch();
+    close();
+    return 0;
+  },
+};

@@ -1,0 +1,31 @@
+# Helpers of the scenarios; sourced in dom0 with pvnet's files as the working directory.
+pvnet() { node src/cli/main.js "$@"; }
+# A line for the report: RESULT <tab> ok|FAIL|- <tab> what <tab> detail
+result() { printf 'RESULT\t%s\t%s\t%s\n' "$1" "$2" "$3"; }
+# check WHAT COMMAND...: ok when the command succeeds; the last line of its output is the detail.
+check() {
+	local what=$1 out rc; shift
+	out=$("$@" 2>&1); rc=$?
+	if [ $rc = 0 ]; then result ok "$what" "$(tail -n 1 <<<"$out")"
+	else result FAIL "$what" "status $rc: $(tail -n 1 <<<"$out")"; printf '%s\n' "$out" >&2; fi
+	return $rc
+}
+# until_true SECONDS COMMAND...
+until_true() {
+	local end=$((SECONDS + $1)); shift
+	until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || return 1; sleep 0.2; done
+}
+start_backend() {
+	: > /tmp/backend.out
+	node src/cli/main.js backend "$@" >/tmp/backend.out 2>>/tmp/backend.err &
+	backend=$!
+	until_true 60 grep -q ready /tmp/backend.out || { cat /tmp/backend.err >&2; return 1; }
+}
+stop_backend() { kill "-$1" "$backend"; wait "$backend"; }
+guest() { local name=$1; shift; xenlab-domu exec --name "$name" --timeout 300 "$@"; }
+ping_guest() { ping -q -c 10 -i 0.2 -W 5 "$1" | grep -q ' [1-9][0-9]* received' && ping -q -c 10 -i 0.2 -W 5 "$1" | tail -1; }
+mbits() { grep receiver | sed 's/.* \([0-9.]* [MK]bits\/sec\).*/\1/'; }
+# tcp GUEST ADDRESS SECONDS [-R]
+tcp() { local name=$1 to=$2 secs=$3; shift 3; guest "$name" "iperf3 -c $to -t $secs -f m $*" | mbits | grep .; }
+# counter NAME: a counter of the backend's calls into Xen
+counter() { pvnet stats xen --json | node -e 'const [{counters}] = JSON.parse(require("fs").readFileSync(0)); console.log(counters[process.argv[1]] ?? 0)' "$1"; }
