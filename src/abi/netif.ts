@@ -1,3 +1,5 @@
+import { ringSize } from './ring.js';
+
 /**
  * The network interface's shared structures (xen/include/public/io/netif.h). Slots are read and written
  * as 32-bit words, each once; the drawings give byte offset and width of each field.
@@ -37,6 +39,12 @@ export const NETIF_RX_SLOT_SIZE = 8;
  *                                 8 data    4
  */
 export const NETIF_CTRL_SLOT_SIZE = 16;
+
+/** Slots of a vif's rings, which are always one page each. */
+export const RING_SIZES = {
+  tx: ringSize(4096, NETIF_TX_SLOT_SIZE),
+  rx: ringSize(4096, NETIF_RX_SLOT_SIZE),
+} as const;
 
 /** tx request flags. Bits 0 and 1 are swapped between tx and rx. */
 export const NETTXF_CSUM_BLANK = 1;

@@ -1,4 +1,4 @@
-import { type ExtraInfos, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
+import { type ExtraInfos, RING_SIZES, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
 import { GSO_MAX_SIZE, type NetDevice, parseAddress } from '../net/device.js';
 import {
@@ -122,6 +122,7 @@ export class Vif implements QueueVif, ControlTarget {
         startXmit: packet => this.startXmit(packet),
         selectQueue: packet => this.selectQueue(packet),
         fixFeatures: (_, features) => this.fixFeatures(features),
+        ringSizes: () => RING_SIZES,
         ethtoolStats: () => ethtoolQueueStats(this.queues.map(queue => queue.stats)),
         changeMtu: (_, mtu) => this.checkMtu(mtu),
       },

@@ -1,4 +1,4 @@
-import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
+import { RING_SIZES, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import { isValidEtherAddress, type NetDevice, parseAddress } from '../net/device.js';
@@ -121,6 +121,7 @@ export class Netfront implements QueueDevice {
           for (const queue of this.queues) queue.flush();
         },
         fixFeatures: (_, features) => this.fixFeatures(features),
+        ringSizes: () => RING_SIZES,
         ethtoolStats: () => ethtoolQueueStats(this.queueStats),
         changeMtu: (dev, mtu) => {
           const max = this.maxMtu;
