@@ -1,12 +1,14 @@
 #!/usr/bin/env node
 import { type Command, helpOf, runCommand } from './command.js';
 import { DOMAIN_COMMANDS } from './domain-commands.js';
+import { LIFE_COMMANDS } from './life-commands.js';
 import { NET_COMMANDS } from './net-commands.js';
 import { SELFTEST_COMMANDS } from './selftest.js';
 import { VIF_COMMANDS } from './vif-commands.js';
 
 const COMMANDS: Readonly<Record<string, Command>> = {
   ...DOMAIN_COMMANDS,
+  ...LIFE_COMMANDS,
   ...NET_COMMANDS,
   ...VIF_COMMANDS,
   ...SELFTEST_COMMANDS,
@@ -22,6 +24,10 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
   up: {
     summary: 'Starts a simulated Xen host; Ctrl-C shuts it down.',
     load: async () => (await import('./up.js')).UP_COMMAND,
+  },
+  restore: {
+    summary: 'Starts a host as "pvnet save" wrote it to a file.',
+    load: async () => (await import('./up.js')).RESTORE_COMMAND,
   },
   backend: {
     summary: 'Serves the vifs of other domains on a real Xen host.',

@@ -1,12 +1,14 @@
-import { rmdirSync, unlinkSync } from 'node:fs';
+import { readFileSync, rmdirSync, unlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { readDomainFile } from '../toolstack/domain-config.js';
-import { Host, type HostOptions } from '../toolstack/host.js';
+import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
+import { parseHostImage, restoreHost } from '../toolstack/save.js';
 import { runProgram } from '../uplink/namespace.js';
 import { formatXenbusTrace } from '../xenbus/index.js';
 import { listen } from '../xenstore/node/index.js';
-import type { Command } from './command.js';
+import type { Command, Invocation, OptionHelp } from './command.js';
 import { registerHostMethods } from './host-methods.js';
+import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
 import { CliError, defaultControlSocket, prepareSocketPath, RpcRegistry, RpcServer } from './rpc.js';
 
@@ -80,6 +82,7 @@ export async function startHost(options: {
   };
   registerHostMethods(registry, host, () => setImmediate(end));
   registerNetMethods(registry, host);
+  registerLifeMethods(registry, host, () => setImmediate(end));
   const store = await listen(host.xenstored.server, xenstoredSocket).catch(async error => {
     await host.close();
     throw error;
@@ -110,59 +113,100 @@ function tidy(sockets: readonly string[], folder: string | undefined): void {
   }
 }
 
+const OPTIONS: Readonly<Record<string, OptionHelp>> = {
+  xenstored: { type: 'string', value: 'PATH', help: 'xenstored’s socket (else beside the control socket)' },
+  uplink: {
+    type: 'string',
+    multiple: true,
+    value: 'BRIDGE=TAP[,ADDR]',
+    help: 'connect a bridge with this machine by a TAP',
+  },
+  trace: { type: 'boolean', help: 'print what the buses do' },
+};
+
+/**
+ * Runs a host until it is told to end, as a command does.
+ * @param populate creates its domains
+ * @returns the exit status
+ */
+async function serve(
+  name: string,
+  { flag, option, options, print }: Invocation,
+  populate: (host: Host) => Promise<readonly HostedDomain[]>,
+): Promise<number> {
+  const uplinks = options('uplink').map(parseUplink);
+  const running = await startHost({
+    controlSocket: option('socket'),
+    xenstoredSocket: option('xenstored'),
+    host: flag('trace') ? { trace: event => print(formatXenbusTrace(event)) } : {},
+  });
+  const { host, controlSocket, xenstoredSocket } = running;
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, running.end);
+  let status = 0;
+  try {
+    for (const { bridge, tap, address } of uplinks) {
+      const port = host.addUplink(bridge, tap);
+      const lines = [`link set dev ${port.tap.name} up`];
+      if (address !== undefined) lines.unshift(`addr add ${address} dev ${port.tap.name}`);
+      const { status: code, stderr } = await runProgram(['ip', '-batch', '-'], `${lines.join('\n')}\n`);
+      if (code !== 0) throw new CliError('EINVAL', `--uplink ${bridge}=${tap}: ${stderr.trim()}`);
+      print(`uplink ${port.tap.name} on ${bridge}`);
+    }
+    for (const hosted of await populate(host)) {
+      const waiting = await host.settled(hosted);
+      print(`domain ${hosted.domain.domid}: ${hosted.config.name}`);
+      for (const vif of waiting) print(`  vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
+    }
+    print(`PVNET_SOCKET=${controlSocket}`);
+    print(`XENSTORED_PATH=${xenstoredSocket}`);
+    print('ready; Ctrl-C shuts down');
+  } catch (error) {
+    process.stderr.write(`pvnet ${name}: ${(error as Error).message}\n`);
+    status = 1;
+    running.end();
+  }
+  await running.ended;
+  return status;
+}
+
 export const UP_COMMAND: Command = {
   usage: '[FILE…]',
   summary: 'Starts a simulated Xen host with the domains that the files describe; Ctrl-C shuts it down.',
   details:
     'Files are in xl’s syntax: name, memory, vif = [ … ], and guest = "echo", "netns" or "module:./file.js".\n' +
     'Bridges that a vif names are made when they are first needed.',
-  options: {
-    xenstored: { type: 'string', value: 'PATH', help: 'xenstored’s socket (else beside the control socket)' },
-    uplink: {
-      type: 'string',
-      multiple: true,
-      value: 'BRIDGE=TAP[,ADDR]',
-      help: 'connect a bridge with this machine by a TAP',
-    },
-    trace: { type: 'boolean', help: 'print what the buses do' },
-  },
+  options: OPTIONS,
   arguments: [0, Number.POSITIVE_INFINITY],
-  async run({ positionals, flag, option, options, print }) {
-    const configs = positionals.map(readDomainFile);
-    const uplinks = options('uplink').map(parseUplink);
+  run(invocation) {
+    const configs = invocation.positionals.map(readDomainFile);
     for (const config of configs) for (const note of config.ignored) process.stderr.write(`${note}\n`);
-    const running = await startHost({
-      controlSocket: option('socket'),
-      xenstoredSocket: option('xenstored'),
-      host: flag('trace') ? { trace: event => print(formatXenbusTrace(event)) } : {},
-    });
-    const { host, controlSocket, xenstoredSocket } = running;
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, running.end);
-    let status = 0;
-    try {
-      for (const { bridge, tap, address } of uplinks) {
-        const port = host.addUplink(bridge, tap);
-        const lines = [`link set dev ${port.tap.name} up`];
-        if (address !== undefined) lines.unshift(`addr add ${address} dev ${port.tap.name}`);
-        const { status: code, stderr } = await runProgram(['ip', '-batch', '-'], `${lines.join('\n')}\n`);
-        if (code !== 0) throw new CliError('EINVAL', `--uplink ${bridge}=${tap}: ${stderr.trim()}`);
-        print(`uplink ${port.tap.name} on ${bridge}`);
-      }
+    return serve('up', invocation, async host => {
+      const created: HostedDomain[] = [];
       for (const config of configs) {
         const hosted = await host.create(config);
-        const waiting = await host.settled(hosted);
-        print(`domain ${hosted.domain.domid}: ${config.name}`);
-        for (const vif of waiting) print(`  vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
+        await host.settled(hosted);
+        created.push(hosted);
       }
-      print(`PVNET_SOCKET=${controlSocket}`);
-      print(`XENSTORED_PATH=${xenstoredSocket}`);
-      print('ready; Ctrl-C shuts down');
+      return created;
+    });
+  },
+};
+
+export const RESTORE_COMMAND: Command = {
+  usage: 'FILE',
+  summary: 'Starts a simulated Xen host with the domains that "pvnet save" wrote to a file.',
+  details: 'Uplinks are not in the file: they belong to the machine. All else is as with "pvnet up".',
+  options: OPTIONS,
+  arguments: [1, 1],
+  run(invocation) {
+    const [file] = invocation.positionals;
+    let text: string;
+    try {
+      text = readFileSync(file, 'utf8');
     } catch (error) {
-      process.stderr.write(`pvnet up: ${(error as Error).message}\n`);
-      status = 1;
-      running.end();
+      throw new CliError('ENOENT', `${file} cannot be read (${(error as NodeJS.ErrnoException).code})`);
     }
-    await running.ended;
-    return status;
+    const image = parseHostImage(text, file);
+    return serve('restore', invocation, host => restoreHost(host, image));
   },
 };

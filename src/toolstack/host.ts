@@ -656,6 +656,7 @@ export class Host {
   /** What a vif waits for, in words; null when it is connected. */
   waitingFor(hosted: HostedDomain, vif: AttachedVif): string | null {
     if (vif.status !== null) return vif.status;
+    if (hosted.domain.shutdownReason === 'suspend') return 'the domain is suspended';
     const { domid } = hosted.domain;
     const { booted } = hosted;
     let wait: string | null = null;

@@ -1,0 +1,84 @@
+import { resolve } from 'node:path';
+import { type Command, parseNumber } from './command.js';
+import type { LifeMethods } from './life-methods.js';
+import { CliError } from './rpc.js';
+
+type Result<N extends keyof LifeMethods> = LifeMethods[N]['result'];
+
+/** Devids are below. */
+const DEVIDS_MAX = 0xffff;
+
+/** The commands of a domain's life beyond its start and end. */
+export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
+  suspend: {
+    usage: 'DOMAIN…',
+    summary: 'Asks domains to suspend themselves, and waits until they have.',
+    arguments: [1, Number.POSITIVE_INFINITY],
+    async run({ positionals, host }) {
+      const client = await host();
+      for (const domain of positionals) await client.call('suspend', { domain });
+      return 0;
+    },
+  },
+  resume: {
+    usage: 'DOMAIN…',
+    summary: 'Lets suspended domains go on; their frontends connect anew.',
+    options: {
+      cancelled: { type: 'boolean', help: 'as if they had not been suspended: nothing connects anew' },
+    },
+    arguments: [1, Number.POSITIVE_INFINITY],
+    async run({ positionals, host, flag }) {
+      const client = await host();
+      for (const domain of positionals) {
+        await client.call('resume', { domain, cancelled: flag('cancelled') });
+      }
+      return 0;
+    },
+  },
+  save: {
+    usage: 'FILE',
+    summary: 'Writes the whole host with its domains to a file, for "pvnet restore", and shuts it down.',
+    details:
+      'Domains whose guests are of kind "echo", or modules with a "save", can be saved. The file holds what they\n' +
+      'saved and their part of xenstore; vifs connect anew when it is restored.',
+    options: { 'leave-running': { type: 'boolean', help: 'let the host go on' } },
+    arguments: [1, 1],
+    async run({ positionals, host, flag, show }) {
+      const client = await host();
+      const saved = await client.call<Result<'save'>>('save', {
+        file: resolve(positionals[0]),
+        leaveRunning: flag('leave-running'),
+      });
+      show(saved, ({ domains }) => `saved ${domains.join(', ') || 'a host without domains'}`);
+      return 0;
+    },
+  },
+  migrate: {
+    usage: 'DOMAIN --to SOCKET',
+    summary: 'Moves a domain that runs to another host.',
+    details:
+      'The domain keeps its name and addresses; the other host makes bridges that it does not have yet.',
+    options: { to: { type: 'string', value: 'SOCKET', help: 'the control socket of the host that gets it' } },
+    arguments: [1, 1],
+    async run({ positionals: [domain], option, host, show }) {
+      const to = option('to');
+      if (to === undefined) throw new CliError('EINVAL', 'say with --to which host gets the domain');
+      const client = await host();
+      const moved = await client.call<Result<'migrate'>>('migrate', { domain, to: resolve(to) });
+      show(moved, ({ domid }) => `${domain} is domain ${domid} there`);
+      return 0;
+    },
+  },
+  'vif-carrier': {
+    usage: 'DOMAIN DEVID up|down',
+    summary: 'Takes the link of a vif down, or lets it be up again.',
+    arguments: [3, 3],
+    async run({ positionals: [domain, devid, state], host }) {
+      if (state !== 'up' && state !== 'down')
+        throw new CliError('EINVAL', `"${state}" is neither up nor down`);
+      const params = { domain, devid: parseNumber(devid, 'DEVID', 0, DEVIDS_MAX), up: state === 'up' };
+      await (await host()).call('vif-carrier', params);
+      return 0;
+    },
+  },
+};

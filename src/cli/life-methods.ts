@@ -1,0 +1,87 @@
+import { writeFileSync } from 'node:fs';
+import { netbackOf } from '../netback/netback.js';
+import { ToolstackError } from '../toolstack/error.js';
+import type { Host } from '../toolstack/host.js';
+import { type DomainImage, restoreDomain, resumeAll, saveHost, sendDomain } from '../toolstack/save.js';
+import { RpcClient, type RpcRegistry } from './rpc.js';
+
+/** What the methods of a domain's life take and give. */
+export interface LifeMethods {
+  suspend: { params: { domain: string }; result: null };
+  resume: { params: { domain: string; cancelled?: boolean }; result: null };
+  /** `file` is absolute: the host writes it. */
+  save: { params: { file: string; leaveRunning?: boolean }; result: { domains: string[] } };
+  migrate: { params: { domain: string; to: string }; result: { domid: number } };
+  /** What a host asks of the one that its domain moves to. */
+  receive: { params: { image: DomainImage }; result: { domid: number; notes: string[] } };
+  'vif-carrier': { params: { domain: string; devid: number; up: boolean }; result: null };
+}
+
+/** Registers what the commands of a domain's life call. @param down ends the host */
+export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () => void): void {
+  const register = <N extends keyof LifeMethods>(
+    name: N,
+    method: (params: LifeMethods[N]['params']) => Promise<LifeMethods[N]['result']>,
+  ): void => registry.register(name, method);
+
+  register('suspend', async ({ domain }) => {
+    await host.suspend(host.find(domain));
+    return null;
+  });
+  register('resume', async ({ domain, cancelled }) => {
+    const hosted = host.find(domain);
+    await host.resume(hosted, { cancelled: cancelled === true });
+    await host.settled(hosted);
+    return null;
+  });
+  register('save', async ({ file, leaveRunning }) => {
+    const image = await saveHost(host);
+    const domains = [...host.domains];
+    try {
+      writeFileSync(String(file), `${JSON.stringify(image)}\n`, { mode: 0o600 });
+    } catch (error) {
+      await resumeAll(host, domains);
+      throw new ToolstackError(
+        'EIO',
+        `${file} cannot be written (${(error as NodeJS.ErrnoException).code}); all goes on`,
+      );
+    }
+    if (leaveRunning) await resumeAll(host, domains);
+    else {
+      await Promise.all(domains.map(hosted => host.destroy(hosted)));
+      down();
+    }
+    return { domains: domains.map(({ config }) => config.name) };
+  });
+  register('migrate', async ({ domain, to }) => {
+    const client = await RpcClient.connect(String(to));
+    try {
+      let domid = 0;
+      await sendDomain(host, host.find(domain), async image => {
+        ({ domid } = await client.call<LifeMethods['receive']['result']>('receive', { image }));
+      });
+      return { domid };
+    } finally {
+      client.close();
+    }
+  });
+  register('receive', async ({ image }) => {
+    const hosted = await restoreDomain(host, image);
+    const waiting = await host.settled(hosted);
+    const notes = waiting.map(vif => `vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
+    return { domid: hosted.domain.domid, notes };
+  });
+  register('vif-carrier', async ({ domain, devid, up }) => {
+    const { domain: xen, config } = host.find(domain);
+    const device = host.dom0.xenbus.backend.devices.get(`backend/vif/${xen.domid}/${devid}`);
+    const netback = device === undefined ? undefined : netbackOf(device);
+    if (netback === undefined) {
+      throw new ToolstackError(
+        'ENODEV',
+        `the domain ${config.name} has no vif ${devid} with its backend in domain 0`,
+      );
+    }
+    await netback.setCarrier(up === true);
+    return null;
+  });
+}

@@ -1,0 +1,77 @@
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+
+/** Hosts with control sockets of their own, in one folder. */
+class Machine {
+  readonly cwd = mkdtempSync(join(tmpdir(), 'pvnet-life-'));
+
+  constructor(private readonly t: TestContext) {
+    t.after(() => rmSync(this.cwd, { recursive: true, force: true }));
+  }
+
+  async start(socket: string, ...args: string[]): Promise<{ child: ChildProcess; output: string }> {
+    const child = spawn(process.execPath, [MAIN, ...args, '--socket', join(this.cwd, socket)], {
+      cwd: this.cwd,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.t.after(() => void child.kill('SIGKILL'));
+    let output = '';
+    await new Promise<void>((resolve, reject) => {
+      for (const stream of [child.stdout!, child.stderr!]) {
+        stream.on('data', chunk => {
+          output += chunk;
+          if (output.includes('ready;')) resolve();
+        });
+      }
+      child.on('exit', () => reject(new Error(`pvnet ${args.join(' ')} ended: ${output}`)));
+    });
+    return { child, output };
+  }
+
+  run(socket: string, ...args: string[]): string {
+    const argv = [MAIN, ...args, '--socket', join(this.cwd, socket)];
+    const { status, stdout, stderr } = spawnSync(process.execPath, argv, { cwd: this.cwd, encoding: 'utf8' });
+    return status === 0 ? stdout : stderr;
+  }
+}
+
+test('suspend, resume, migrate, save and restore from the command line', async t => {
+  const machine = new Machine(t);
+  writeFileSync(join(machine.cwd, 'a.cfg'), `name = "a"\nguest = "echo"\nvif = [ 'ip=10.0.0.1' ]\n`);
+  writeFileSync(join(machine.cwd, 'b.cfg'), `name = "b"\nguest = "echo"\nvif = [ 'ip=10.0.0.2' ]\n`);
+  const [one] = await Promise.all([
+    machine.start('1.sock', 'up', 'a.cfg'),
+    machine.start('2.sock', 'up', 'b.cfg'),
+  ]);
+
+  assert.equal(machine.run('1.sock', 'suspend', 'a'), '');
+  assert.match(machine.run('1.sock', 'vif-list'), /the domain is suspended/);
+  assert.equal(machine.run('1.sock', 'resume', 'a'), '');
+  assert.equal(machine.run('1.sock', 'vif-carrier', 'a', '0', 'down'), '');
+  assert.match(machine.run('1.sock', 'vif-list'), /without carrier/);
+  assert.equal(machine.run('1.sock', 'vif-carrier', 'a', '0', 'up'), '');
+
+  assert.match(machine.run('1.sock', 'migrate', 'a', '--to', join(machine.cwd, '0.sock')), /pvnet migrate: /);
+  assert.match(
+    machine.run('1.sock', 'migrate', 'a', '--to', join(machine.cwd, '2.sock')),
+    /^a is domain 2 there/,
+  );
+  assert.match(machine.run('2.sock', 'ping', 'b', '10.0.0.1', '-c', '1'), /answer from 10\.0\.0\.1/);
+  one.child.kill('SIGTERM');
+
+  const file = join(machine.cwd, 'host.pvnet');
+  assert.match(machine.run('2.sock', 'save', '--leave-running', 'host.pvnet'), /^saved b, a/);
+  assert.equal(statSync(file).mode & 0o777, 0o600);
+  assert.match(machine.run('2.sock', 'save', 'host.pvnet'), /^saved b, a/);
+  const restored = await machine.start('3.sock', 'restore', 'host.pvnet');
+  assert.match(restored.output, /domain 1: b\ndomain 2: a\n/);
+  assert.match(machine.run('3.sock', 'ping', 'a', '10.0.0.2', '-c', '1'), /answer from 10\.0\.0\.2/);
+  restored.child.kill('SIGTERM');
+});
