@@ -587,10 +587,10 @@ export class Queue {
   /** Lets the backend write to a page at `slot`. @returns false, with the page given back, when there is no grant left */
   private grantRx(slot: number, index: number): boolean {
     const { platform, backendId } = this.device;
+    const page = this.rxPages.pages[index];
+    // Whoever had the page before may have written to it.
+    if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
     if (this.rxGranted === null) {
-      const page = this.rxPages.pages[index];
-      // Whoever had the page before may have written to it.
-      if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
       platform.grants.grant(this.rxGrefs[slot], backendId, page, false);
       return true;
     }

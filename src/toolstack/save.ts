@@ -4,6 +4,12 @@ import { ToolstackError } from './error.js';
 import type { Host, HostedDomain } from './host.js';
 import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
 
+/** Why guests of a kind, or some of them, cannot be saved. */
+const UNSAVABLE: Readonly<Record<string, string>> = {
+  module: 'its module has no "save"',
+  netns: 'its programs are processes of this machine',
+  linux: 'the state of its machine cannot be had',
+};
 /** What a domain's home has that the toolstack makes anew. */
 const REMADE = /^\/(device|backend|error|vm|name|domid|memory|cpu|control\/shutdown)(\/|$)/;
 /** What else of xenstore is made anew with its domains. */
@@ -58,10 +64,7 @@ function saverOf(hosted: HostedDomain): () => unknown {
   const { config, booted } = hosted;
   const save = booted?.guest.save;
   if (save === undefined) {
-    const why =
-      config.guest.kind === 'module'
-        ? 'its module has no "save"'
-        : 'programs of this machine cannot be saved';
+    const why = UNSAVABLE[config.guest.kind] ?? 'it has no state to save';
     throw new ToolstackError(
       'EOPNOTSUPP',
       `${config.name}: a guest of kind "${config.guest.kind}" cannot be saved: ${why}`,
