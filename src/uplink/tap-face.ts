@@ -9,9 +9,12 @@ import {
   NETDEV_UP,
 } from '../net/notifier.js';
 import type { Packet } from '../net/packet.js';
+import { Task } from '../platform/scheduler.js';
 import { POLL_STARVED, type Poller, type PollHandle } from './poller.js';
 import { type Tap, TapIo, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6 } from './tap.js';
 
+/** Packets that are written at a time. */
+const BATCH = 64;
 /** What may change what the interface should be. */
 const EVENTS = [NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE, NETDEV_CHANGEMTU];
 
@@ -26,6 +29,9 @@ export class TapFace {
   private readonly handle: PollHandle;
   private readonly notifier: NotifierBlock;
   private readonly wake = (): void => this.handle.wake();
+  private readonly waiting: (Packet | null)[] = new Array(BATCH).fill(null);
+  private waitingCount = 0;
+  private readonly flushTask: Task;
   /** The MTU that the interface was told of. */
   private mtu: number;
 
@@ -38,6 +44,7 @@ export class TapFace {
   ) {
     const { net } = device;
     this.mtu = device.mtu;
+    this.flushTask = new Task(`tap ${tap.name}`, () => this.flush());
     this.io = new TapIo(tap, net.memory, net.packets, net.pages);
     this.handle = poller.add({ fd: tap.fd, poll: budget => this.poll(budget) });
     this.notifier = {
@@ -65,6 +72,11 @@ export class TapFace {
     device.offWake(this.wake);
     device.rxHandler = null;
     this.handle.remove();
+    for (let i = 0; i < this.waitingCount; i++) {
+      this.waiting[i]!.release();
+      this.waiting[i] = null;
+    }
+    this.waitingCount = 0;
     this.io.destroy();
     tap.setCarrier(false);
     return tap;
@@ -93,9 +105,28 @@ export class TapFace {
     if (up) this.handle.wake();
   }
 
+  /** A packet with data in another domain waits for those behind it: one batch of copies fetches it all. */
   private receive(packet: Packet): void {
-    if (packet.isLocal || this.device.net.materialiser.materialiseOne(packet)) this.io.writePacket(packet);
-    packet.release();
+    if (packet.isLocal && this.waitingCount === 0) {
+      this.io.writePacket(packet);
+      packet.release();
+      return;
+    }
+    if (this.waitingCount === BATCH) this.flush();
+    this.waiting[this.waitingCount++] = packet;
+    this.device.net.scheduler.post(this.flushTask);
+  }
+
+  private flush(): void {
+    const { waiting, waitingCount } = this;
+    this.waitingCount = 0;
+    this.device.net.materialiser.materialise(waiting as Packet[], waitingCount);
+    for (let i = 0; i < waitingCount; i++) {
+      const packet = waiting[i]!;
+      waiting[i] = null;
+      if (!packet.failed) this.io.writePacket(packet);
+      packet.release();
+    }
   }
 
   private poll(budget: number): number {

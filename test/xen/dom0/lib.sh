@@ -2,12 +2,14 @@
 pvnet() { node src/cli/main.js "$@"; }
 # A line for the report: RESULT <tab> ok|FAIL|- <tab> what <tab> detail
 result() { printf 'RESULT\t%s\t%s\t%s\n' "$1" "$2" "$3"; }
-# check WHAT COMMAND...: ok when the command succeeds; the last line of its output is the detail.
+# check WHAT COMMAND...: ok when the command succeeds; the last line of its output is the detail. Runs in this shell,
+# whose variables the command may set.
 check() {
-	local what=$1 out rc; shift
-	out=$("$@" 2>&1); rc=$?
-	if [ $rc = 0 ]; then result ok "$what" "$(tail -n 1 <<<"$out")"
-	else result FAIL "$what" "status $rc: $(tail -n 1 <<<"$out")"; printf '%s\n' "$out" >&2; fi
+	local what=$1 rc last; shift
+	"$@" >/tmp/check.out 2>&1; rc=$?
+	last=$(grep -a . /tmp/check.out | tail -n 1)
+	if [ $rc = 0 ]; then result ok "$what" "$last"
+	else result FAIL "$what" "status $rc: $last"; cat /tmp/check.out >&2; fi
 	return $rc
 }
 # until_true SECONDS COMMAND...
@@ -23,7 +25,7 @@ start_backend() {
 }
 stop_backend() { kill "-$1" "$backend"; wait "$backend"; }
 guest() { local name=$1; shift; xenlab-domu exec --name "$name" --timeout 300 "$@"; }
-ping_guest() { ping -q -c 10 -i 0.2 -W 5 "$1" | grep -q ' [1-9][0-9]* received' && ping -q -c 10 -i 0.2 -W 5 "$1" | tail -1; }
+ping_guest() { ping -q -c 10 -i 0.2 -W 5 "$1" | tail -n 1 | grep rtt; }
 mbits() { grep receiver | sed 's/.* \([0-9.]* [MK]bits\/sec\).*/\1/'; }
 # tcp GUEST ADDRESS SECONDS [-R]
 tcp() { local name=$1 to=$2 secs=$3; shift 3; guest "$name" "iperf3 -c $to -t $secs -f m $*" | mbits | grep .; }
