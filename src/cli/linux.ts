@@ -1,7 +1,35 @@
 import { fetchLinux } from '../guests/linux/fetch.js';
 import { cachedFiles, cacheFolder } from '../guests/linux/files.js';
+import { keepSnapshot, lacksSnapshot, linuxOf } from '../guests/linux/kind.js';
+import { parseDomain } from '../toolstack/domain-config.js';
+import { Host } from '../toolstack/host.js';
 import type { Command } from './command.js';
 import { CliError } from './rpc.js';
+
+/** The two kinds of guests that are booted once, so that later ones go on from there. */
+const TEMPLATES = [
+  'name = "template"\nguest = "linux"',
+  'name = "driver-template"\nguest = "linux"\ndriver_domain = 1',
+];
+
+/** Boots a guest of each kind that has no snapshot yet, and keeps one. */
+export async function takeSnapshots(log: (line: string) => void): Promise<void> {
+  const configs = TEMPLATES.map(text => parseDomain(text, 'template.cfg')).filter(lacksSnapshot);
+  if (configs.length === 0) return;
+  const host = await Host.start();
+  try {
+    for (const config of configs) {
+      log(`booting ${config.name} once, for a snapshot`);
+      const hosted = await host.create(config);
+      await host.settled(hosted);
+      await host.suspend(hosted);
+      keepSnapshot(config, await linuxOf(hosted.booted!.guest)!.save());
+      await host.destroy(hosted);
+    }
+  } finally {
+    await host.close();
+  }
+}
 
 export const LINUX_COMMAND: Command = {
   usage: 'fetch | status',
@@ -14,6 +42,7 @@ export const LINUX_COMMAND: Command = {
     switch (what) {
       case 'fetch':
         await fetchLinux(print);
+        await takeSnapshots(print);
         return 0;
       case 'status': {
         const there = cachedFiles() !== null;

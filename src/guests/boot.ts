@@ -24,7 +24,7 @@ export interface BootedGuest {
   readonly kernel: Kernel | null;
   readonly guest: Guest;
   /**
-   * Goes on after a suspend, in a domain that runs again; absent where the machine does that itself.
+   * Goes on after a suspend, in a domain that runs again; absent where the guest cannot be suspended.
    * @param cancelled nothing has happened to the domain meanwhile: its devices are as they were
    */
   resume?(cancelled: boolean): Promise<void>;

@@ -50,7 +50,10 @@ export interface Guest {
   command?(argv: readonly string[], workingDirectory?: string): string[];
   /** Sends one echo request. @returns milliseconds until the answer. @throws ErrnoError ETIMEDOUT */
   ping?(address: string, timeoutMs?: number): Promise<number>;
-  /** The guest's state as JSON, to be continued by another guest; absent where it cannot be had. Nothing changes. */
+  /**
+   * The guest's state as JSON or a promise of it, to be continued by another guest; absent where it cannot be had.
+   * Nothing changes.
+   */
   save?(): unknown;
   /** Lets go of its devices but of nothing else; only `stop` may follow. Absent where `save` has all. */
   leave?(): Promise<Luggage>;

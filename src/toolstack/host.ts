@@ -293,9 +293,10 @@ export class Host {
       await writeDomain(xs, identity);
       await xs.introduce(domain.domid, hypervisor.frames.gfn[domain.storePage], domain.storePort);
       await Promise.all(config.vifs.map((vif, index) => this.attach(hosted, vif, vif.devid ?? index)));
+      const state = await continued?.handOver(domain);
       hosted.booted =
         machine !== undefined
-          ? { kernel: null, guest: machine.start(domain, this.dom0) }
+          ? await machine.start(domain, this.dom0, state)
           : await bootGuest({
               domain,
               kind: GUEST_KINDS[config.guest.kind],
@@ -303,7 +304,7 @@ export class Host {
               vif: devid => hosted.vifs.get(devid)?.config,
               poller: this.poller,
               trace: this.options.trace,
-              state: await continued?.handOver(domain),
+              state,
             });
       return hosted;
     } catch (error) {
@@ -370,7 +371,7 @@ export class Host {
   /**
    * Asks a domain's kernel to suspend itself (control/shutdown), and waits until it has. Its devices stay as they
    * are, without carrier.
-   * @throws ToolstackError EOPNOTSUPP for a guest that is a machine, EINVAL when it does not run, ETIMEDOUT
+   * @throws ToolstackError EOPNOTSUPP for a guest that cannot, EINVAL when it does not run, ETIMEDOUT
    */
   async suspend(hosted: HostedDomain): Promise<void> {
     const { domain, config, booted } = hosted;

@@ -1,6 +1,7 @@
 import type { Irqs } from '../../events/index.js';
 import type { Platform } from '../../platform/index.js';
 import type { Domain, DomainOptions } from '../../platform/sim/index.js';
+import type { SavedHypercalls } from './hypercalls.js';
 import { Machine } from './machine.js';
 import { Personality } from './personality.js';
 import { PvConsole } from './pv-console.js';
@@ -30,6 +31,16 @@ export interface LinuxGuestOptions {
   readonly networkCard?: 'virtio' | 'ne2k';
 }
 
+/** A guest that was suspended and then saved. */
+export interface SavedLinux {
+  readonly memoryMib: number;
+  readonly hypercalls: SavedHypercalls;
+  /** Vifs that it had configured, by devid: after a restore they are again what they were. */
+  readonly vifs: readonly number[];
+  /** The machine, as v86 saves it. */
+  readonly machine: Uint8Array;
+}
+
 /**
  * A real Linux kernel as a domain of the simulated host: `create` makes the machine, a domain is created with
  * `domainOptions`, `start` boots the one as the other.
@@ -50,11 +61,13 @@ export class LinuxGuest {
   private isUp = false;
   private startedAt = 0;
   private destroyed = false;
+  private unlisten: (() => void) | null = null;
   private readonly upWaiters: (() => void)[] = [];
 
   private constructor(
     readonly machine: Machine,
     readonly personality: Personality,
+    readonly memoryMib: number,
   ) {
     this.domainOptions = Personality.domainOptions(machine);
   }
@@ -74,16 +87,54 @@ export class LinuxGuest {
       host: personality,
       networkCard: options.networkCard,
     });
-    guest = new LinuxGuest(machine, personality);
+    guest = new LinuxGuest(machine, personality, memoryMib);
     return guest;
   }
 
-  /** @param dom0 whose kernel has the other end of the console */
-  start(domain: Domain, dom0: { platform: Platform; irqs: Irqs }): void {
+  /**
+   * Boots, or goes on from where a saved guest was suspended.
+   * @param dom0 whose kernel has the other end of the console
+   */
+  async start(
+    domain: Domain,
+    dom0: { platform: Platform; irqs: Irqs },
+    saved: SavedLinux | null = null,
+  ): Promise<void> {
+    const { hypervisor } = domain;
     this.domain = domain;
-    this.startedAt = domain.hypervisor.scheduler.now();
+    this.startedAt = hypervisor.scheduler.now();
     this.personality.attach(this.machine, domain);
     this.console = new PvConsole(dom0, domain, bytes => this.emit(this.decoder.decode(bytes)));
+    // A domain that has shut down or suspended does not run on.
+    this.unlisten = hypervisor.onDomainChange(changed => {
+      if (changed === domain && domain.state !== 'running') void this.machine.stop();
+    });
+    if (saved !== null) {
+      await this.machine.restore(saved.machine);
+      this.personality.hypercalls!.restore(saved.hypercalls);
+      this.isUp = true;
+      for (const devid of saved.vifs) this.vifsUp.add(devid);
+    }
+    this.machine.run();
+  }
+
+  /** The state of a guest whose domain is suspended. */
+  async save(): Promise<SavedLinux> {
+    await this.machine.stop();
+    return {
+      memoryMib: this.memoryMib,
+      hypercalls: this.personality.hypercalls!.saved,
+      vifs: [...this.vifsUp],
+      machine: await this.machine.save(),
+    };
+  }
+
+  /**
+   * Goes on after a suspend, in a domain that runs again.
+   * @param cancelled what its kernel is told: whether the suspend was called off, or its devices must connect anew
+   */
+  resume(cancelled: boolean): void {
+    this.personality.hypercalls!.resumed = cancelled ? 1 : 0;
     this.machine.run();
   }
 
@@ -146,6 +197,7 @@ export class LinuxGuest {
     if (this.destroyed) return;
     this.destroyed = true;
     this.wakeWaiters();
+    this.unlisten?.();
     this.console?.close();
     await this.machine.destroy();
   }

@@ -72,6 +72,15 @@ const VCPU_INFO_BYTES = 64;
 
 const shutdownReasons = Object.entries(SHUTDOWN) as [ShutdownReason, number][];
 
+/** What of a guest's dealings with Xen is part of its saved state. */
+export interface SavedHypercalls {
+  /** HVM_PARAM_CALLBACK_IRQ. */
+  readonly callback: number;
+  readonly vector: number;
+  /** RAM that it has given up. */
+  readonly balloonedPages: readonly number[];
+}
+
 /** A hypercall that is to be made again, as its domain does not run now. */
 export const AGAIN = Symbol('again');
 
@@ -111,6 +120,21 @@ export class Hypercalls {
     this.params[HVM_PARAM.STORE_EVTCHN] = domain.storePort;
     this.params[HVM_PARAM.CONSOLE_PFN] = frames.gfn[domain.consolePage];
     this.params[HVM_PARAM.CONSOLE_EVTCHN] = domain.consolePort;
+  }
+
+  /** What a restored guest takes up from the one that was saved; it sets up the rest again by itself. */
+  get saved(): SavedHypercalls {
+    const gone: number[] = [];
+    for (let gfn = 0; gfn < this.domain.ramPages; gfn++) if (this.domain.physmap[gfn] === 0) gone.push(gfn);
+    return { callback: this.params[HVM_PARAM.CALLBACK_IRQ], vector: this.vector, balloonedPages: gone };
+  }
+
+  /** Goes on from what was saved: the suspend that the guest waits in returns when it runs. */
+  restore(saved: SavedHypercalls): void {
+    this.params[HVM_PARAM.CALLBACK_IRQ] = saved.callback;
+    this.vector = saved.vector;
+    for (const gfn of saved.balloonedPages) this.domain.takeRam(gfn);
+    this.resumed = 0;
   }
 
   /**

@@ -28,8 +28,6 @@ cd /root
 vif-agent &
 case $modules in *xen-netback*) backend-agent & ;; esac
 exec 0</dev/console 1>/dev/console 2>&1
-read -r seconds rest < /proc/uptime
-echo "pvnet: up after $seconds s"
 while :; do setsid -c sh -i; done
 `;
 
@@ -42,7 +40,7 @@ while :; do setsid -c sh -i; done
 export const XS = `#!/bin/sh
 # request TYPE LENGTH BODY; a length below 256 and a body in printf's format
 request() {
-  printf "\\\\$(($1 / 8))$(($1 % 8))\\\\0\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\$(($2 / 64))$(($2 / 8 % 8))$(($2 % 8))\\\\0\\\\0\\\\0$3" >&3
+  printf "\\\\$(($1 / 8))$(($1 % 8))\\\\0\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\$(($2 / 64))$(($2 / 8 % 8))$(($2 % 8))\\\\0\\\\0\\\\000$3" >&3
 }
 reply() { dd bs=4096 count=1 <&3 2>/dev/null | tail -c +17; }
 # As a value nobody writes these, so that the message's type need not be looked at.
@@ -59,7 +57,7 @@ xs_list() {
   ! failed "$value"
 }
 xs_write() {
-  request 11 $((\${#1} + \${#2} + 1)) "$1\\\\0$2"
+  request 11 $((\${#1} + \${#2} + 1)) "$1\\\\000$2"
   value=$(reply)
   ! failed "$value"
 }
@@ -90,6 +88,7 @@ export const VIF_AGENT = `#!/bin/sh
 xs_open
 xs_read name && hostname "$value"
 configure() {
+  xs_read name && hostname "$value"
   xs_read device/vif/$1/backend && xs_read $value/ip || value=
   for address in $value; do
     case $address in */*) ;; *:*) address=$address/64 ;; *) address=$address/24 ;; esac
@@ -98,7 +97,16 @@ configure() {
   ip link set $2 up
   echo "pvnet: vif $1 is $2" > /dev/console
 }
+# A vif that was there when this kernel was restored from a snapshot without it: the bus has not heard of it.
+announce() {
+  xs_list device/vif || return
+  for devid in $value; do
+    [ -e /sys/bus/xen/devices/vif-$devid ] && continue
+    xs_read device/vif/$devid/state && [ "$value" = 1 ] && xs_write device/vif/$devid/state 1
+  done
+}
 (xs_open; xs_watch device/vif) | while read line; do
+  announce
   for path in /sys/bus/xen/devices/vif-*/net/*; do
     [ -e $path ] || continue
     interface=\${path##*/}
@@ -112,6 +120,10 @@ configure() {
     interface=\${mark#/run/}
     [ -e /sys/class/net/\${interface%-vif*} ] || rm -f $mark
   done
+  [ -e /run/up ] && continue
+  : > /run/up
+  read -r seconds rest < /proc/uptime
+  echo "pvnet: up after $seconds s" > /dev/console
 done
 `;
 

@@ -1,10 +1,13 @@
+import { existsSync } from 'node:fs';
 import type { Irqs } from '../../events/index.js';
 import type { Platform } from '../../platform/index.js';
 import type { Domain, DomainOptions } from '../../platform/sim/index.js';
-import type { DomainConfig } from '../../toolstack/domain-config.js';
+import type { DomainConfig, LinuxSpec } from '../../toolstack/domain-config.js';
+import type { BootedGuest } from '../boot.js';
 import type { Guest, GuestConsole } from '../guest.js';
 import { cachedFiles, readGuestFile, readV86Module, requireFiles } from './files.js';
-import { LinuxGuest } from './guest.js';
+import { LinuxGuest, type SavedLinux } from './guest.js';
+import { readSnapshot, savedAsJson, savedFromJson, snapshotPath, writeSnapshot } from './snapshot.js';
 
 /** What a driver domain loads: the other drivers, and a bridge to put vifs on. */
 const DRIVER_DOMAIN = 'pvnet.modules=xen-netfront,xen-netback,bridge';
@@ -12,13 +15,15 @@ const DRIVER_DOMAIN = 'pvnet.modules=xen-netfront,xen-netback,bridge';
 /** A guest that is a machine of its own, with its kernel: a domain is created for it, then it starts. */
 export interface GuestMachine {
   readonly domainOptions: Partial<DomainOptions>;
-  start(domain: Domain, dom0: { platform: Platform; irqs: Irqs }): Guest;
+  /** @param state what the guest's `save` gave, to go on from there rather than boot */
+  start(domain: Domain, dom0: { platform: Platform; irqs: Irqs }, state: unknown): Promise<BootedGuest>;
   /** When it is not to start after all. */
   destroy(): Promise<void>;
 }
 
 /**
- * Makes the machine of `guest = "linux"`.
+ * Makes the machine of `guest = "linux"`. A guest with nothing of its own goes on from the snapshot of one that has
+ * just booted, where there is one.
  * @throws LinuxGuestError that says which file is missing and how to get it
  */
 export async function createLinuxMachine(config: DomainConfig): Promise<GuestMachine> {
@@ -27,6 +32,8 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
   const kernel = readGuestFile(spec.kernel ?? requireFiles().kernel, 'the kernel');
   // A kernel of one's own boots with what its file says, not with modules of another.
   const ramdisk = spec.ramdisk ?? (spec.kernel === undefined ? requireFiles().ramdisk : null);
+  const ours = spec.ramdisk === undefined && spec.kernel === undefined;
+  const extra = extraWords(spec);
   const linux = await LinuxGuest.create({
     module: readV86Module(),
     kernel,
@@ -34,22 +41,53 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
     bios: readGuestFile(spec.bios ?? cached?.bios ?? requireFiles().bios, 'the BIOS'),
     vgaBios: readGuestFile(spec.vgaBios ?? cached?.vgaBios ?? requireFiles().vgaBios, 'the VGA BIOS'),
     memoryMib: config.memory,
-    extra: [spec.driverDomain ? DRIVER_DOMAIN : '', spec.extra ?? ''].join(' ').trim(),
+    extra,
   });
-  const ours = spec.ramdisk === undefined && spec.kernel === undefined;
+  const devids = config.vifs.map((vif, index) => vif.devid ?? index);
   return {
     domainOptions: linux.domainOptions,
-    start(domain, dom0) {
-      linux.start(domain, dom0);
-      const devids = config.vifs.map((vif, index) => vif.devid ?? index);
-      return guestOf(linux, ours ? devids : null);
+    async start(domain, dom0, state) {
+      const fresh = ours ? readSnapshot(config.memory, extra) : null;
+      await linux.start(domain, dom0, state === undefined ? fresh : await savedFromJson(state));
+      const guest = guestOf(linux, ours ? devids : null);
+      return {
+        kernel: null,
+        guest,
+        async resume(cancelled) {
+          linux.resume(cancelled);
+        },
+      };
     },
     destroy: () => linux.destroy(),
   };
 }
 
+/** The machine of a guest of this kind; null for a guest of another. */
+export function linuxOf(guest: Guest): LinuxGuest | null {
+  return (guest as Partial<LinuxKindGuest>).linux ?? null;
+}
+
+interface LinuxKindGuest extends Guest {
+  readonly linux: LinuxGuest;
+}
+
+/** Keeps a guest that has just booted, without vifs, for later ones of the same configuration. */
+export function keepSnapshot(config: DomainConfig, saved: SavedLinux): void {
+  writeSnapshot(config.memory, extraWords(config.linux ?? { driverDomain: false }), saved);
+}
+
+/** True when a guest of this configuration would boot, for lack of a snapshot. */
+export function lacksSnapshot(config: DomainConfig): boolean {
+  const extra = extraWords(config.linux ?? { driverDomain: false });
+  return !existsSync(snapshotPath(config.memory, extra));
+}
+
+function extraWords(spec: LinuxSpec): string {
+  return [spec.driverDomain ? DRIVER_DOMAIN : '', spec.extra ?? ''].join(' ').trim();
+}
+
 /** @param devids the vifs that our init configures; null for an init that is not ours */
-function guestOf(linux: LinuxGuest, devids: number[] | null): Guest & { readonly linux: LinuxGuest } {
+function guestOf(linux: LinuxGuest, devids: number[] | null): LinuxKindGuest {
   const console: GuestConsole = {
     scrollback: () => linux.scrollback,
     onOutput: listener => linux.onOutput(listener),
@@ -61,5 +99,6 @@ function guestOf(linux: LinuxGuest, devids: number[] | null): Guest & { readonly
     console,
     settled: () => (devids === null ? Promise.resolve() : linux.whenUp(devids)),
     stop: () => linux.destroy(),
+    save: async () => savedAsJson(await linux.save()),
   };
 }
