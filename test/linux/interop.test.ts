@@ -1,0 +1,131 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import type { Host, HostedDomain } from '../../src/toolstack/host.js';
+import { parseVif } from '../../src/toolstack/vif-config.js';
+import { domain, holdings, NO_LINUX, sh, startHost } from '../support/linux.js';
+
+const MAC = 'mac=00:16:3e:00:00:01';
+
+/** The domain of the same name that the toolstack creates after a reboot. */
+async function restarted(host: Host, old: HostedDomain): Promise<HostedDomain> {
+  for (;;) {
+    const found = [...host.domains].find(({ config }) => config.name === old.config.name);
+    if (found !== undefined && found !== old && found.booted !== null) return found;
+    await new Promise(resolve => setTimeout(resolve, 20));
+  }
+}
+
+describe('Linux guests', { skip: NO_LINUX }, () => {
+  test('their xen-netfront and our netback carry traffic both ways', async t => {
+    const host = await startHost(t);
+    const echo = await host.create(domain('echo', 'guest = "echo"', "vif = ['ip=10.0.0.1']"));
+    const linux = await host.create(domain('linux', 'guest = "linux"', `vif = ['ip=10.0.0.2,${MAC}']`));
+    assert.deepEqual(await host.settled(linux), []);
+    assert.match(await sh(linux, 'cat /sys/hypervisor/type; hostname'), /^xen\nlinux\n$/);
+    assert.match(await sh(linux, 'cat /sys/class/net/eth0/address'), /^00:16:3e:00:00:01$/m);
+    assert.match(await sh(linux, 'ethtool -i eth0'), /^driver: vif$/m);
+    assert.match(await sh(linux, 'ping -c 5 -i 0.1 10.0.0.1'), / 0% packet loss/);
+    // More than one slot of the ring: the frame's data cross a page.
+    assert.match(await sh(linux, 'ping -c 20 -i 0.01 -s 1400 10.0.0.1'), / 0% packet loss/);
+    assert.ok((await echo.booted!.guest.ping!('10.0.0.2', 10_000)) >= 0);
+    const features = await sh(linux, 'ethtool -k eth0');
+    for (const on of ['scatter-gather', 'tcp-segmentation-offload', 'tx-checksum-ipv4']) {
+      assert.match(features, new RegExp(`${on}: on`));
+    }
+  });
+
+  test('our netfront and their xen-netback carry traffic both ways', async t => {
+    const host = await startHost(t);
+    const driver = await host.create(domain('driver', 'guest = "linux"', 'driver_domain = 1'));
+    const echo = await host.create(domain('echo', 'guest = "echo"', "vif = ['ip=10.0.0.1,backend=driver']"));
+    assert.deepEqual(await host.settled(echo), []);
+    await sh(driver, 'ip addr add 10.0.0.2/24 dev xenbr0');
+    assert.match(await sh(driver, 'ping -c 5 -i 0.1 10.0.0.1'), / 0% packet loss/);
+    assert.match(await sh(driver, 'ping -c 20 -i 0.01 -s 1400 10.0.0.1'), / 0% packet loss/);
+    assert.ok((await echo.booted!.guest.ping!('10.0.0.2', 10_000)) >= 0);
+    await host.detachVif(echo, 0);
+    assert.equal(await sh(driver, 'ls /sys/class/net | grep -c ^vif || true'), '0\n');
+  });
+
+  test('one guest’s xen-netfront and another’s xen-netback carry traffic, grants mapped across', async t => {
+    const host = await startHost(t);
+    const driver = await host.create(domain('driver', 'guest = "linux"', 'driver_domain = 1'));
+    const linux = await host.create(
+      domain('linux', 'guest = "linux"', "vif = ['ip=10.0.0.1,backend=driver']"),
+    );
+    assert.deepEqual(await host.settled(linux), []);
+    await sh(driver, 'ip addr add 10.0.0.2/24 dev xenbr0');
+    assert.match(await sh(linux, 'ping -c 5 -i 0.1 10.0.0.2'), / 0% packet loss/);
+    await sh(driver, 'dd if=/dev/urandom of=/www/file bs=64k count=4 2>/dev/null; httpd -h /www');
+    const sum = await sh(driver, 'sha256sum < /www/file');
+    assert.equal(await sh(linux, 'wget -q -O - http://10.0.0.2/file | sha256sum'), sum);
+  });
+
+  test('vifs come and go while one runs', async t => {
+    const host = await startHost(t);
+    const echo = await host.create(domain('echo', 'guest = "echo"', "vif = ['ip=10.0.0.1']"));
+    const linux = await host.create(domain('linux', 'guest = "linux"', "vif = ['ip=10.0.0.2']"));
+    await host.settled(linux);
+    const before = holdings(host);
+    const devid = await host.attachVif(linux, parseVif('ip=10.0.1.2'));
+    const other = await host.attachVif(echo, parseVif('ip=10.0.1.1'));
+    await host.settled(linux);
+    await sh(linux, 'until ip addr show eth1 | grep -q 10.0.1.2; do sleep 0.1; done');
+    assert.match(await sh(linux, 'ping -c 2 -i 0.1 10.0.1.1'), / 0% packet loss/);
+    await host.detachVif(linux, devid);
+    await host.detachVif(echo, other);
+    assert.equal(await sh(linux, 'ls -1 /sys/class/net'), 'eth0\nlo\n');
+    assert.match(await sh(linux, 'ping -c 2 -i 0.1 10.0.0.1'), / 0% packet loss/);
+    assert.deepEqual(holdings(host), before);
+  });
+
+  test('one that is saved goes on where it was, with another domid and the same connections', async t => {
+    const host = await startHost(t);
+    const echo = await host.create(domain('echo', 'guest = "echo"', "vif = ['ip=10.0.0.1']"));
+    const config = domain('linux', 'guest = "linux"', `vif = ['ip=10.0.0.2,${MAC}']`);
+    const first = await host.create(config);
+    await host.settled(first);
+    await sh(first, 'echo kept > /tmp/file');
+    await host.suspend(first);
+    assert.equal(first.domain.shutdownReason, 'suspend');
+    host.resume(first);
+    assert.match(await sh(first, 'ping -c 2 -i 0.1 10.0.0.1'), / 0% packet loss/);
+    const second = await host.create(config, await host.save(first));
+    assert.notEqual(second.domain.domid, first.domain.domid);
+    assert.deepEqual(await host.settled(second), []);
+    assert.equal(await sh(second, 'cat /tmp/file'), 'kept\n');
+    assert.match(await sh(second, 'ping -c 3 -i 0.1 10.0.0.1'), / 0% packet loss/);
+    assert.ok((await echo.booted!.guest.ping!('10.0.0.2', 10_000)) >= 0);
+  });
+
+  test('one that powers off, reboots, crashes or is destroyed in mid-transfer leaves nothing', async t => {
+    const host = await startHost(t);
+    await host.create(domain('echo', 'guest = "echo"', "vif = ['ip=10.0.0.1']"));
+    const config = domain('linux', 'guest = "linux"', "vif = ['ip=10.0.0.2']");
+    const start = async () => {
+      const linux = await host.create(config);
+      await host.settled(linux);
+      return linux;
+    };
+    await host.destroy(await start());
+    const before = holdings(host);
+
+    await host.shutdown(await start());
+    assert.deepEqual(holdings(host), before, 'after power-off');
+
+    const busy = await start();
+    await sh(busy, '(while :; do ping -c 1000 -i 0.002 -s 1400 10.0.0.1; done > /dev/null 2>&1 &); sleep 1');
+    await host.destroy(busy);
+    assert.deepEqual(holdings(host), before, 'after being destroyed');
+
+    // Without xen_legacy_crash a panic resets an HVM guest: the toolstack starts it again.
+    const crashing = await start();
+    crashing.booted!.guest.console!.type('echo c > /proc/sysrq-trigger\n');
+    const again = await restarted(host, crashing);
+    assert.equal(crashing.domain.shutdownReason, 'reboot');
+    await host.settled(again);
+    assert.match(await sh(again, 'ping -c 2 -i 0.1 10.0.0.1'), / 0% packet loss/);
+    await host.destroy(again);
+    assert.deepEqual(holdings(host), before, 'after a crash');
+  });
+});
