@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { Host, HostedDomain } from '../../src/toolstack/host.js';
+import { type DomainImage, restoreDomain, saveDomain } from '../../src/toolstack/save.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
 import { domain, holdings, NO_LINUX, sh, startHost } from '../support/linux.js';
 
@@ -88,9 +89,11 @@ describe('Linux guests', { skip: NO_LINUX }, () => {
     await sh(first, 'echo kept > /tmp/file');
     await host.suspend(first);
     assert.equal(first.domain.shutdownReason, 'suspend');
-    host.resume(first);
+    await host.resume(first, { cancelled: true });
     assert.match(await sh(first, 'ping -c 2 -i 0.1 10.0.0.1'), / 0% packet loss/);
-    const second = await host.create(config, await host.save(first));
+    const image = await saveDomain(host, first);
+    await host.destroy(first);
+    const second = await restoreDomain(host, JSON.parse(JSON.stringify(image)) as DomainImage);
     assert.notEqual(second.domain.domid, first.domain.domid);
     assert.deepEqual(await host.settled(second), []);
     assert.equal(await sh(second, 'cat /tmp/file'), 'kept\n');

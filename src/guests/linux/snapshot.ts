@@ -7,7 +7,8 @@ import { cacheFolder, LinuxGuestError, requireFiles } from './files.js';
 import type { SavedLinux } from './guest.js';
 import { V86_VERSION } from './v86-module.js';
 
-const deflate: (bytes: Uint8Array, options: { level: number }) => Promise<Buffer> = promisify(deflateCallback);
+const deflate: (bytes: Uint8Array, options: { level: number }) => Promise<Buffer> =
+  promisify(deflateCallback);
 const inflate: (bytes: Uint8Array) => Promise<Buffer> = promisify(inflateCallback);
 
 /** Of the file; a file of another is not read. */
@@ -70,7 +71,10 @@ export async function savedAsJson(saved: SavedLinux): Promise<unknown> {
 export async function savedFromJson(json: unknown): Promise<SavedLinux> {
   const { magic, format, v86, machine, ...rest } = json as Partial<Header> & { machine?: string };
   if (magic !== MAGIC || format !== FORMAT || v86 !== V86_VERSION || typeof machine !== 'string') {
-    throw new LinuxGuestError('EINVAL', `it is no Linux guest that this version of pvnet has saved (v86 ${v86})`);
+    throw new LinuxGuestError(
+      'EINVAL',
+      `it is no Linux guest that this version of pvnet has saved (v86 ${v86})`,
+    );
   }
   const saved = rest as Omit<SavedLinux, 'machine'>;
   return { ...saved, machine: await inflate(Buffer.from(machine, 'base64')) };
