@@ -38,10 +38,25 @@ export interface NetbackOptions {
 /** Grant references and event channel ports are read as u32; nothing larger exists. */
 const MAX_U32 = 0xffffffff;
 
+/** A queue's rings and event channels, as the frontend publishes them. */
+interface PublishedRings {
+  readonly txRef: number;
+  readonly rxRef: number;
+  readonly txPort: number;
+  readonly rxPort: number;
+}
+
+interface PublishedControl {
+  readonly ref: number;
+  readonly port: number;
+}
+
 /** The backend of one virtual interface: from its xenstore directory to its `Vif`. */
 export class Netback {
   vif: Vif | null = null;
   private mappings: GrantMapping[] = [];
+  /** What the frontend had published when we connected. */
+  private connectedTo = '';
   private multicastWatch: XsWatch | null = null;
   private hotplugWatch: XsWatch | null = null;
   private hotplugStatus: string | undefined;
@@ -121,6 +136,10 @@ export class Netback {
   /** Takes the backend towards a state, through all states that lie between. */
   async setState(target: number): Promise<void> {
     const { xbdev } = this;
+    // While the script is waited for there may be rings already, of a frontend that starts over now.
+    if (target === XenbusState.InitWait && xbdev.state === target && this.vif?.connected) {
+      await this.disconnect();
+    }
     while (xbdev.state !== target) {
       const before = xbdev.state;
       const next = await this.step(before, target);
@@ -162,11 +181,17 @@ export class Netback {
   private async connect(): Promise<boolean> {
     const { xbdev } = this;
     const vif = this.vif!;
-    if (vif.connected) return true;
     try {
+      const rings = await this.readRings();
+      const control = await this.readControl();
+      const name = JSON.stringify([rings, control]);
+      if (vif.connected && name === this.connectedTo) return true;
+      // It went and came back with other rings while nobody here looked.
+      if (vif.connected) await this.disconnect();
       this.fatalReason = '';
       const frontend = await this.readFrontend();
-      vif.connect(frontend, await this.mapQueues(), await this.mapControl());
+      vif.connect(frontend, this.mapRings(rings), this.mapControl(control));
+      this.connectedTo = name;
       await this.followMulticastControl();
     } catch (error) {
       await this.disconnect();
@@ -236,8 +261,8 @@ export class Netback {
     return Math.min(asked, XEN_NETIF_MAX_XDP_HEADROOM);
   }
 
-  /** Maps the rings of all queues that the frontend published. */
-  private async mapQueues(): Promise<QueueConnection[]> {
+  /** Where the rings of all queues are that the frontend published. */
+  private async readRings(): Promise<PublishedRings[]> {
     const { xbdev } = this;
     const key = 'multi-queue-num-queues';
     const asked = await xbdev.xs.readOptional(joinPath(xbdev.otherend, key));
@@ -248,37 +273,42 @@ export class Netback {
         `${xbdev.otherend}/${key} is ${count}; there are 1 to ${this.maxQueues} queues`,
       );
     }
-    if (count === 1) return [await this.mapQueue(xbdev.otherend)];
-    const connections: QueueConnection[] = [];
-    for (let i = 0; i < count; i++) connections.push(await this.mapQueue(`${xbdev.otherend}/queue-${i}`));
-    return connections;
+    const rings: PublishedRings[] = [];
+    for (let i = 0; i < count; i++) {
+      const dir = count === 1 ? xbdev.otherend : `${xbdev.otherend}/queue-${i}`;
+      const txRef = await this.readNumber(dir, 'tx-ring-ref');
+      const rxRef = await this.readNumber(dir, 'rx-ring-ref');
+      const [txPort, rxPort] = await this.readPorts(dir);
+      rings.push({ txRef, rxRef, txPort, rxPort });
+    }
+    return rings;
   }
 
-  private async mapQueue(dir: string): Promise<QueueConnection> {
-    const { xbdev, kernel } = this;
-    const domid = xbdev.otherendId;
-    const txRef = await this.readNumber(dir, 'tx-ring-ref');
-    const rxRef = await this.readNumber(dir, 'rx-ring-ref');
-    const [txPort, rxPort] = await this.readPorts(dir);
-    const map = (gref: number) => {
-      const mapping = kernel.platform.grants.map(domid, gref, false);
-      this.mappings.push(mapping);
-      return mapping;
-    };
-    return { domid, txRing: map(txRef), rxRing: map(rxRef), txPort, rxPort };
-  }
-
-  private async mapControl(): Promise<ControlConnection | null> {
-    const { xbdev, kernel } = this;
+  private async readControl(): Promise<PublishedControl | null> {
+    const { xbdev } = this;
     if ((await xbdev.xs.readOptional(joinPath(xbdev.otherend, 'ctrl-ring-ref'))) === undefined) return null;
-    const domid = xbdev.otherendId;
-    const ring = kernel.platform.grants.map(
-      domid,
-      await this.readNumber(xbdev.otherend, 'ctrl-ring-ref'),
-      false,
-    );
-    this.mappings.push(ring);
-    return { domid, ring, port: await this.readNumber(xbdev.otherend, 'event-channel-ctrl') };
+    return {
+      ref: await this.readNumber(xbdev.otherend, 'ctrl-ring-ref'),
+      port: await this.readNumber(xbdev.otherend, 'event-channel-ctrl'),
+    };
+  }
+
+  private mapRings(rings: readonly PublishedRings[]): QueueConnection[] {
+    const domid = this.xbdev.otherendId;
+    return rings.map(({ txRef, rxRef, txPort, rxPort }) => {
+      return { domid, txRing: this.map(txRef), rxRing: this.map(rxRef), txPort, rxPort };
+    });
+  }
+
+  private mapControl(control: PublishedControl | null): ControlConnection | null {
+    if (control === null) return null;
+    return { domid: this.xbdev.otherendId, ring: this.map(control.ref), port: control.port };
+  }
+
+  private map(gref: number): GrantMapping {
+    const mapping = this.kernel.platform.grants.map(this.xbdev.otherendId, gref, false);
+    this.mappings.push(mapping);
+    return mapping;
   }
 
   /** The frontend may switch multicast control on and off while it is connected. */

@@ -6,7 +6,7 @@ import { netbackOf } from '../../src/netback/netback.js';
 import { Queue as BackQueue } from '../../src/netback/queue.js';
 import type { Netfront } from '../../src/netfront/netfront.js';
 import { Queue as FrontQueue } from '../../src/netfront/queue.js';
-import type { XenbusDevice } from '../../src/xenbus/index.js';
+import type { XenbusDevice, XenbusDriver } from '../../src/xenbus/index.js';
 import { buildFrame } from '../net/frames.js';
 import { type GuestDomain, Host } from '../support/host.js';
 import { packetFrom } from '../support/packets.js';
@@ -21,6 +21,11 @@ const SEED = Number(process.env['PVNET_MODEL_SEED'] ?? 1);
 /** Events in a row with `npm run model-check`; `npm test` has 2, and goes on from a few states only. */
 const DEPTH = Number(process.env['PVNET_MODEL_DEPTH'] ?? 2);
 const EXPANDED_MAX = process.env['PVNET_MODEL_DEPTH'] === undefined ? 5 : Number.POSITIVE_INFINITY;
+
+/** Random walks, whose events do not wait for each other. */
+const WALKS = process.env['PVNET_MODEL_DEPTH'] === undefined ? 30 : 1000;
+/** What an event says that finds another going on: a driver that is there again, a domain that runs again. */
+const EXPECTED = /EEXIST|EINVAL/;
 
 interface ModelEvent {
   readonly name: string;
@@ -78,11 +83,14 @@ class Model {
   guest!: GuestDomain;
   private nextDevid = 0;
   private base!: object;
+  private drivers!: readonly [front: XenbusDriver, back: XenbusDriver];
 
   static async boot(seed: number): Promise<Model> {
     const model = new Model();
     model.host = await Host.boot(seed);
     model.guest = await model.host.createGuest('a');
+    const { guest, host } = model;
+    model.drivers = [guest.kernel.xenbus.frontend.drivers[0], host.dom0.xenbus.backend.drivers[0]];
     // The first vif makes pools and tables that stay.
     const devid = await model.plug();
     await model.connect(devid);
@@ -144,14 +152,14 @@ class Model {
 
   async reloadFront(): Promise<void> {
     const { xenbus } = this.guest.kernel;
-    const driver = xenbus.frontend.drivers[0];
+    const [driver] = this.drivers;
     await xenbus.unregisterDriver(driver);
     await xenbus.registerFrontend(driver);
   }
 
   async reloadBack(): Promise<void> {
     const { xenbus } = this.host.dom0;
-    const driver = xenbus.backend.drivers[0];
+    const [, driver] = this.drivers;
     await xenbus.unregisterDriver(driver);
     await xenbus.registerBackend(driver);
   }
@@ -224,7 +232,7 @@ class Model {
   }
 
   /** A packet from the guest reaches the bridge. */
-  async sends(devid: number): Promise<void> {
+  async sends(devid: number, name: string): Promise<void> {
     const eth = (this.front(devid)!.driverData as Netfront).dev as NetDevice;
     const bridge = this.host.bridge as Bridge;
     let got = 0;
@@ -239,7 +247,8 @@ class Model {
       payload,
     });
     eth.xmit(packetFrom(eth, frame));
-    await this.host.until(() => got === 1);
+    for (let i = 0; i < 100 && got === 0; i++) await this.host.scheduler.runFor(1);
+    assert.equal(got, 1, `connected, but nothing gets through, after: ${name}`);
     bridge.rxHandler = null;
   }
 
@@ -352,7 +361,7 @@ test('whatever happens to a vif, it connects again or goes, and leaves nothing',
                 assert.fail(`seed ${SEED}: no way back from: ${name} (${key}); now ${now}: ${waits}`);
               }
             }
-            await model.sends(devid);
+            await model.sends(devid, name);
           }
           await model.unplug(devid);
           model.assertNothingLeft(name);
@@ -363,6 +372,45 @@ test('whatever happens to a vif, it connects again or goes, and leaves nothing',
     t.diagnostic(
       `${states.size} states, ${transitions} transitions, ${teardowns.built} connections of either end; ` +
         `from ${byThemselves} states the ends find together by themselves, from ${byReplug} after a replug`,
+    );
+  } finally {
+    teardowns.restore();
+  }
+});
+
+test('events that come while the ends are still at the last ones', async t => {
+  const teardowns = watchTeardowns();
+  try {
+    const model = await Model.boot(SEED);
+    const { random } = model.host.scheduler;
+    let byThemselves = 0;
+    for (let walk = 0; walk < WALKS; walk++) {
+      const events = Array.from({ length: 1 + Math.floor(random() * 6) }, () => {
+        return EVENTS[Math.floor(random() * EVENTS.length)];
+      });
+      const name = `seed ${SEED}, walk ${walk}: ${events.map(({ name }) => name).join(', ')}`;
+      const devid = await model.plug();
+      // All at the same time, but for what little the host gets done in between.
+      const running: Promise<void>[] = [];
+      for (const event of events) {
+        running.push(event.run(model, devid).catch(error => assert.match(String(error), EXPECTED, name)));
+        await model.host.scheduler.runFor(random() * random() * 0.3);
+      }
+      await model.host.run(Promise.all(running));
+      await model.settle();
+      if (await model.connect(devid)) byThemselves++;
+      else {
+        await model.unplug(devid);
+        model.assertNothingLeft(name);
+        await model.plug(devid);
+        assert.ok(await model.connect(devid), `no way back from ${name}: ${await model.key(devid)}`);
+      }
+      await model.sends(devid, name);
+      await model.unplug(devid);
+      model.assertNothingLeft(name);
+    }
+    t.diagnostic(
+      `${WALKS} walks, ${teardowns.built} connections of either end; after ${byThemselves} the ends find together`,
     );
   } finally {
     teardowns.restore();
