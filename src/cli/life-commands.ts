@@ -39,7 +39,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     usage: 'FILE',
     summary: 'Writes the whole host with its domains to a file, for "pvnet restore", and shuts it down.',
     details:
-      'Domains whose guests are of kind "echo", or modules with a "save", can be saved. The file holds what they\n' +
+      'Domains whose guests are of kind "echo" or "linux", or modules with a "save", can be saved. The file holds what they\n' +
       'saved and their part of xenstore; vifs connect anew when it is restored.',
     options: { 'leave-running': { type: 'boolean', help: 'let the host go on' } },
     arguments: [1, 1],

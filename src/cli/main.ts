@@ -33,6 +33,10 @@ const LAZY: Readonly<Record<string, LazyCommand>> = {
     summary: 'Serves the vifs of other domains on a real Xen host.',
     load: async () => (await import('./backend.js')).BACKEND_COMMAND,
   },
+  console: {
+    summary: 'Sits at the console of a guest of kind "linux"; Ctrl-] leaves.',
+    load: async () => (await import('./console.js')).CONSOLE_COMMAND,
+  },
   linux: {
     summary: 'Gets what guests of kind "linux" boot.',
     load: async () => (await import('./linux.js')).LINUX_COMMAND,

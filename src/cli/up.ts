@@ -7,6 +7,7 @@ import { runProgram } from '../uplink/namespace.js';
 import { formatXenbusTrace } from '../xenbus/index.js';
 import { listen } from '../xenstore/node/index.js';
 import type { Command, Invocation, OptionHelp } from './command.js';
+import { registerConsoleMethods } from './console.js';
 import { registerHostMethods } from './host-methods.js';
 import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
@@ -83,6 +84,7 @@ export async function startHost(options: {
   registerHostMethods(registry, host, () => setImmediate(end));
   registerNetMethods(registry, host);
   registerLifeMethods(registry, host, () => setImmediate(end));
+  registerConsoleMethods(registry, host);
   const store = await listen(host.xenstored.server, xenstoredSocket).catch(async error => {
     await host.close();
     throw error;
