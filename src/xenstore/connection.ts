@@ -9,8 +9,8 @@ import type { Watch, WatchOwner } from './watches.js';
 
 /** Messages of one client that are handled before the others have their turn. */
 const MESSAGES_A_TURN = 128;
-/** A client with more unread output than this is not heard until it reads. */
-const OUTPUT_HIGH = 1 << 16;
+/** Output that ends a client's turn, and that it must read before it is heard again. */
+const OUTPUT_HIGH = 1 << 14;
 /** A client with more than this in unread events is given up. */
 const EVENTS_MAX_BYTES = 2_621_440;
 /** A client whose transport cannot hold it back, and that sends this much ahead, is given up. */
@@ -295,8 +295,10 @@ export class Connection implements WatchOwner {
     if (this.host.mustWait(this)) return true;
     if (this.#stuck) return this.output.length >= OUTPUT_HIGH || !this.privileged;
     if (this.host.tooManyReplies(this, this.#replies) || this.output.length >= OUTPUT_HIGH) {
+      const isMuch = this.output.length >= OUTPUT_HIGH;
       this.flush();
-      return this.#stuck;
+      if (isMuch && !this.#stuck) this.host.resumeLater(this);
+      return isMuch || this.#stuck;
     }
     return false;
   }

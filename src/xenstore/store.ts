@@ -4,6 +4,7 @@ import { type Domain, type DomainState, Domains } from './domains.js';
 import { latin1Bytes } from './latin1.js';
 import { EMPTY, StoreNode } from './node.js';
 import { hashChild, hashName, Path } from './path.js';
+import { PathCache } from './path-cache.js';
 import {
   accessOf,
   PERM_NONE,
@@ -70,7 +71,7 @@ export class Store {
     dom0.usage.nodes = 1;
     const permissions: Permissions = [this.permission(0, PERM_NONE)];
     const generations = new Generations();
-    this.tree = new Tree(generations, this.#node('', permissions));
+    this.tree = new Tree(generations, this.#node('', permissions), new PathCache());
     for (const name of SPECIAL_NAMES) this.#special.set(name, this.#node(name, permissions));
   }
 
@@ -88,10 +89,10 @@ export class Store {
         return null;
       }
     }
-    const { root } = tx === null ? this.tree : tx.tree;
-    const node = findNode(root, path, path.count);
+    const tree = tx === null ? this.tree : tx.tree;
+    const node = tree.get(path);
     if (node === undefined) {
-      this.error = this.#whyAbsent(root, path, who, access);
+      this.error = this.#whyAbsent(tree.root, path, who, access);
       return null;
     }
     if (!who.privileged && (accessOf(node.permissions, who, this.domains) & access) !== access) {

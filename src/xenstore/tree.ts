@@ -2,6 +2,7 @@ import { childrenInOrder, eachChild, findChild, putChild, removeChild } from './
 import { putLatin1 } from './latin1.js';
 import { EMPTY, StoreNode } from './node.js';
 import type { Path } from './path.js';
+import type { PathCache } from './path-cache.js';
 import type { Permissions } from './permissions.js';
 
 /** Hands out epochs and counts changes; one for all trees of a store. */
@@ -25,6 +26,8 @@ export class Tree {
   constructor(
     readonly generations: Generations,
     public root: StoreNode,
+    /** For a tree that lives long. */
+    readonly cache: PathCache | null = null,
   ) {
     this.#epoch = generations.nextEpoch();
   }
@@ -36,7 +39,13 @@ export class Tree {
   }
 
   get(path: Path): StoreNode | undefined {
-    return findNode(this.root, path, path.count);
+    const { cache } = this;
+    if (cache === null) return findNode(this.root, path, path.count);
+    const known = cache.get(path);
+    if (known !== undefined) return known;
+    const node = findNode(this.root, path, path.count);
+    if (node !== undefined) cache.put(path, node);
+    return node;
   }
 
   /** Sets the value of a node that exists. */
@@ -92,6 +101,7 @@ export class Tree {
     const parent = this.#own(path, path.count - 1);
     const node = findChild(parent.children, path, path.count - 1) as StoreNode;
     this.generations.count++;
+    this.cache?.clear();
     this.#changeChildren(parent, removeChild(parent.children!, node, this.#epoch), -node.name.length - 1);
     return node;
   }
@@ -106,11 +116,20 @@ export class Tree {
   /** The node `depth` names down the path, made ours together with all above it. */
   #own(path: Path, depth: number): StoreNode {
     const epoch = this.#epoch;
-    if (this.root.epoch !== epoch) this.root = this.root.copy(epoch);
+    if (depth === path.count) {
+      // What is ours has nothing above it that is not.
+      const known = this.cache?.get(path);
+      if (known?.epoch === epoch) return known;
+    }
+    if (this.root.epoch !== epoch) {
+      this.root = this.root.copy(epoch);
+      this.cache?.clear();
+    }
     let node = this.root;
     for (let i = 0; i < depth; i++) {
       let child = findChild(node.children, path, i) as StoreNode;
       if (child.epoch !== epoch) {
+        this.cache?.clear();
         const old = child;
         child = old.copy(epoch);
         node.children = putChild(node.children, child, old, epoch);
