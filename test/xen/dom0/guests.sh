@@ -15,12 +15,12 @@ check 'TCP dom0 → PVH guest' tcp a 10.77.0.1 $secs -R
 check 'second guest, PV' xenlab-domu create --name b --ip 10.77.0.3/24 --vif "$vif" || exit 1
 guest b 'iperf3 -s -D'
 check 'ping guest → guest' guest a 'ping -q -c 10 10.77.0.3 | tail -1'
-before=$(counter copyBytes) grants=$(counter grantToGrant) calls=$(counter copyIoctls) local=$(counter localCopies) maps=$(counter maps)
+read -r bytes grants calls maps <<<"$(counters copyBytes grantToGrant copyIoctls maps)"
 check 'TCP guest → guest' tcp a 10.77.0.3 $secs
 payload() {
-	local g=$(( $(counter grantToGrant) - grants )) c=$(( $(counter copyIoctls) - calls ))
-	echo "$g copies from grant to grant, $(( ($(counter copyBytes) - before) >> 10 )) KiB by $c ioctls, $(( $(counter maps) - maps )) pages mapped"
-	[ $g -gt 0 ]
+	local b g c m; read -r b g c m <<<"$(counters copyBytes grantToGrant copyIoctls maps)"
+	echo "$((g - grants)) copies from grant to grant, $(((b - bytes) >> 10)) KiB by $((c - calls)) ioctls, $((m - maps)) pages mapped"
+	[ $g -gt $grants ] && [ $m = $maps ]
 }
 check 'payload goes from grant to grant, nothing is mapped' payload
 closes() { stop_backend TERM; [ "$(xenstore-read /local/domain/$(xl domid b)/device/vif/0/state)" = 6 ]; }

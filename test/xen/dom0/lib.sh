@@ -1,4 +1,6 @@
 # Helpers of the scenarios; sourced in dom0 with pvnet's files as the working directory.
+# The share is slow to load modules from.
+if [ "$PWD" = /mnt/share ]; then mkdir /tmp/pvnet && cp -r . /tmp/pvnet && cd /tmp/pvnet; fi
 pvnet() { node src/cli/main.js "$@"; }
 # A line for the report: RESULT <tab> ok|FAIL|- <tab> what <tab> detail
 result() { printf 'RESULT\t%s\t%s\t%s\n' "$1" "$2" "$3"; }
@@ -29,5 +31,8 @@ ping_guest() { ping -q -c 10 -i 0.2 -W 5 "$1" | tail -n 1 | grep rtt; }
 mbits() { grep receiver | sed 's/.* \([0-9.]* [MK]bits\/sec\).*/\1/'; }
 # tcp GUEST ADDRESS SECONDS [-R]
 tcp() { local name=$1 to=$2 secs=$3; shift 3; guest "$name" "iperf3 -c $to -t $secs -f m $*" | mbits | grep .; }
-# counter NAME: a counter of the backend's calls into Xen
-counter() { pvnet stats xen --json | node -e 'const [{counters}] = JSON.parse(require("fs").readFileSync(0)); console.log(counters[process.argv[1]] ?? 0)' "$1"; }
+# counters NAME...: counters of the backend's calls into Xen
+counters() {
+	local name; pvnet stats xen --json > /tmp/stats.json || return
+	for name; do sed -n "s/.*\"$name\": \([0-9]*\),\{0,1\}$/\1/p" /tmp/stats.json; done | tr '\n' ' '
+}

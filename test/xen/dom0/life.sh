@@ -28,7 +28,11 @@ check 'pvnet dump' pvnet dump
 detach() { xl network-detach domu 0 && until_true 10 test ! -e /sys/class/net/vif1.0 && ! xenstore-exists /local/domain/0/backend/vif/1/0; }
 attach() { xenlab-domu attach --name domu bridge=xenbr0 && until_true 30 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
 check 'xl network-detach' detach
-nothing_left() { local m e; m=$(counter grantsMapped) e=$(counter eventChannels); echo "$m grants mapped, $e event channels, $(xenstore-list /local/domain/0/backend/vif 2>/dev/null | wc -l) vif directories"; [ "$m$e" = 00 ]; }
+nothing_left() {
+	local m e; read -r m e <<<"$(counters grantsMapped eventChannels)"
+	echo "$m grants mapped, $e event channels, $(xenstore-list /local/domain/0/backend/vif/1 2>/dev/null | wc -l) vifs in XenStore"
+	[ "$m$e" = 00 ]
+}
 check 'nothing is left after it' nothing_left
 check 'xl network-attach' attach
 
