@@ -228,7 +228,7 @@ export class Queue {
   }
 
   private push(): void {
-    if (!this.stopped && this.tx.ring.pushResponses()) this.vif.irqs.notifyRemoteViaIrq(this.txIrq);
+    if (!this.stopped && this.tx.push()) this.vif.irqs.notifyRemoteViaIrq(this.txIrq);
   }
 
   private rxServed(notify: boolean): void {

@@ -9,6 +9,7 @@ import { BackRing } from '../abi/ring.js';
 import { CHECKSUM_UNNECESSARY, GSO_NONE, type Packet, type PacketOwner } from '../net/packet.js';
 import { setupChecksum, setupGso } from '../net/xmit.js';
 import { CopyBatch } from '../platform/copy-batch.js';
+import { Memory, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { CreditLimiter, type Rate } from './credit.js';
 import type { QueueStats, QueueVif } from './queue.js';
@@ -39,7 +40,18 @@ export class TxRing implements PacketOwner {
   private readonly firstCopy = new Int32Array(BATCH_PACKETS + 1);
   private readonly batch = new CopyBatch(BATCH_COPIES);
 
+  /**
+   * Responses by the index of their requests, until all before them are there. The page holds requests from rsp_prod
+   * on, whatever happens to this backend: the next one can go on there, and answers each request once.
+   */
+  private readonly answers: BackRing;
+  /** 1 for a slot of `answers` that is to be published. */
+  private readonly answered: Uint8Array;
+  /** Ring index of the first request of each packet in `built`. */
+  private readonly starts = new Int32Array(BATCH_PACKETS);
+
   /** Packets whose fragments still are the guest's grants; their responses are owed by record number. */
+  private readonly recordStarts: Int32Array;
   private readonly recordIds: Uint16Array;
   private readonly recordSlots: Uint8Array;
   private readonly recordExtras: Uint8Array;
@@ -71,6 +83,9 @@ export class TxRing implements PacketOwner {
     this.ring = new BackRing(mapping.memory, mapping.address, NETIF_TX_SLOT_SIZE);
     this.ring.attach();
     const records = this.ring.size;
+    this.answers = new BackRing(new Memory(new ArrayBuffer(PAGE_SIZE)), 0, NETIF_TX_SLOT_SIZE);
+    this.answered = new Uint8Array(records);
+    this.recordStarts = new Int32Array(records);
     this.recordIds = new Uint16Array(records * TX_SLOTS_MAX);
     this.recordSlots = new Uint8Array(records);
     this.recordExtras = new Uint8Array(records);
@@ -160,29 +175,57 @@ export class TxRing implements PacketOwner {
         this.throttled = true;
         break;
       }
-      ring.reqCons = (ring.reqCons + tx.consumed) | 0;
+      const start = ring.reqCons;
+      ring.reqCons = (start + tx.consumed) | 0;
       available -= tx.consumed;
       taken++;
-      if (tx.verdict === TX_DROP) this.refuse(tx);
-      else if (tx.infos.multicast !== 0) respondToRead(ring, tx, !this.vif.changeMulticast(tx.infos));
-      else this.build(tx);
+      if (tx.verdict === TX_DROP) this.refuse(tx, start);
+      else if (tx.infos.multicast !== 0) this.answerRead(tx, start, !this.vif.changeMulticast(tx.infos));
+      else this.build(tx, start);
     }
     return taken;
   }
 
-  private refuse(tx: TxPacket): void {
+  private refuse(tx: TxPacket, start: number): void {
     this.stats.txErrors++;
     this.vif.dev.stats.rxErrors++;
-    respondToRead(this.ring, tx, true);
+    this.answerRead(tx, start, true);
+  }
+
+  private answerRead(tx: TxPacket, start: number, error = false): void {
+    this.answers.rspProdPvt = start;
+    respondToRead(this.answers, tx, error);
+    this.markAnswered(start);
+  }
+
+  private markAnswered(start: number): void {
+    const { answers, answered } = this;
+    for (let i = start; i !== answers.rspProdPvt; i = (i + 1) | 0) answered[i & (answers.size - 1)] = 1;
+  }
+
+  /** Publishes the responses of packets before which all are answered. @returns whether the guest wants an event */
+  push(): boolean {
+    const { ring, answers, answered } = this;
+    const to = ring.memory.i32;
+    const from = answers.memory.i32;
+    let at = ring.rspProdPvt;
+    for (; answered[at & (ring.size - 1)] === 1; at = (at + 1) | 0) {
+      answered[at & (ring.size - 1)] = 0;
+      to[ring.slot(at) >>> 2] = from[answers.slot(at) >>> 2];
+    }
+    if (at === ring.rspProdPvt) return false;
+    ring.rspProdPvt = at;
+    return ring.pushResponses();
   }
 
   /** Makes the packet: its head is to be copied, the rest stays in the guest's pages. */
-  private build(tx: TxPacket): void {
+  private build(tx: TxPacket, start: number): void {
     const packet = this.vif.net.packets.tryGet();
     if (packet === null) {
-      this.refuse(tx);
+      this.refuse(tx, start);
       return;
     }
+    this.starts[this.builtCount] = start;
     this.firstCopy[this.builtCount] = this.batch.count;
     buildPacket(tx, packet, this.domid, this.batch, this.staticGrants);
     this.firstCopy[this.builtCount + 1] = this.batch.count;
@@ -191,16 +234,19 @@ export class TxRing implements PacketOwner {
 
   private deliver(index: number, packet: Packet): void {
     const tx = this.read[index];
+    const start = this.starts[index];
     const failed = this.failedSlot(index, tx);
     if (failed >= 0) {
       this.stats.txErrors++;
       this.vif.dev.stats.rxErrors++;
-      respondTx(this.ring, tx.id, 0, tx.slots, tx.infos.count, NETIF_RSP_ERROR, failed);
+      this.answers.rspProdPvt = start;
+      respondTx(this.answers, tx.id, 0, tx.slots, tx.infos.count, NETIF_RSP_ERROR, failed);
+      this.markAnswered(start);
       packet.release();
       return;
     }
-    if (packet.fragments === 0) respondToRead(this.ring, tx);
-    else this.own(packet, tx);
+    if (packet.fragments === 0) this.answerRead(tx, start);
+    else this.own(packet, tx, start);
     const { dev } = this.vif;
     if (!this.takeOffloads(packet, tx)) {
       dev.stats.rxErrors++;
@@ -229,10 +275,11 @@ export class TxRing implements PacketOwner {
   }
 
   /** Notes the responses that are owed when the packet's fragments are no longer needed. */
-  private own(packet: Packet, tx: TxPacket): void {
+  private own(packet: Packet, tx: TxPacket, start: number): void {
     const record = this.freeRecords[--this.freeRecordCount];
     const first = record * TX_SLOTS_MAX;
     for (let i = 0; i < tx.slots; i++) this.recordIds[first + i] = tx.id[i];
+    this.recordStarts[record] = start;
     this.recordSlots[record] = tx.slots;
     this.recordExtras[record] = tx.infos.count;
     packet.owner = this;
@@ -261,7 +308,11 @@ export class TxRing implements PacketOwner {
     if (this.stopped) return;
     const status = packet.failed ? NETIF_RSP_ERROR : NETIF_RSP_OKAY;
     const slots = this.recordSlots[record];
-    respondTx(this.ring, this.recordIds, record * TX_SLOTS_MAX, slots, this.recordExtras[record], status);
+    const start = this.recordStarts[record];
+    const first = record * TX_SLOTS_MAX;
+    this.answers.rspProdPvt = start;
+    respondTx(this.answers, this.recordIds, first, slots, this.recordExtras[record], status);
+    this.markAnswered(start);
     if (!this.receiving) this.onAnswered();
   }
 

@@ -107,6 +107,33 @@ describe('guest to guest', () => {
     for (const { dom } of [a, b]) assert.equal(dom.platform.grants.allocated, 0);
   });
 
+  test('a backend that dies at any moment: the next one answers each request once', async () => {
+    for (let seed = 1; seed <= 40; seed++) {
+      const path = new DataPath(seed);
+      const a = path.guest({ mtu: 9000 });
+      const b = path.guest({ mtu: 9000 });
+      const got = collect(b.dev);
+      let sent = 0;
+      for (let i = 0; i < 60; i++) {
+        // Small packets are answered when they are read, large ones when the other guest has them.
+        a.dev.xmit(packetFrom(a.dev, frame(a, b, i % 3 === 0 ? 8000 : 20 + i)), i % 7 !== 0);
+        sent++;
+        if (i % 10 === 5) {
+          path.scheduler.runForNow(10, seed + i);
+          a.replaceBackend();
+        }
+      }
+      await path.settle();
+      const more = frame(a, b, 100);
+      a.dev.xmit(packetFrom(a.dev, more));
+      await path.settle();
+      assert.deepEqual([a.broken, a.fatal], [[], []], `seed ${seed}`);
+      assert.equal(a.dev.txPool?.used, 0, `seed ${seed}: every packet was answered`);
+      assert.ok(got.length <= 2 * sent);
+      assert.deepEqual(got.at(-1)?.bytes, more);
+    }
+  });
+
   test('many packets in bursts: none is lost, reordered or changed', async () => {
     const path = new DataPath(7);
     const a = path.guest();

@@ -82,6 +82,8 @@ export interface Guest {
   readonly vif: Vif;
   readonly broken: string[];
   readonly fatal: string[];
+  /** Lets go of the rings as they are, as a backend that dies, and connects to them anew. */
+  replaceBackend(): void;
   disconnect(): void;
 }
 
@@ -135,9 +137,17 @@ export class DataPath {
     const vif = new Vif(platform, irqs, net, domid, 0, 1, reason => fatal.push(reason));
     if (options.mtu !== undefined) vif.dev.mtu = options.mtu;
     const { txRef, rxRef, txPort, rxPort } = queue.publication;
-    const mappings: GrantMapping[] = [txRef, rxRef].map(ref => platform.grants.map(domid, ref, false));
-    const [txRing, rxRing] = mappings;
-    vif.connect(options.features ?? ALL_FEATURES, [{ domid, txRing, rxRing, txPort, rxPort }]);
+    let mappings: GrantMapping[] = [];
+    const connect = (): void => {
+      mappings = [txRef, rxRef].map(ref => platform.grants.map(domid, ref, false));
+      const [txRing, rxRing] = mappings;
+      vif.connect(options.features ?? ALL_FEATURES, [{ domid, txRing, rxRing, txPort, rxPort }]);
+    };
+    const disconnect = (): void => {
+      vif.disconnect();
+      for (const mapping of mappings) platform.grants.unmap(mapping);
+    };
+    connect();
     this.bridge.addPort(vif.dev as NetDevice);
     dev.open();
     queue.start();
@@ -148,9 +158,12 @@ export class DataPath {
       vif,
       broken,
       fatal,
+      replaceBackend() {
+        disconnect();
+        connect();
+      },
       disconnect() {
-        vif.disconnect();
-        for (const mapping of mappings) platform.grants.unmap(mapping);
+        disconnect();
         queue.destroy();
         granted.retire();
       },
