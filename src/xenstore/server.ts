@@ -1,12 +1,12 @@
 import { DOMID_SELF } from '../abi/xen.js';
-import { parseXsdError, XENSTORE_PAYLOAD_MAX, XS, XS_TYPE_COUNT } from '../abi/xs-wire.js';
+import { parseXsdError, XENSTORE_PAYLOAD_MAX, XS, XS_TYPE_COUNT, xsTypeName } from '../abi/xs-wire.js';
 import type { Memory } from '../platform/memory.js';
 import type { ByteStream } from '../platform/platform.js';
 import { type Scheduler, Task } from '../platform/scheduler.js';
 import { Connection, type ConnectionHost, watchKey } from './connection.js';
 import { control } from './control.js';
 import { type Domain, type DomainState, SUPPORTED_FEATURES } from './domains.js';
-import { latin1Bytes } from './latin1.js';
+import { latin1, latin1Bytes } from './latin1.js';
 import { domainPath, Path } from './path.js';
 import { parseDomid, stringEnd, strings } from './payload.js';
 import { formatPermission, PERM_READ, type Permissions, parsePermission } from './permissions.js';
@@ -209,6 +209,12 @@ export class XenStoreServer implements ConnectionHost {
       error = this.#dispatch(connection, tx, bytes, start, end);
     }
     this.requests++;
+    if (this.isLogging) {
+      const about = latin1(bytes, start, Math.max(start, stringEnd(bytes, start, end)));
+      this.log(
+        `${connection.id} (domain ${connection.domid}) ${xsTypeName(type)} ${about} ${error}`.trimEnd(),
+      );
+    }
     if (error !== '') connection.replyError(error);
     return true;
   }
@@ -414,7 +420,17 @@ export class XenStoreServer implements ConnectionHost {
     if (tx === null && domain !== null && !connection.privileged && this.store.openTransactions > 0) {
       this.#rate.charge(domain);
     }
+    if (domain !== null && !connection.privileged) this.#warnOfMemory(domain);
     return this.#ok(connection);
+  }
+
+  /** Says once that a domain is above the soft limit, and again when it was below in between. */
+  #warnOfMemory(domain: Domain): void {
+    const isAbove = domain.usage.memory > this.softQuotas.memory;
+    if (isAbove && !domain.memoryWarned) {
+      this.log(`domain ${domain.domid} uses ${domain.usage.memory} bytes, more than the soft quota`);
+    }
+    domain.memoryWarned = isAbove;
   }
 
   /** The payload is one path and its NUL. */
