@@ -140,6 +140,8 @@ export class Netback {
     if (target === XenbusState.InitWait && xbdev.state === target && this.vif?.connected) {
       await this.disconnect();
     }
+    // It says so once more: perhaps of other rings than those that we found when it had not published its own yet.
+    if (target === XenbusState.Connected && xbdev.state === target) await this.connect();
     while (xbdev.state !== target) {
       const before = xbdev.state;
       const next = await this.step(before, target);
