@@ -1,4 +1,6 @@
-import { writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { netbackOf } from '../netback/netback.js';
 import { ToolstackError } from '../toolstack/error.js';
 import type { Host } from '../toolstack/host.js';
@@ -12,8 +14,8 @@ export interface LifeMethods {
   /** `file` is absolute: the host writes it. */
   save: { params: { file: string; leaveRunning?: boolean }; result: { domains: string[] } };
   migrate: { params: { domain: string; to: string }; result: { domid: number } };
-  /** What a host asks of the one that its domain moves to. */
-  receive: { params: { image: DomainImage }; result: { domid: number; notes: string[] } };
+  /** What a host asks of the one that its domain moves to. The image, which can be large, is in a file. */
+  receive: { params: { file: string }; result: { domid: number; notes: string[] } };
   'vif-carrier': { params: { domain: string; devid: number; up: boolean }; result: null };
 }
 
@@ -55,17 +57,22 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
   });
   register('migrate', async ({ domain, to }) => {
     const client = await RpcClient.connect(String(to));
+    const folder = mkdtempSync(join(tmpdir(), 'pvnet-migrate-'));
+    const file = join(folder, 'image.json');
     try {
       let domid = 0;
       await sendDomain(host, host.find(domain), async image => {
-        ({ domid } = await client.call<LifeMethods['receive']['result']>('receive', { image }));
+        writeFileSync(file, JSON.stringify(image), { mode: 0o600 });
+        ({ domid } = await client.call<LifeMethods['receive']['result']>('receive', { file }));
       });
       return { domid };
     } finally {
       client.close();
+      rmSync(folder, { recursive: true, force: true });
     }
   });
-  register('receive', async ({ image }) => {
+  register('receive', async ({ file }) => {
+    const image = JSON.parse(readFileSync(String(file), 'utf8')) as DomainImage;
     const hosted = await restoreDomain(host, image);
     const waiting = await host.settled(hosted);
     const notes = waiting.map(vif => `vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);

@@ -8,7 +8,6 @@ import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
 const UNSAVABLE: Readonly<Record<string, string>> = {
   module: 'its module has no "save"',
   netns: 'its programs are processes of this machine',
-  linux: 'the state of its machine cannot be had',
 };
 /** What a domain's home has that the toolstack makes anew. */
 const REMADE = /^\/(device|backend|error|vm|name|domid|memory|cpu|control\/shutdown)(\/|$)/;
