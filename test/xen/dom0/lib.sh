@@ -1,6 +1,4 @@
-# Helpers of the scenarios; sourced in dom0 with pvnet's files as the working directory.
-# The share is slow to load modules from.
-if [ "$PWD" = /mnt/share ]; then mkdir /tmp/pvnet && cp -r . /tmp/pvnet && cd /tmp/pvnet; fi
+# Helpers of the scenarios; sourced in dom0 with pvnet's files, unpacked from the share, as the working directory.
 pvnet() { node src/cli/main.js "$@"; }
 # A line for the report: RESULT <tab> ok|FAIL|- <tab> what <tab> detail
 result() { printf 'RESULT\t%s\t%s\t%s\n' "$1" "$2" "$3"; }
