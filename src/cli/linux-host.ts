@@ -1,5 +1,5 @@
 import { bootKernel, type Kernel } from '../kernel/kernel.js';
-import { LinuxPlatform, SystemError } from '../platform/linux/index.js';
+import { checkXen, LinuxPlatform, SystemError } from '../platform/linux/index.js';
 import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
 import { Poller } from '../uplink/poller.js';
 import { XenStoreClient } from '../xenstore/index.js';
@@ -21,6 +21,7 @@ export interface LinuxHost {
  * @throws ErrnoError that says what the machine lacks
  */
 export async function openLinuxHost(name: string, log: (line: string) => void): Promise<LinuxHost> {
+  checkXen();
   const scheduler = new EventLoopScheduler({
     setImmediate,
     setTimeout,

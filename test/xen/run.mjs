@@ -25,9 +25,7 @@ setUp();
 const share = mkdtempSync(join(tmpdir(), 'pvnet-xen-'));
 process.on('exit', () => rmSync(share, { recursive: true, force: true }));
 // One file: the share is slow to load modules from.
-const notNeeded = ['*.ts', '*.map', '*.md', 'koffi/vendor', 'koffi/doc'].map(
-  name => `--exclude=${name}`,
-);
+const notNeeded = ['*.ts', '*.map', '*.md', 'koffi/vendor', 'koffi/doc'].map(name => `--exclude=${name}`);
 const files = [
   'package.json',
   'test/xen/dom0',

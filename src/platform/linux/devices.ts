@@ -50,3 +50,8 @@ export function openXenDevice(device: XenDevice): number {
   const facts = machineFacts(device);
   throw new SystemError(facts.hypervisor === 'xen' ? code : 'ENODEV', explainDevice(device, code, facts));
 }
+
+/** Tells early, and in words, when this process cannot reach Xen at all. @throws SystemError that says what to do */
+export function checkXen(): void {
+  libc().close(openXenDevice('/dev/xen/evtchn'));
+}
