@@ -2,7 +2,7 @@ import type { Irqs } from '../../events/index.js';
 import type { Platform } from '../../platform/index.js';
 import type { Domain, DomainOptions } from '../../platform/sim/index.js';
 import type { SavedHypercalls } from './hypercalls.js';
-import { Machine } from './machine.js';
+import { Machine, type MachineOptions } from './machine.js';
 import { Personality } from './personality.js';
 import { PvConsole } from './pv-console.js';
 
@@ -28,7 +28,7 @@ export interface LinuxGuestOptions {
   /** Words for the end of the kernel's command line. */
   readonly extra?: string;
   /** One of v86's own network cards, to compare with. */
-  readonly networkCard?: 'virtio' | 'ne2k';
+  readonly networkCard?: MachineOptions['networkCard'];
 }
 
 /** A guest that was suspended and then saved. */

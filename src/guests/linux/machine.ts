@@ -62,8 +62,8 @@ export interface MachineOptions {
   host: MachineHost;
   /** Gets each byte of the first serial port. */
   onSerial?: (byte: number) => void;
-  /** One of v86's own network cards, to compare with. */
-  networkCard?: 'virtio' | 'ne2k';
+  /** One of v86's own network cards, to compare with, and who gets what it sends. */
+  networkCard?: { type: 'virtio' | 'ne2k'; onFrame: (frame: Uint8Array) => void } | undefined;
 }
 
 interface CpuIo {
@@ -203,7 +203,7 @@ export class Machine {
       cmdline: options.commandLine,
       memory_size: options.memoryBytes,
       vga_memory_size: VGA_BYTES,
-      net_device: { type: options.networkCard ?? 'none' },
+      net_device: { type: options.networkCard?.type ?? 'none' },
       autostart: false,
       // With ACPI the platform device is taken away again by hot-plug.
       acpi: false,
@@ -212,7 +212,9 @@ export class Machine {
       disable_speaker: true,
       log_level: 0,
     });
-    const { onSerial } = options;
+    const { onSerial, networkCard } = options;
+    if (networkCard !== undefined)
+      emulator.add_listener('net0-send', networkCard.onFrame as (v: never) => void);
     if (onSerial !== undefined) emulator.add_listener('serial0-output-byte', onSerial as (v: never) => void);
     return new Promise(resolve => {
       emulator.add_listener('emulator-ready', () => {
