@@ -42,7 +42,7 @@ async function pktgen(shell: Shell, device: string): Promise<number> {
   );
   await run(shell, `modprobe pktgen; P=/proc/net/pktgen; ip link set ${device} up`);
   await run(shell, `echo rem_device_all > $P/kpktgend_0; echo add_device ${device} > $P/kpktgend_0`);
-  await run(shell, words.join(' '));
+  await run(shell, words.join('; '));
   let best = 0;
   for (let round = 0; round < ROUNDS; round++) {
     const before = process.cpuUsage();
