@@ -3,6 +3,7 @@ import { QUOTA_NAMES, type QuotaName, type Quotas, XenStoreError } from '../xens
 import { Daemon, defaultSocketPath } from '../xenstore/node/index.js';
 
 const usage = `Usage: pvnet xenstored [--socket PATH] [--state FILE] [--quota NAME=N]...
+                        [--timeout watch-event=SECONDS]
 
 Runs a xenstored on a UNIX socket, without a hypervisor and without privilege.
 
@@ -11,6 +12,9 @@ Runs a xenstored on a UNIX socket, without a hypervisor and without privilege.
   --quota NAME=N    a limit for unprivileged domains; 0 for none. Names:
                     ${QUOTA_NAMES.slice(0, 5).join(', ')},
                     ${QUOTA_NAMES.slice(5).join(', ')}
+  --timeout watch-event=SECONDS
+                    drop an event that a domain makes no room for in this time;
+                    0 for never (20)
   --help            this text
 
 Update it while it runs: xenstore-control live-update FILE, FILE being the new version's main.js.
@@ -29,6 +33,7 @@ export async function xenstored(args: string[]): Promise<number> {
         socket: { type: 'string' },
         state: { type: 'string' },
         quota: { type: 'string', multiple: true },
+        timeout: { type: 'string', short: 'w' },
         resume: { type: 'string' },
         help: { type: 'boolean', short: 'h' },
       },
@@ -42,6 +47,7 @@ export async function xenstored(args: string[]): Promise<number> {
       socket,
       stateFile: values.state,
       quotas: parseQuotas(values.quota ?? []),
+      watchEventTimeoutMs: parseTimeout(values.timeout),
       log: line => process.stderr.write(`xenstored: ${line}\n`),
       program: { script: process.argv[1], args: withoutResume(process.argv.slice(2)) },
       resume: values.resume,
@@ -68,6 +74,15 @@ function parseQuotas(settings: string[]): Partial<Quotas> {
     quotas[name as QuotaName] = Number(value);
   }
   return quotas;
+}
+
+function parseTimeout(setting: string | undefined): number | undefined {
+  if (setting === undefined) return undefined;
+  const seconds = /^watch-event=([0-9]{1,6})$/.exec(setting)?.[1];
+  if (seconds === undefined) {
+    throw new XenStoreError('EINVAL', `--timeout ${setting}: watch-event=SECONDS is wanted`);
+  }
+  return Number(seconds) * 1000;
 }
 
 function withoutResume(args: string[]): string[] {

@@ -1,4 +1,5 @@
 import { XENSTORE_ERROR, XENSTORE_PAYLOAD_MAX, XS, XS_HEADER_SIZE } from '../abi/xs-wire.js';
+import type { Scheduler, Timer } from '../platform/scheduler.js';
 import type { Domain } from './domains.js';
 import { latin1 } from './latin1.js';
 import { get32, Output } from './output.js';
@@ -11,6 +12,8 @@ import type { Watch, WatchOwner } from './watches.js';
 const MESSAGES_A_TURN = 128;
 /** Output that ends a client's turn, and that it must read before it is heard again. */
 const OUTPUT_HIGH = 1 << 14;
+/** Waiting events that are taken at once to the output of an unprivileged client: its ring's size. */
+const EVENTS_AT_ONCE = 1024;
 /** A client with more than this in unread events is given up. */
 const EVENTS_MAX_BYTES = 2_621_440;
 /** A client whose transport cannot hold it back, and that sends this much ahead, is given up. */
@@ -18,6 +21,9 @@ const HELD_MAX_BYTES = 1 << 20;
 
 /** What the connection needs of its server. */
 export interface ConnectionHost {
+  readonly scheduler: Scheduler;
+  /** How long an event may wait for an unprivileged client to make room; 0 for ever. */
+  readonly watchEventTimeoutMs: number;
   /**
    * Handles one request; its payload is [start, end) of `bytes`.
    * @returns false when it has to wait: it is to be given again after `resume`
@@ -75,8 +81,10 @@ export class Connection implements WatchOwner {
   /** The transport did not take all. */
   #stuck = false;
   /** Events that wait while the transport is stuck: one of each kind. */
-  readonly #events = new Map<string, { watch: Watch; bytes: Uint8Array }>();
+  readonly #events = new Map<string, WaitingEvent>();
   #eventBytes = 0;
+  /** Runs while events wait that will be dropped. */
+  #eventTimer: Timer | null = null;
 
   /**
    * @param id tells connections apart, in logs and in a saved state
@@ -150,6 +158,7 @@ export class Connection implements WatchOwner {
     this.#stuck = false;
     this.#events.clear();
     this.#eventBytes = 0;
+    this.#stopEventTimer();
   }
 
   flush(): void {
@@ -164,7 +173,7 @@ export class Connection implements WatchOwner {
       if (this.#stuck) return;
       this.#replies = 0;
       if (this.#events.size === 0) return;
-      this.#releaseEvents();
+      this.#releaseEvents(this.privileged ? OUTPUT_HIGH : EVENTS_AT_ONCE);
     }
   }
 
@@ -205,7 +214,8 @@ export class Connection implements WatchOwner {
     const length = end - from + watch.token.length + 2;
     // Too long to be sent at all (XSA-324).
     if (length > XENSTORE_PAYLOAD_MAX) return;
-    if (this.#stuck) {
+    // What is in the output cannot be dropped any more.
+    if (this.#stuck || (!this.privileged && this.output.length >= OUTPUT_HIGH)) {
       this.#queueEvent(watch, epath.slice(from, end));
       return;
     }
@@ -216,15 +226,14 @@ export class Connection implements WatchOwner {
   /** Events of a watch that is no more are not sent any more. */
   forgetEvents(watch: Watch): void {
     for (const [key, event] of this.#events) {
-      if (event.watch !== watch) continue;
-      this.#eventBytes -= event.bytes.length;
-      this.#events.delete(key);
+      if (event.watch === watch) this.#forgetEvent(key);
     }
+    if (this.#events.size === 0) this.#stopEventTimer();
   }
 
   /** What a saved state needs: input not handled, output not sent. */
   pending(): { input: Uint8Array; output: Uint8Array } {
-    this.#releaseEvents();
+    this.#releaseEvents(Number.POSITIVE_INFINITY);
     const { output } = this;
     return {
       input: this.#held?.slice(0, this.#heldLength) ?? new Uint8Array(0),
@@ -332,18 +341,66 @@ export class Connection implements WatchOwner {
   #queueEvent(watch: Watch, epath: Uint8Array): void {
     const key = `${latin1(epath)}\0${latin1(watch.token)}`;
     if (this.#events.has(key)) return;
-    this.#events.set(key, { watch, bytes: epath });
-    this.#eventBytes += key.length + XS_HEADER_SIZE;
+    const { scheduler, watchEventTimeoutMs } = this.host;
+    const isLimited = !this.privileged && watchEventTimeoutMs > 0;
+    const until = isLimited ? scheduler.now() + watchEventTimeoutMs : Number.POSITIVE_INFINITY;
+    this.#events.set(key, { watch, bytes: epath, until });
+    this.#eventBytes += eventBytes(key);
     if (this.#eventBytes > EVENTS_MAX_BYTES) {
       this.host.abandon(this, XENSTORE_ERROR.COMM, 'it does not read its events');
+    } else if (isLimited && this.#eventTimer === null) {
+      this.#eventTimer = scheduler.after(watchEventTimeoutMs, () => this.#dropOldEvents());
     }
   }
 
-  #releaseEvents(): void {
-    for (const { watch, bytes } of this.#events.values()) this.#putEvent(watch, bytes, 0, bytes.length);
-    this.#events.clear();
-    this.#eventBytes = 0;
+  /** Drops the events that waited too long. The others stand behind them, in the order of their time. */
+  #dropOldEvents(): void {
+    const { scheduler } = this.host;
+    const now = scheduler.now();
+    this.#eventTimer = null;
+    for (const [key, { until }] of this.#events) {
+      if (until > now) {
+        this.#eventTimer = scheduler.after(until - now, () => this.#dropOldEvents());
+        return;
+      }
+      this.#forgetEvent(key);
+    }
   }
+
+  #forgetEvent(key: string): void {
+    this.#events.delete(key);
+    this.#eventBytes -= eventBytes(key);
+  }
+
+  #stopEventTimer(): void {
+    if (this.#eventTimer === null) return;
+    this.host.scheduler.cancel(this.#eventTimer);
+    this.#eventTimer = null;
+  }
+
+  /** Takes waiting events to the output until it holds as much as `limit`. */
+  #releaseEvents(limit: number): void {
+    for (const [key, { watch, bytes }] of this.#events) {
+      if (this.output.length >= limit) return;
+      this.#putEvent(watch, bytes, 0, bytes.length);
+      this.#forgetEvent(key);
+    }
+    this.#stopEventTimer();
+  }
+}
+
+/** An event that its client has no room for yet. */
+interface WaitingEvent {
+  readonly watch: Watch;
+  /** Its path. */
+  readonly bytes: Uint8Array;
+  /** When it is dropped, in the scheduler's time. */
+  readonly until: number;
+}
+
+/** What an event that waits counts, from its key. */
+function eventBytes(key: string): number {
+  return key.length + XS_HEADER_SIZE;
 }
 
 /** Under which a connection keeps a watch. */

@@ -49,6 +49,11 @@ export interface XenStoreServerOptions {
   random: () => number;
   /** Limits other than the defaults. */
   quotas?: Partial<Quotas>;
+  /**
+   * How long an event may wait for an unprivileged client to make room before it is dropped (C
+   * xenstored's --timeout watch-event); 0 for ever. 20 seconds unless said otherwise.
+   */
+  watchEventTimeoutMs?: number;
   /** Gets a line for what an operator should know. */
   log?: (line: string) => void;
   /** Runs `live-update` of CONTROL; what it answers goes to the client. Without it the command fails. */
@@ -56,6 +61,8 @@ export interface XenStoreServerOptions {
 }
 
 const OK = latin1Bytes('OK\0');
+/** C xenstored's default. */
+const WATCH_EVENT_TIMEOUT_MS = 20_000;
 
 /**
  * xenstored: serves one `Store` to socket clients, to domains over their ring pages, and to whoever is
@@ -66,6 +73,7 @@ export class XenStoreServer implements ConnectionHost {
   readonly connections = new Set<Connection>();
   readonly softQuotas = { memory: SOFT_MEMORY_DEFAULT };
   readonly scheduler: Scheduler;
+  readonly watchEventTimeoutMs: number;
   readonly log: (line: string) => void;
   readonly liveUpdate: XenStoreServerOptions['liveUpdate'];
   /** Requests handled. */
@@ -87,6 +95,7 @@ export class XenStoreServer implements ConnectionHost {
 
   constructor(options: XenStoreServerOptions) {
     this.scheduler = options.scheduler;
+    this.watchEventTimeoutMs = options.watchEventTimeoutMs ?? WATCH_EVENT_TIMEOUT_MS;
     this.log = options.log ?? (() => {});
     this.liveUpdate = options.liveUpdate;
     this.#host = options.host;

@@ -278,6 +278,41 @@ describe('XenStore security advisories', () => {
     assert.equal(raw.messages.filter(({ type }) => type !== XS.WATCH_EVENT).length, 501);
   });
 
+  for (const { seconds, timeoutMs, left } of [
+    { seconds: 19, timeoutMs: undefined, left: 300 },
+    { seconds: 21, timeoutMs: undefined, left: 100 },
+    { seconds: 21, timeoutMs: 0, left: 300 },
+  ]) {
+    test(`XSA-326: after ${seconds} s unread, with a timeout of ${timeoutMs}: at most ${left} events`, async () => {
+      const lab = new Lab(1, { watchEventTimeoutMs: timeoutMs });
+      const admin = lab.client();
+      const { guest } = lab.domain(5);
+      const stream = guest.stream();
+      await lab.run(admin.setPerms('/', ['r0']));
+      const raw = new RawClient(stream);
+      raw.send(XS.WATCH, '/\0t\0');
+      await lab.scheduler.runFor(10);
+      const events = () => raw.messages.filter(({ type }) => type === XS.WATCH_EVENT).length;
+      const before = events();
+      guest.onEvent = () => {};
+      for (let i = 0; i < 300; i++) await lab.run(admin.write(`/${i}`, ''));
+      assert.ok(left === 300 || !lab.scheduler.idle);
+      await lab.scheduler.runFor(seconds * 1000);
+      // Where nothing waits any more, no timer runs.
+      assert.equal(lab.scheduler.idle, seconds === 21);
+      guest.onEvent = () => stream.onEvent();
+      stream.onEvent();
+      await lab.scheduler.runFor(100);
+      // What was on the ring, or half, is not dropped.
+      assert.ok(left === 300 ? events() - before === 300 : events() - before <= left, `${events()} events`);
+      assert.ok(lab.scheduler.idle);
+      await lab.run(admin.write('/300', ''));
+      await lab.scheduler.runFor(10);
+      assert.match(String(raw.messages.at(-1)!.text), /^\/300\0t/);
+      assert.equal(guest.get('ERROR'), 0);
+    });
+  }
+
   test('XSA-326: events that differ add up only to a limit', async () => {
     const lab = new Lab();
     const admin = lab.client();

@@ -90,6 +90,7 @@ describe('pvnet xenstored', () => {
   test('says what is wrong with its arguments', async () => {
     for (const [args, pattern] of [
       [['--quota', 'nodes=x'], /--quota nodes=x: NAME=N/],
+      [['--timeout', 'read=1'], /--timeout read=1: watch-event=SECONDS/],
       [['--nonsense'], /--nonsense/],
       [['--socket', `${folder}/${'x'.repeat(120)}`], /at most 107 bytes/],
     ] as const) {

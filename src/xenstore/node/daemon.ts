@@ -16,6 +16,8 @@ export interface DaemonOptions {
   /** Keeps the nodes over crashes. */
   stateFile?: string;
   quotas?: Partial<Quotas>;
+  /** See `XenStoreServerOptions`. */
+  watchEventTimeoutMs?: number;
   log: (line: string) => void;
   /** The program and its arguments, to be run again for a live update. */
   program?: { script: string; args: string[] };
@@ -50,6 +52,7 @@ export class Daemon {
       host: noHypervisor,
       random: Math.random,
       quotas: options.quotas,
+      watchEventTimeoutMs: options.watchEventTimeoutMs,
       log: options.log,
       liveUpdate: words => this.#liveUpdate(words),
     });
