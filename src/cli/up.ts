@@ -5,7 +5,7 @@ import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js'
 import { parseHostImage, restoreHost } from '../toolstack/save.js';
 import { runProgram } from '../uplink/namespace.js';
 import { formatXenbusTrace } from '../xenbus/index.js';
-import { listen } from '../xenstore/node/index.js';
+import { serveSocket } from '../xenstore/node/index.js';
 import type { Command, Invocation, OptionHelp } from './command.js';
 import { registerConsoleMethods } from './console.js';
 import { registerHostMethods } from './host-methods.js';
@@ -85,7 +85,7 @@ export async function startHost(options: {
   registerNetMethods(registry, host);
   registerLifeMethods(registry, host, () => setImmediate(end));
   registerConsoleMethods(registry, host);
-  const store = await listen(host.xenstored.server, xenstoredSocket).catch(async error => {
+  const store = await serveSocket(host.xenstored.server, xenstoredSocket).catch(async error => {
     await host.close();
     throw error;
   });

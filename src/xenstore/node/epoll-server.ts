@@ -1,4 +1,4 @@
-import { chmodSync, unlinkSync } from 'node:fs';
+import { chmodSync, rmSync } from 'node:fs';
 import type { Connection } from '../connection.js';
 import type { XenStoreServer } from '../server.js';
 import type { Transport } from '../transport.js';
@@ -77,7 +77,8 @@ export class EpollServer implements ListeningSocket {
     for (const { connection } of [...this.#clients.values()]) connection.close();
     this.#epoll.close();
     closeFd(this.fd);
-    unlinkSync(this.path);
+    // Somebody may have removed it already.
+    rmSync(this.path, { force: true });
   }
 
   #run(): void {
