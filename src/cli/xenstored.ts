@@ -3,7 +3,7 @@ import { QUOTA_NAMES, type QuotaName, type Quotas, XenStoreError } from '../xens
 import { Daemon, defaultSocketPath } from '../xenstore/node/index.js';
 
 const usage = `Usage: pvnet xenstored [--socket PATH] [--state FILE] [--quota NAME=N]...
-                        [--timeout watch-event=SECONDS]
+                        [--timeout watch-event=SECONDS] [--trace-file FILE]
 
 Runs a xenstored on a UNIX socket, without a hypervisor and without privilege.
 
@@ -15,6 +15,7 @@ Runs a xenstored on a UNIX socket, without a hypervisor and without privilege.
   --timeout watch-event=SECONDS
                     drop an event that a domain makes no room for in this time;
                     0 for never (20)
+  --trace-file FILE write the log to FILE
   --help            this text
 
 Update it while it runs: xenstore-control live-update FILE, FILE being the new version's main.js.
@@ -34,10 +35,13 @@ export async function xenstored(args: string[]): Promise<number> {
         state: { type: 'string' },
         quota: { type: 'string', multiple: true },
         timeout: { type: 'string', short: 'w' },
+        'trace-file': { type: 'string', short: 'T' },
         resume: { type: 'string' },
         help: { type: 'boolean', short: 'h' },
       },
     });
+    const quotas = parseQuotas(values.quota ?? []);
+    const watchEventTimeoutMs = parseTimeout(values.timeout);
     if (values.help) {
       process.stdout.write(usage);
       return 0;
@@ -46,9 +50,10 @@ export async function xenstored(args: string[]): Promise<number> {
     daemon = await Daemon.start({
       socket,
       stateFile: values.state,
-      quotas: parseQuotas(values.quota ?? []),
-      watchEventTimeoutMs: parseTimeout(values.timeout),
+      quotas,
+      watchEventTimeoutMs,
       log: line => process.stderr.write(`xenstored: ${line}\n`),
+      traceFile: values['trace-file'],
       program: { script: process.argv[1], args: withoutResume(process.argv.slice(2)) },
       resume: values.resume,
     });

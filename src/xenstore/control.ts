@@ -1,4 +1,4 @@
-import type { XsdErrorName } from '../abi/xs-wire.js';
+import { parseXsdError, type XsdErrorName } from '../abi/xs-wire.js';
 import { isQuotaName, QUOTA_NAMES, QUOTAS } from './quota.js';
 import type { XenStoreServer } from './server.js';
 
@@ -38,6 +38,20 @@ const commands: Record<string, Command> = {
       return server.liveUpdate === undefined
         ? { error: 'ENOSYS' }
         : { text: `${server.liveUpdate(words)}\0` };
+    },
+  },
+  logfile: {
+    parameters: '<file>',
+    run(server, words) {
+      if (words.length !== 1 || words[0] === '') return INVALID;
+      if (server.openLogFile === undefined) return { error: 'ENOSYS' };
+      try {
+        server.openLogFile(words[0]);
+        return OK;
+      } catch (error) {
+        server.log(`logfile ${words[0]}: ${(error as Error).message}`);
+        return { error: parseXsdError((error as { code?: string }).code ?? '') };
+      }
     },
   },
   memreport: {

@@ -58,6 +58,11 @@ export interface XenStoreServerOptions {
   log?: (line: string) => void;
   /** Runs `live-update` of CONTROL; what it answers goes to the client. Without it the command fails. */
   liveUpdate?: (options: string[]) => string;
+  /**
+   * Sends what is logged to a file from now on, for `logfile` of CONTROL. Without it the command fails.
+   * @throws an Error with `code` when it cannot be written
+   */
+  openLogFile?: (path: string) => void;
 }
 
 const OK = latin1Bytes('OK\0');
@@ -76,6 +81,7 @@ export class XenStoreServer implements ConnectionHost {
   readonly watchEventTimeoutMs: number;
   readonly log: (line: string) => void;
   readonly liveUpdate: XenStoreServerOptions['liveUpdate'];
+  readonly openLogFile: XenStoreServerOptions['openLogFile'];
   /** Requests handled. */
   requests = 0;
   /** Whether every request is logged (`control log on`). */
@@ -98,6 +104,7 @@ export class XenStoreServer implements ConnectionHost {
     this.watchEventTimeoutMs = options.watchEventTimeoutMs ?? WATCH_EVENT_TIMEOUT_MS;
     this.log = options.log ?? (() => {});
     this.liveUpdate = options.liveUpdate;
+    this.openLogFile = options.openLogFile;
     this.#host = options.host;
     this.store = new Store({ random: options.random, domainState: domid => this.#host.domainState(domid) });
     Object.assign(this.store.quotas, options.quotas);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -129,6 +129,23 @@ describe('pvnet xenstored', () => {
       assert.equal(await other.read('/a'), '1');
       other.close();
       assert.match(await client.control('live-update', '-f', '/nonexistent'), /no file/);
+      // A command line that the new program does not take leaves the old one running.
+      const log = join(folder, 'live.log');
+      assert.equal(await client.control('live-update', '-c', '--quota nodes=x'), 'OK');
+      assert.match(await client.control('live-update', '-s'), /does not start: .*NAME=N/);
+      assert.equal(await client.control('live-update', '-c', `--trace-file ${log}`), 'OK');
+      assert.equal(await client.control('live-update', '-s'), 'OK');
+      assert.equal(await client.control('print', 'hello'), 'OK');
+      assert.match(
+        readFileSync(log, 'latin1'),
+        /live update: goes on with 1 connections\n.* control: hello\n$/,
+      );
+      const other2 = join(folder, 'live2.log');
+      assert.equal(await client.control('logfile', other2), 'OK');
+      await assert.rejects(client.control('logfile', join(folder, 'no', 'such')), { code: 'ENOENT' });
+      assert.equal(await client.control('live-update', '-s'), 'OK');
+      assert.equal(await client.control('print', 'again'), 'OK');
+      assert.match(readFileSync(other2, 'latin1'), /control: again\n$/);
       client.close();
     } finally {
       await stop(child);
