@@ -53,6 +53,14 @@ export class BridgePort {
   /** Keeps the address that is registered as local, to remove it again. */
   localHigh = 0;
   localLow = 0;
+  /**
+   * The addresses of the last frame that another port had to be found for, as they lie in memory, and what was
+   * found, which holds for the same addresses at the same time and `fdb.version`. Frames come in bursts of a flow.
+   */
+  readonly lastAddresses = new Int32Array(3);
+  lastTarget: BridgePort | null = null;
+  lastTime = 0;
+  lastVersion = 0;
 
   constructor(
     readonly bridge: Bridge,
@@ -289,8 +297,22 @@ export class Bridge extends NetDevice<undefined> {
       packet.release();
       return;
     }
-    const { u8 } = packet.memory;
+    const { u8, i32 } = packet.memory;
     const at = packet.data;
+    const now = this.net.now;
+    const aligned = (at & 3) === 0;
+    if (
+      aligned &&
+      port.lastTarget !== null &&
+      port.lastTime === now &&
+      port.lastVersion === this.fdb.version &&
+      i32[at >>> 2] === port.lastAddresses[0] &&
+      i32[(at >>> 2) + 1] === port.lastAddresses[1] &&
+      i32[(at >>> 2) + 2] === port.lastAddresses[2]
+    ) {
+      this.forwardFrom(port, port.lastTarget, packet);
+      return;
+    }
     const sourceHigh = (u8[at + 6] << 8) | u8[at + 7];
     const sourceLow = (u8[at + 8] << 24) | (u8[at + 9] << 16) | (u8[at + 10] << 8) | u8[at + 11];
     if ((sourceHigh & 0x100) !== 0 || (sourceHigh | sourceLow) === 0) {
@@ -298,7 +320,6 @@ export class Bridge extends NetDevice<undefined> {
       packet.release();
       return;
     }
-    const now = this.net.now;
     if (port.learning) this.fdb.learn(sourceHigh, sourceLow, port.number, now);
     const high = (u8[at] << 8) | u8[at + 1];
     const low = (u8[at + 2] << 24) | (u8[at + 3] << 16) | (u8[at + 4] << 8) | u8[at + 5];
@@ -314,8 +335,13 @@ export class Bridge extends NetDevice<undefined> {
           this.flood(packet, port, high, low, this.promiscuity > 0);
           return;
         }
-        if (this.promiscuity > 0 && this.rxHandler !== null) this.deliverCopy(packet);
-        this.forward(target, port, packet);
+        if (aligned) {
+          for (let i = 0; i < 3; i++) port.lastAddresses[i] = i32[(at >>> 2) + i];
+          port.lastTarget = target;
+          port.lastTime = now;
+          port.lastVersion = this.fdb.version;
+        }
+        this.forwardFrom(port, target, packet);
         return;
       }
       case IS_GROUP:
@@ -328,6 +354,11 @@ export class Bridge extends NetDevice<undefined> {
       default:
         packet.release();
     }
+  }
+
+  private forwardFrom(port: BridgePort, target: BridgePort, packet: Packet): void {
+    if (this.promiscuity > 0 && this.rxHandler !== null) this.deliverCopy(packet);
+    this.forward(target, port, packet);
   }
 
   /** A frame that this host sends through the bridge. */

@@ -41,6 +41,8 @@ export class Fdb {
   private readonly perPort = new Map<number, number>();
   /** Entries in use, those too old included that nobody has met yet. */
   count = 0;
+  /** Changes whenever an address comes, goes or moves to another port: `lookup` may answer otherwise then. */
+  version = 0;
   /** Addresses that were not learned because a limit was reached. */
   refused = 0;
 
@@ -80,6 +82,7 @@ export class Fdb {
         return false;
       }
       this.port[entry] = port;
+      this.version = (this.version + 1) | 0;
       this.countPort(before, -1);
       this.countPort(port, 1);
       return true;
@@ -183,6 +186,7 @@ export class Fdb {
     this.chain[entry] = this.buckets[bucket];
     this.buckets[bucket] = entry;
     this.count++;
+    this.version = (this.version + 1) | 0;
     this.countPort(port, 1);
   }
 
@@ -199,6 +203,7 @@ export class Fdb {
     this.chain[entry] = this.freeHead;
     this.freeHead = entry;
     this.count--;
+    this.version = (this.version + 1) | 0;
   }
 
   private grow(): void {
