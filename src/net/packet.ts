@@ -47,8 +47,11 @@ export class Packet {
   fragments = 0;
   /** Per fragment: FRAGMENT_LOCAL, or the domid that granted it. */
   readonly source = new Int32Array(MAX_FRAGMENTS);
-  /** Per fragment: page number in local memory, or grant reference. */
-  readonly ref = new Uint32Array(MAX_FRAGMENTS);
+  /**
+   * Per fragment: page number in local memory, or grant reference, as int32: what is read from a Uint32Array may
+   * become a floating-point number.
+   */
+  readonly ref = new Int32Array(MAX_FRAGMENTS);
   readonly offset = new Int32Array(MAX_FRAGMENTS);
   readonly size = new Int32Array(MAX_FRAGMENTS);
   /** Per local fragment: its index in `pool`, or -1 when the page is not the packet's to free. */
@@ -149,26 +152,19 @@ export class Packet {
     this.pool = null;
   }
 
-  /** Makes a pooled packet new again. */
+  /**
+   * Makes a pooled packet new again. The release has taken its fragments, pages, owner and parent from it, and
+   * what belongs to a checksum, GSO or a hash means nothing without one.
+   */
   reset(): void {
     this.data = this.buffer + PACKET_HEADROOM;
     this.linear = 0;
     this.length = 0;
-    this.fragments = 0;
-    this.pool = null;
-    this.linearPoolIndex = -1;
     this.checksum = CHECKSUM_NONE;
-    this.csumStart = 0;
-    this.csumOffset = 0;
     this.gsoType = GSO_NONE;
-    this.gsoSize = 0;
     this.hashType = -1;
-    this.hash = 0;
     this.priority = 0;
     this.queue = 0;
-    this.owner = null;
-    this.ownerCookie = 0;
-    this.parent = null;
     this.failed = false;
     this.next = null;
     this.references = 1;
@@ -207,7 +203,6 @@ export class PacketPool {
 
   /** Takes a packet back; only `Packet.release` calls it. */
   put(packet: Packet): void {
-    packet.owner = null;
     packet.next = this.freeList;
     this.freeList = packet;
     this.used--;

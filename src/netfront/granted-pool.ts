@@ -10,7 +10,7 @@ import type { Platform } from '../platform/platform.js';
 export class GrantedPool {
   readonly pages: PagePool;
   /** Grant reference of each page, 0 before its first use. */
-  private readonly grefs: Uint32Array;
+  private readonly grefs: Int32Array;
 
   constructor(
     private readonly platform: Platform,
@@ -20,7 +20,7 @@ export class GrantedPool {
     private readonly readonly = true,
   ) {
     this.pages = new PagePool(platform.memory, limit);
-    this.grefs = new Uint32Array(limit);
+    this.grefs = new Int32Array(limit);
   }
 
   /** The reference of a page in use. @throws ENOSPC when the grant table is full */

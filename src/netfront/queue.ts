@@ -85,7 +85,7 @@ export class Queue {
   private readonly txPackets: (Packet | null)[];
   private readonly firstId: Uint16Array;
   private readonly unanswered: Uint8Array;
-  private readonly slotGrefs = new Uint32Array(MAX_FRAGMENTS + 1);
+  private readonly slotGrefs = new Int32Array(MAX_FRAGMENTS + 1);
   private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
 
   /** Pages of received packets. */
@@ -99,7 +99,7 @@ export class Queue {
   private readonly rxPages: PagePool;
   /** By slot of the ring: the index of the page posted there, or -1, and its grant reference. */
   private readonly rxPosted: Int32Array;
-  private readonly rxGrefs: Uint32Array;
+  private readonly rxGrefs: Int32Array;
   private rxTarget = RX_TARGET_MIN;
   private readonly response = new RxPacket();
 
@@ -136,7 +136,7 @@ export class Queue {
       const { memory } = platform.memory;
       this.tx = new FrontRing(memory, txPage << PAGE_SHIFT, NETIF_TX_SLOT_SIZE);
       this.rx = new FrontRing(memory, rxPage << PAGE_SHIFT, NETIF_RX_SLOT_SIZE);
-      this.rxGrefs = new Uint32Array(this.rx.size);
+      this.rxGrefs = new Int32Array(this.rx.size);
       for (let i = 0; i < this.rx.size && platform.grants.regrantable; i++) {
         const gref = platform.grants.alloc();
         undo.push(() => platform.grants.free(gref));

@@ -47,7 +47,7 @@ export function writeTxRequest(
 export function writeTxPacket(
   ring: FrontRing,
   packet: Packet,
-  grefs: Uint32Array,
+  grefs: Int32Array,
   ids: Uint16Array,
   linearOffset: number,
 ): void {

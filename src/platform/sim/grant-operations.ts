@@ -226,6 +226,7 @@ export class GrantOperations {
   copy(caller: Domain, batch: CopyBatch): void {
     const { count, srcDomid, srcRef, srcOffset, dstDomid, dstRef, dstOffset, length, status } = batch;
     const { copyBytes } = this.hypervisor.memory;
+    // References as int32: as numbers up to 2^32 they would be compared as floating-point numbers.
     for (let i = 0; i < count; i++) {
       const bytes = length[i];
       if (bytes === 0) {
@@ -235,9 +236,9 @@ export class GrantOperations {
       const from = srcOffset[i];
       const to = dstOffset[i];
       if (from + bytes <= PAGE_SIZE && to + bytes <= PAGE_SIZE) {
-        const source = this.plainAddress(caller, srcDomid[i], srcRef[i], 0);
+        const source = this.plainAddress(caller, srcDomid[i], srcRef[i] | 0, 0);
         if (source >= 0) {
-          const dest = this.plainAddress(caller, dstDomid[i], dstRef[i], GTF_readonly);
+          const dest = this.plainAddress(caller, dstDomid[i], dstRef[i] | 0, GTF_readonly);
           if (dest >= 0) {
             copyBytes(dest + to, source + from, bytes);
             status[i] = GNTST.okay;
@@ -255,9 +256,11 @@ export class GrantOperations {
    * takes the long way.
    *
    * No reading or writing bit is set: the granter cannot run before the copy is done, so it could not see it.
+   * @param ref as int32; a negative one, which is beyond every table, takes the long way
    * @param refused flags that the entry must not have
    */
   private plainAddress(caller: Domain, domid: number, ref: number, refused: number): number {
+    if (ref < 0) return -1;
     if (domid === COPY_LOCAL) {
       return this.owner[ref] === caller.domid && caller.bank === 0 ? ref << PAGE_SHIFT : -1;
     }
@@ -272,8 +275,8 @@ export class GrantOperations {
       return -1;
     }
     const { physmap } = granter;
-    const gfn = i32[at + 1] >>> 0;
-    if (gfn >= physmap.length) return -1;
+    const gfn = i32[at + 1];
+    if (gfn < 0 || gfn >= physmap.length) return -1;
     const frame = physmap[gfn];
     return frame > 0 && frame >>> BANK_SHIFT === 0 ? frame << PAGE_SHIFT : -1;
   }
@@ -309,7 +312,7 @@ export class GrantOperations {
     side.via = null;
     side.start = 0;
     side.end = PAGE_SIZE;
-    const plain = this.plainAddress(caller, domid, ref, write ? GTF_readonly : 0);
+    const plain = this.plainAddress(caller, domid, ref | 0, write ? GTF_readonly : 0);
     if (plain >= 0) {
       side.bank = 0;
       side.memory = this.hypervisor.memory;
