@@ -13,7 +13,7 @@ import { PAGE_SHIFT, PAGE_SIZE, Task } from '../src/platform/index.js';
 import { type BenchGuest, BenchHost } from './host.js';
 
 /** CPU time for the compiler to settle. */
-const WARM_UP_MS = 400;
+const WARM_UP_MS = 1500;
 /** How long tasks run before the event loop has its turn. */
 const SLICE_MS = 2;
 /** Longest frame that is sent in one page, and so the longest that is not TCP with GSO. */
