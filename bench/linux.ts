@@ -37,9 +37,7 @@ function run(shell: Shell, command: string): Promise<string> {
  */
 async function pktgen(shell: Shell, device: string): Promise<number> {
   const settings = [`count ${FRAMES}`, `pkt_size ${FRAME_BYTES - 4}`, 'delay 0', 'dst 10.0.0.9'];
-  const words = [...settings, 'dst_mac 00:16:3e:ff:ff:01'].map(
-    setting => `echo "${setting}" > $P/${device};`,
-  );
+  const words = [...settings, 'dst_mac 00:16:3e:ff:ff:01'].map(setting => `echo "${setting}" > $P/${device}`);
   await run(shell, `modprobe pktgen; P=/proc/net/pktgen; ip link set ${device} up`);
   await run(shell, `echo rem_device_all > $P/kpktgend_0; echo add_device ${device} > $P/kpktgend_0`);
   await run(shell, words.join('; '));
