@@ -2,16 +2,21 @@ import type { StoreNode } from './node.js';
 import type { Path } from './path.js';
 
 /**
- * The children of a node: a persistent set keyed by name. Few children are a plain list; many are a hash
- * trie of 32 ways a level, so that a change copies a few short arrays however many children there are.
+ * The children of a node: a persistent set keyed by name. Few children are a plain list; some hundreds are
+ * one hash table, in which a look-up touches less memory than in a trie; more are a hash trie of 32 ways a
+ * level, so that a change copies a few short arrays however many children there are.
  *
  * What carries the editor's own epoch was made by it since the last snapshot, is seen by nobody else, and
  * is changed in place; anything else is copied first.
  */
-export type Children = List | Branch;
+export type Children = List | Table | Branch;
 
-/** More children than this become a trie. */
+/** More children than this become a table. */
 const LIST_MAX = 12;
+/** More children than this become a trie: a copy of a table must stay cheap. */
+const TABLE_MAX = 256;
+/** Slots of the smallest table. A power of two, and at least twice LIST_MAX. */
+const TABLE_SLOTS = 32;
 /** Below this many levels hashes have no bits left: a list holds what collides. */
 const MAX_SHIFT = 30;
 
@@ -19,6 +24,15 @@ class List {
   constructor(
     readonly epoch: number,
     readonly nodes: StoreNode[],
+  ) {}
+}
+
+/** Open addressing with linear probing; at most half of the slots, a power of two, are taken. */
+class Table {
+  constructor(
+    readonly epoch: number,
+    public count: number,
+    public slots: (StoreNode | null)[],
   ) {}
 }
 
@@ -49,6 +63,15 @@ export function findChild(children: Children | null, path: Path, index: number):
     shift += 5;
   }
   if (at === null) return undefined;
+  if (at instanceof Table) {
+    const { slots } = at;
+    const mask = slots.length - 1;
+    for (let i = hash & mask; ; i = (i + 1) & mask) {
+      const node = slots[i];
+      if (node === null) return undefined;
+      if (node.hash === hash && path.nameIs(index, node.name)) return node;
+    }
+  }
   if (at instanceof List) {
     const { nodes } = at;
     for (let i = 0; i < nodes.length; i++) {
@@ -68,6 +91,7 @@ export function putChild(
 ): Children {
   if (children === null) return new List(epoch, [node]);
   if (children instanceof Branch) return putInBranch(children, 0, node, old, epoch);
+  if (children instanceof Table) return putInTable(children, node, old, epoch);
   const list = ownList(children, epoch);
   if (old !== undefined) {
     list.nodes[list.nodes.indexOf(old)] = node;
@@ -75,9 +99,7 @@ export function putChild(
   }
   list.nodes.push(node);
   if (list.nodes.length <= LIST_MAX) return list;
-  let branch = new Branch(epoch, 0, []);
-  for (const child of list.nodes) branch = putInBranch(branch, 0, child, undefined, epoch);
-  return branch;
+  return new Table(epoch, list.nodes.length, tableOf(list.nodes, TABLE_SLOTS));
 }
 
 /** Without `node`; null when it was the last. */
@@ -85,6 +107,11 @@ export function removeChild(children: Children, node: StoreNode, epoch: number):
   if (children instanceof Branch) {
     const left = removeFromBranch(children, 0, node, epoch);
     return left instanceof Branch || left === null ? left : new List(epoch, [left]);
+  }
+  if (children instanceof Table) {
+    const nodes = children.slots.filter(other => other !== null && other !== node) as StoreNode[];
+    if (nodes.length === 0) return null;
+    return new Table(epoch, nodes.length, tableOf(nodes, children.slots.length));
   }
   if (children.nodes.length === 1) return null;
   const list = ownList(children, epoch);
@@ -106,11 +133,44 @@ export function eachChild(children: Children | StoreNode | null, visit: (node: S
   if (children === null) return;
   if (children instanceof Branch) for (const slot of children.slots) eachChild(slot, visit);
   else if (children instanceof List) for (const node of children.nodes) visit(node);
-  else visit(children);
+  else if (children instanceof Table) {
+    for (const node of children.slots) if (node !== null) visit(node);
+  } else visit(children);
 }
 
 function ownList(list: List, epoch: number): List {
   return list.epoch === epoch ? list : new List(epoch, list.nodes.slice());
+}
+
+function tableOf(nodes: readonly StoreNode[], length: number): (StoreNode | null)[] {
+  const slots: (StoreNode | null)[] = new Array(length).fill(null);
+  for (const node of nodes) slots[slotFor(slots, node.hash, null)] = node;
+  return slots;
+}
+
+/** The slot that holds `wanted`, which is there: null for the first that is free for this hash. */
+function slotFor(slots: readonly (StoreNode | null)[], hash: number, wanted: StoreNode | null): number {
+  const mask = slots.length - 1;
+  let i = hash & mask;
+  while (slots[i] !== wanted) i = (i + 1) & mask;
+  return i;
+}
+
+function putInTable(from: Table, node: StoreNode, old: StoreNode | undefined, epoch: number): Children {
+  if (old === undefined && from.count === TABLE_MAX) {
+    let branch = new Branch(epoch, 0, []);
+    for (const child of from.slots) {
+      if (child !== null) branch = putInBranch(branch, 0, child, undefined, epoch);
+    }
+    return putInBranch(branch, 0, node, undefined, epoch);
+  }
+  const table = from.epoch === epoch ? from : new Table(epoch, from.count, from.slots.slice());
+  if (old === undefined && ++table.count * 2 > table.slots.length) {
+    const nodes = table.slots.filter(child => child !== null) as StoreNode[];
+    table.slots = tableOf(nodes, table.slots.length * 2);
+  }
+  table.slots[slotFor(table.slots, node.hash, old ?? null)] = node;
+  return table;
 }
 
 function ownBranch(branch: Branch, epoch: number): Branch {
