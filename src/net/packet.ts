@@ -62,11 +62,11 @@ export class Packet {
   linearPoolIndex = -1;
 
   checksum = CHECKSUM_NONE;
-  /** For CHECKSUM_PARTIAL: offset from `data` where the sum starts, and where in that it is stored. */
+  /** For CHECKSUM_PARTIAL only: offset from `data` where the sum starts, and where in that it is stored. */
   csumStart = 0;
   csumOffset = 0;
   gsoType = GSO_NONE;
-  /** Payload bytes of each segment. */
+  /** Payload bytes of each segment; means nothing without a GSO type. */
   gsoSize = 0;
   /** A NETIF hash type's bit index, or -1 without a hash. */
   hashType = -1;
