@@ -192,6 +192,8 @@ async function netnsTraffic(host: Host, [guest1, guest2]: HostedDomain[], result
 
   for (const address of [GUEST2, ADDRESSES_V6[1]]) {
     await results.check(`${PINGS} pings to ${address}`, async () => {
+      // The first finds the neighbour, for which IPv6 may take a second after a link has come up.
+      await runProgram(inside(guest1, ['ping', '-q', '-c', '1', '-w', '5', address]));
       // -w: waits for late answers too, as a busy machine has them.
       const ping = inside(guest1, ['ping', '-q', '-c', String(PINGS), '-w', '10', '-i', '0.02', address]);
       const { stdout, stderr } = await runProgram(ping);
