@@ -32,6 +32,11 @@ export const POLL_STARVED = -1;
 export interface PollSource {
   readonly fd: number;
   /**
+   * It is looked at for as long as it is readable, not only when it becomes so: for a device that may not tell of what
+   * comes while it is being read.
+   */
+  readonly levelTriggered?: boolean;
+  /**
    * Takes up to `budget` frames.
    * @returns how many; less than the budget means that there are no more, or that whom it reads for takes
    *   no more and `PollHandle.wake` will be called when that changes; or POLL_STARVED
@@ -109,7 +114,7 @@ export class Poller {
   add(source: PollSource): PollHandle {
     const entry = new Entry(this, source);
     const event = new CStruct(EVENT_SIZE);
-    event.view.setUint32(0, (EPOLLIN | EPOLLET) >>> 0, true);
+    event.view.setUint32(0, source.levelTriggered ? EPOLLIN : (EPOLLIN | EPOLLET) >>> 0, true);
     event.view.setUint32(EVENT_DATA, source.fd, true);
     checked(
       libc().epollCtl(this.epoll, EPOLL_CTL_ADD, source.fd, event.address),

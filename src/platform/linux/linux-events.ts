@@ -18,7 +18,9 @@ const BURST = 256;
 
 /** Something that waits for a file descriptor to become readable, and then polls it. */
 export interface ReadinessPoller {
-  add(source: { readonly fd: number; poll(budget: number): number }): { remove(): void };
+  add(source: { readonly fd: number; readonly levelTriggered?: boolean; poll(budget: number): number }): {
+    remove(): void;
+  };
 }
 
 /** Calls into the kernel, by what they were for. */
@@ -62,7 +64,10 @@ export class LinuxEvents implements EventChannels {
         this.deliver = deliver;
       },
     };
-    this.handle = poller.add({ fd: this.fd, poll: budget => this.poll(budget) });
+    // evtchn wakes its reader when the first port comes into an empty queue, and a read that takes ports out while
+    // another comes hides that: nobody would be told of it.
+    const poll = (budget: number): number => this.poll(budget);
+    this.handle = poller.add({ fd: this.fd, levelTriggered: true, poll });
   }
 
   get allocated(): number {
