@@ -2,6 +2,7 @@ import { ErrnoError } from '../abi/errno.js';
 import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
+import { peerHas, readPeerOffloads } from '../kernel/peer-offloads.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
 import type { ControlConnection } from './control.js';
@@ -240,20 +241,15 @@ export class Netback {
 
   private async readFrontend(): Promise<FrontendFeatures> {
     const { xbdev } = this;
-    const has = async (key: string) => (await xbdev.readUnsigned(xbdev.otherend, key, 0)) !== 0;
-    if (!(await has('request-rx-copy'))) {
+    if (!(await peerHas(xbdev, 'request-rx-copy'))) {
       throw new ErrnoError(
         'EOPNOTSUPP',
         `${xbdev.otherend}/request-rx-copy is not 1; only copying is supported`,
       );
     }
     return {
-      sg: await has('feature-sg'),
-      gsoTcpv4: await has('feature-gso-tcpv4'),
-      gsoTcpv6: await has('feature-gso-tcpv6'),
-      noCsumOffload: await has('feature-no-csum-offload'),
-      ipv6CsumOffload: await has('feature-ipv6-csum-offload'),
-      rxNotify: await has('feature-rx-notify'),
+      ...(await readPeerOffloads(xbdev)),
+      rxNotify: await peerHas(xbdev, 'feature-rx-notify'),
       xdpHeadroom: await this.readXdpHeadroom(),
     };
   }

@@ -1,5 +1,6 @@
 import { type ExtraInfos, RING_SIZES, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
+import { type PeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
 import { GSO_MAX_SIZE, type NetDevice, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
@@ -36,12 +37,7 @@ const ETH_DATA_LEN = 1500;
 const VIF_ADDRESS = 'fe:ff:ff:ff:ff:ff';
 
 /** What the frontend said it can take, and where its rings are. */
-export interface FrontendFeatures {
-  readonly sg: boolean;
-  readonly gsoTcpv4: boolean;
-  readonly gsoTcpv6: boolean;
-  readonly noCsumOffload: boolean;
-  readonly ipv6CsumOffload: boolean;
+export interface FrontendFeatures extends PeerOffloads {
   /** It tells when it has posted rx requests. */
   readonly rxNotify: boolean;
   /** Bytes that it wants before the data of each rx page. */
@@ -121,7 +117,7 @@ export class Vif implements QueueVif, ControlTarget {
       {
         startXmit: packet => this.startXmit(packet),
         selectQueue: packet => this.selectQueue(packet),
-        fixFeatures: (_, features) => this.fixFeatures(features),
+        fixFeatures: (_, features) => withoutUntaken(features, this.frontend),
         ringSizes: () => RING_SIZES,
         ethtoolStats: () => ethtoolQueueStats(this.queues.map(queue => queue.stats)),
         changeMtu: (_, mtu) => this.checkMtu(mtu),
@@ -316,16 +312,6 @@ export class Vif implements QueueVif, ControlTarget {
     } else packet.hashType = -1;
     if (this.filter === null || this.passes(this.filter, packet, false)) queue.enqueue(packet);
     return NETDEV_TX_OK;
-  }
-
-  private fixFeatures(features: number): number {
-    const { sg, gsoTcpv4, gsoTcpv6, noCsumOffload, ipv6CsumOffload } = this.frontend;
-    if (!sg) features &= ~NETIF_F_SG;
-    if (!gsoTcpv4) features &= ~NETIF_F_TSO;
-    if (!gsoTcpv6) features &= ~NETIF_F_TSO6;
-    if (noCsumOffload) features &= ~NETIF_F_IP_CSUM;
-    if (!ipv6CsumOffload) features &= ~NETIF_F_IPV6_CSUM;
-    return features;
   }
 
   private checkMtu(mtu: number): void {

@@ -1,6 +1,7 @@
 import { RING_SIZES, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
+import { type PeerOffloads, peerHas, readPeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
 import { isValidEtherAddress, type NetDevice, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
@@ -32,12 +33,7 @@ const ETH_MAX_MTU = 65535;
 const ETH_MIN_MTU = 68;
 
 /** What the backend can do, as its xenstore keys say. */
-interface BackendFeatures {
-  sg: boolean;
-  gsoTcpv4: boolean;
-  gsoTcpv6: boolean;
-  noCsumOffload: boolean;
-  ipv6CsumOffload: boolean;
+interface BackendFeatures extends PeerOffloads {
   splitEventChannels: boolean;
   /** 0 when the backend knows one queue only. */
   maxQueues: number;
@@ -446,23 +442,18 @@ export class Netfront implements QueueDevice {
 
   private async readBackend(): Promise<BackendFeatures> {
     const { xbdev } = this;
-    const has = async (key: string) => (await xbdev.readUnsigned(xbdev.otherend, key, 0)) !== 0;
-    if (!(await has('feature-rx-copy'))) {
+    if (!(await peerHas(xbdev, 'feature-rx-copy'))) {
       throw this.dev.error(
         'ENODEV',
         'the backend has no feature-rx-copy, and page flipping is not supported',
       );
     }
     return {
-      sg: await has('feature-sg'),
-      gsoTcpv4: await has('feature-gso-tcpv4'),
-      gsoTcpv6: await has('feature-gso-tcpv6'),
-      noCsumOffload: await has('feature-no-csum-offload'),
-      ipv6CsumOffload: await has('feature-ipv6-csum-offload'),
-      splitEventChannels: await has('feature-split-event-channels'),
+      ...(await readPeerOffloads(xbdev)),
+      splitEventChannels: await peerHas(xbdev, 'feature-split-event-channels'),
       maxQueues: await xbdev.readUnsigned(xbdev.otherend, 'multi-queue-max-queues', 0),
-      controlRing: await has('feature-ctrl-ring'),
-      xdpHeadroom: await has('feature-xdp-headroom'),
+      controlRing: await peerHas(xbdev, 'feature-ctrl-ring'),
+      xdpHeadroom: await peerHas(xbdev, 'feature-xdp-headroom'),
     };
   }
 
@@ -519,12 +510,7 @@ export class Netfront implements QueueDevice {
   private fixFeatures(features: number): number {
     const { backend } = this;
     if (backend === null) return features;
-    if (!backend.sg) features &= ~NETIF_F_SG;
-    if (!backend.gsoTcpv4) features &= ~NETIF_F_TSO;
-    if (!backend.gsoTcpv6) features &= ~NETIF_F_TSO6;
-    if (backend.noCsumOffload) features &= ~NETIF_F_IP_CSUM;
-    if (!backend.ipv6CsumOffload) features &= ~NETIF_F_IPV6_CSUM;
-    return features;
+    return withoutUntaken(features, backend);
   }
 }
 
