@@ -11,7 +11,10 @@ export const MAX_GRO_FLOWS = 8;
 const IP_MAX = 65535;
 const IP_DF = 0x40;
 
+/** Of the packet that arrived. */
 const headers = new Headers();
+/** Of a packet that is given on: whoever gives it on still needs what arrived. */
+const finished = new Headers();
 
 /** A packet that waits for the next of its flow, and what is known of it. */
 class Held {
@@ -182,9 +185,9 @@ function finish(held: Held, packet: Packet): void {
     u8[ip + 4] = (held.ipLength - 40) >>> 8;
     u8[ip + 5] = (held.ipLength - 40) & 0xff;
   }
-  headers.parse(packet);
-  if (held.ipVersion === 4) writeIpv4Checksum(packet, headers);
-  setupPartialChecksum(packet, headers, true);
+  finished.parse(packet);
+  if (held.ipVersion === 4) writeIpv4Checksum(packet, finished);
+  setupPartialChecksum(packet, finished, true);
   packet.gsoType = held.ipVersion === 4 ? GSO_TCPV4 : GSO_TCPV6;
   packet.gsoSize = held.segmentSize;
 }

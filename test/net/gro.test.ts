@@ -117,6 +117,18 @@ test('packets of a run become one, which can be taken apart into the same again'
   }
 });
 
+test('a run that is longer than a packet can be becomes several', () => {
+  const { arrive, make } = setUp();
+  const frames = run(50, 1448);
+  const { got, taken } = arrive(frames.map(frame => make(frame, { linear: 100 })));
+  assert.deepEqual(
+    taken.map(bytes => bytes.slice(layout(bytes).payload)),
+    frames.map(frame => frame.payload),
+  );
+  assert.ok(got.length <= 6, `${got.length} packets`);
+  for (const { bytes } of got) assert.equal((bytes[16] << 8) | bytes[17], bytes.length - 14);
+});
+
 test('what does not belong together stays apart, in its order', () => {
   const { arrive, make } = setUp();
   const [a, b] = run(2, 500);
