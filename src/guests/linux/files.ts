@@ -3,6 +3,7 @@ import { createRequire } from 'node:module';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { ErrnoError } from '../../abi/errno.js';
+import { ourArchive } from './initramfs.js';
 
 /** Linux guests cannot be had, or one of their files cannot. */
 export class LinuxGuestError extends ErrnoError {}
@@ -62,6 +63,12 @@ export function readGuestFile(path: string, what: string): Uint8Array {
       `${what} ${path} cannot be read (${code})`,
     );
   }
+}
+
+/** The ramdisk of the cache with our init, as it is in this version. @throws LinuxGuestError */
+export function readOurRamdisk(): Uint8Array {
+  const packages = readGuestFile(requireFiles().ramdisk, 'the ramdisk');
+  return Buffer.concat([packages, ourArchive()]);
 }
 
 /** v86.wasm of the installed package. */

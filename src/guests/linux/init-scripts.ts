@@ -31,64 +31,92 @@ exec 0</dev/console 1>/dev/console 2>&1
 while :; do setsid -c sh -i; done
 `;
 
+/** All bytes but 0, in order, as printf takes them: a shell finds a byte's number by its place. */
+const BYTES = Array.from({ length: 255 }, (_, i) => `\\${(i + 1).toString(8)}`).join('');
+
 /**
- * "xs read PATH…", "xs list PATH", "xs write PATH VALUE", "xs watch PATH", and the same as functions for scripts:
+ * "xs read PATH…", "xs list PATH", "xs write PATH VALUE", and the same as functions for scripts:
  * XenStore through /dev/xen/xenbus, as Debian has no i386 package of xenstore-utils. A message is a header of
  * four little-endian words (type, request, transaction, length) and a body (xen/include/public/io/xs_wire.h).
- * It starts few processes: in an emulator each costs milliseconds.
+ *
+ * It does with what the shell itself can: a process more is milliseconds in an emulator. The shell's "read" leaves
+ * bytes of 0 out. So a header that answers us is its type, our request's number, which is 1, and its length, which is
+ * below 255.
  */
 export const XS = `#!/bin/sh
-# request TYPE LENGTH BODY; a length below 256 and a body in printf's format
+bytes=$(printf '${BYTES}')
+last=\${bytes#"\${bytes%?}"}
+# request TYPE LENGTH BODY; a length below 255 and a body in printf's format
 request() {
-  printf "\\\\$(($1 / 8))$(($1 % 8))\\\\0\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\$(($2 / 64))$(($2 / 8 % 8))$(($2 % 8))\\\\0\\\\0\\\\000$3" >&3
+  printf "\\\\$(($1 / 8))$(($1 % 8))\\\\0\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0\\\\$(($2 / 64))$(($2 / 8 % 8))$(($2 % 8))\\\\0\\\\0\\\\000$3" >&$to
 }
-reply() { dd bs=4096 count=1 <&3 2>/dev/null | tail -c +17; }
-# As a value nobody writes these, so that the message's type need not be looked at.
-failed() { case $1 in ENOENT|EACCES|EINVAL|EIO|EQUOTA|ENOSPC) return 0 ;; esac; return 1; }
-xs_open() { exec 3<>/dev/xen/xenbus; }
+to=3
+# The header of an answer: sets length. Takes the body of an error, and fails.
+answer() {
+  IFS= read -r -n 16 -d "$last" header <&3
+  length=\${header#??}
+  [ -n "$length" ] && before=\${bytes%%"$length"*} && length=$((\${#before} + 1))
+  length=\${length:-0}
+  case $header in "$error"*) body; return 1 ;; esac
+}
+error=\${bytes%"\${bytes#????????????????}"}
+error=\${error#???????????????}
+body() {
+  value=
+  [ $length = 0 ] || IFS= read -r -n $length -d "$last" value <&3
+}
+# One connection for requests, one for events.
+xs_open() { exec 3<>/dev/xen/xenbus 4<>/dev/xen/xenbus; }
+# The value of a node in "value".
 xs_read() {
   request 2 $((\${#1} + 1)) "$1\\\\0"
-  value=$(reply)
-  ! failed "$value"
+  answer && body
 }
+# The names of children in "value", with spaces between.
 xs_list() {
   request 1 $((\${#1} + 1)) "$1\\\\0"
-  value=$(reply | tr '\\0' '\\n')
-  ! failed "$value"
+  answer || return 1
+  value=
+  while [ $length -gt 0 ] && IFS= read -r -d '' name <&3; do
+    length=$((length - \${#name} - 1))
+    value="$value $name"
+  done
 }
 xs_write() {
   request 11 $((\${#1} + \${#2} + 1)) "$1\\\\000$2"
-  value=$(reply)
-  ! failed "$value"
+  answer && body
 }
-# A line for each event, and one at once.
+# The first event comes at once.
 xs_watch() {
-  request 4 $((\${#1} + 3)) "$1\\\\0w\\\\0"
-  while dd bs=4096 count=1 <&3 >/dev/null 2>&1; do echo; done
+  to=4
+  request 4 $((\${#1} + 3)) "$1\\\\0!\\\\0"
+  to=3
+}
+# Waits for an event of the watch on $1: the path that changed in "path". The watch's token ends it, which is in no
+# path; before it are its header, of which kernels leave parts unset, and what the request was answered.
+xs_event() {
+  IFS= read -r -d ! path <&4 && path=$1\${path##*"$1"}
 }
 case \${0##*/} in xs)
   xs_open
   command=$1
   shift
   case $command in
-    read) for path; do xs_read $path && echo "$value" || exit 1; done ;;
-    list) xs_list $1 && echo "$value" ;;
+    read) for path; do xs_read "$path" && echo "$value" || exit 1; done ;;
+    list) xs_list "$1" && for name in $value; do echo "$name"; done ;;
     write) xs_write "$1" "$2" ;;
-    watch) xs_watch $1 ;;
   esac ;;
 esac
 `;
 
 /**
  * Gives each vif the addresses that the toolstack wrote for it (the key "ip" of its backend), and takes
- * it up, whenever something under device/vif changes.
+ * it up, whenever one has connected.
  */
 export const VIF_AGENT = `#!/bin/sh
 . /bin/xs
-xs_open
-xs_read name && hostname "$value"
+set_name() { xs_read name && echo "$value" > /proc/sys/kernel/hostname; }
 configure() {
-  xs_read name && hostname "$value"
   xs_read device/vif/$1/backend && xs_read $value/ip || value=
   for address in $value; do
     case $address in */*) ;; *:*) address=$address/64 ;; *) address=$address/24 ;; esac
@@ -99,29 +127,33 @@ configure() {
 }
 # A vif that was there when this kernel was restored from a snapshot without it: the bus has not heard of it.
 announce() {
+  set_name
   xs_list device/vif || return
   for devid in $value; do
     [ -e /sys/bus/xen/devices/vif-$devid ] && continue
     xs_read device/vif/$devid/state && [ "$value" = 1 ] && xs_write device/vif/$devid/state 1
   done
 }
-(xs_open; xs_watch device/vif) | while read line; do
-  announce
+configured=
+look() {
   for path in /sys/bus/xen/devices/vif-*/net/*; do
-    [ -e $path ] || continue
-    interface=\${path##*/}
+    # By its index: a module that is loaded again brings another interface of the same name.
+    read -r index < $path/ifindex || continue
+    case " $configured " in *" $index "*) continue ;; esac
+    configured="$configured $index"
     devid=\${path#*vif-}
-    devid=\${devid%%/*}
-    [ -e /run/$interface-vif$devid ] && continue
-    : > /run/$interface-vif$devid
-    configure $devid $interface
+    configure \${devid%%/*} \${path##*/}
   done
-  for mark in /run/*-vif*; do
-    interface=\${mark#/run/}
-    [ -e /sys/class/net/\${interface%-vif*} ] || rm -f $mark
-  done
-  [ -e /run/up ] && continue
-  : > /run/up
+} 2>/dev/null
+xs_open
+xs_watch device/vif
+while xs_event device/vif; do
+  case $path in
+    device/vif) announce; look ;;
+    device/vif/*/state) look ;;
+  esac
+  [ "$up" ] && continue
+  up=1
   read -r seconds rest < /proc/uptime
   echo "pvnet: up after $seconds s" > /dev/console
 done
@@ -130,21 +162,25 @@ done
 /** In a driver domain: puts each backend's interface on its bridge, and says so in hotplug-status, as "xl devd" does. */
 export const BACKEND_AGENT = `#!/bin/sh
 . /bin/xs
+connect() {
+  # InitWait is said just before the interface comes.
+  for try in 1 2 3 4 5 6 7 8 9; do [ -e /sys/class/net/$1 ] && break; sleep 0.1; done
+  [ -e /sys/class/net/$1/brport ] && return
+  xs_read backend/vif/$2/$3/bridge && bridge=$value || bridge=xenbr0
+  [ -e /sys/class/net/$bridge ] || ip link add $bridge type bridge
+  ip link set $bridge up
+  ip link set $1 master $bridge
+  ip link set $1 up
+  xs_write backend/vif/$2/$3/hotplug-status connected
+}
 xs_open
-(xs_open; xs_watch backend/vif) | while read line; do
-  for path in /sys/bus/xen-backend/devices/vif-*/net/*; do
-    [ -e $path ] || continue
-    interface=\${path##*/}
-    [ -e /sys/class/net/$interface/brport ] && continue
-    ids=\${interface#vif}
-    node=backend/vif/\${ids%.*}/\${ids#*.}
-    xs_read $node/bridge && bridge=$value || bridge=xenbr0
-    [ -e /sys/class/net/$bridge ] || ip link add $bridge type bridge
-    ip link set $bridge up
-    ip link set $interface master $bridge
-    ip link set $interface up
-    xs_write $node/hotplug-status connected
-  done
+xs_watch backend/vif
+while xs_event backend/vif; do
+  case $path in backend/vif/*/*/state) ;; *) continue ;; esac
+  ids=\${path#backend/vif/}
+  ids=\${ids%/state}
+  xs_read $path && [ "$value" = 2 ] || continue
+  connect vif\${ids%/*}.\${ids#*/} \${ids%/*} \${ids#*/}
 done
 `;
 

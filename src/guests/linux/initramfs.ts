@@ -45,9 +45,25 @@ const FOLDERS = [
   'www',
 ];
 
+/** What of the initramfs is ours: the kernel takes it as a second archive behind that of the packages. */
+export function ourArchive(): Uint8Array {
+  const scripts = {
+    init: INIT,
+    'bin/xs': XS,
+    'bin/vif-agent': VIF_AGENT,
+    'bin/backend-agent': BACKEND_AGENT,
+    'sbin/poweroff': POWEROFF,
+    'sbin/reboot': REBOOT,
+  };
+  const mode = S_IFREG | 0o755;
+  return cpio(
+    Object.entries(scripts).map(([path, script]) => ({ path, mode, data: new TextEncoder().encode(script) })),
+  );
+}
+
 /**
- * The initramfs of Linux guests, from unpacked Debian packages: busybox, tools with their libraries, the
- * modules of Xen's network drivers, and our init. Not compressed: unpacking it costs more, in an emulator, than reading it.
+ * The initramfs of Linux guests without our init, from unpacked Debian packages: busybox, tools with their
+ * libraries, and the modules of Xen's network drivers. Not compressed: unpacking it costs more, in an emulator, than reading it.
  * @param root where the packages are unpacked
  * @param applets busybox's commands
  */
@@ -77,12 +93,6 @@ export function buildInitramfs(root: string, applets: readonly string[]): Uint8A
     mode: S_IFCHR | 0o600,
     device: { major: 5, minor: 1 },
   });
-  add('init', text(INIT), 0o755);
-  add('bin/xs', text(XS), 0o755);
-  add('bin/vif-agent', text(VIF_AGENT), 0o755);
-  add('bin/backend-agent', text(BACKEND_AGENT), 0o755);
-  add('sbin/poweroff', text(POWEROFF), 0o755);
-  add('sbin/reboot', text(REBOOT), 0o755);
   add('etc/passwd', text('root::0:0:root:/root:/bin/sh\n'));
   add('etc/group', text('root:x:0:\n'));
   add('etc/hosts', text('127.0.0.1 localhost\n'));

@@ -5,7 +5,7 @@ import type { Domain, DomainOptions } from '../../platform/sim/index.js';
 import type { DomainConfig, LinuxSpec } from '../../toolstack/domain-config.js';
 import type { BootedGuest } from '../boot.js';
 import type { Guest, GuestConsole } from '../guest.js';
-import { cachedFiles, readGuestFile, readV86Module, requireFiles } from './files.js';
+import { cachedFiles, readGuestFile, readOurRamdisk, readV86Module, requireFiles } from './files.js';
 import { LinuxGuest, type SavedLinux } from './guest.js';
 import { readSnapshot, savedAsJson, savedFromJson, snapshotPath, writeSnapshot } from './snapshot.js';
 
@@ -31,13 +31,13 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
   const cached = cachedFiles();
   const kernel = readGuestFile(spec.kernel ?? requireFiles().kernel, 'the kernel');
   // A kernel of one's own boots with what its file says, not with modules of another.
-  const ramdisk = spec.ramdisk ?? (spec.kernel === undefined ? requireFiles().ramdisk : null);
   const ours = spec.ramdisk === undefined && spec.kernel === undefined;
+  const ramdisk = spec.ramdisk === undefined ? undefined : readGuestFile(spec.ramdisk, 'the ramdisk');
   const extra = extraWords(spec);
   const linux = await LinuxGuest.create({
     module: readV86Module(),
     kernel,
-    ramdisk: ramdisk === null ? undefined : readGuestFile(ramdisk, 'the ramdisk'),
+    ramdisk: ours ? readOurRamdisk() : ramdisk,
     bios: readGuestFile(spec.bios ?? cached?.bios ?? requireFiles().bios, 'the BIOS'),
     vgaBios: readGuestFile(spec.vgaBios ?? cached?.vgaBios ?? requireFiles().vgaBios, 'the VGA BIOS'),
     memoryMib: config.memory,

@@ -5,6 +5,7 @@ import { promisify } from 'node:util';
 import { deflate as deflateCallback, inflate as inflateCallback } from 'node:zlib';
 import { cacheFolder, LinuxGuestError, requireFiles } from './files.js';
 import type { SavedLinux } from './guest.js';
+import { ourArchive } from './initramfs.js';
 import { V86_VERSION } from './v86-module.js';
 
 const deflate: (bytes: Uint8Array, options: { level: number }) => Promise<Buffer> =
@@ -81,8 +82,8 @@ export async function savedFromJson(json: unknown): Promise<SavedLinux> {
 }
 
 /**
- * Where the snapshot of a guest that has just booted is: one for each kernel, ramdisk, size of memory and command
- * line.
+ * Where the snapshot of a guest that has just booted is: one for each kernel, ramdisk, init, size of memory and
+ * command line.
  */
 export function snapshotPath(memoryMib: number, commandLine: string): string {
   const { kernel, ramdisk } = requireFiles();
@@ -91,7 +92,7 @@ export function snapshotPath(memoryMib: number, commandLine: string): string {
     return [size, mtimeMs];
   };
   const key = JSON.stringify([FORMAT, V86_VERSION, stamp(kernel), stamp(ramdisk), memoryMib, commandLine]);
-  const hash = createHash('sha256').update(key).digest('hex').slice(0, 16);
+  const hash = createHash('sha256').update(key).update(ourArchive()).digest('hex').slice(0, 16);
   return join(cacheFolder(), `snapshot-${hash}`);
 }
 
