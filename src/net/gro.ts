@@ -1,7 +1,7 @@
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import { setupPartialChecksum, validateChecksum, writeIpv4Checksum } from './checksum.js';
 import type { NetDevice } from './device.js';
-import { Headers, IPPROTO_TCP, PARSED_L4, TCP_ACK, TCP_PSH } from './headers.js';
+import { ETH_P_IP, Headers, IPPROTO_TCP, PARSED_L4, TCP_ACK, TCP_PSH } from './headers.js';
 import type { Packet } from './packet.js';
 import { CHECKSUM_NONE, FRAGMENT_LOCAL, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MAX_FRAGMENTS } from './packet.js';
 
@@ -10,6 +10,8 @@ export const MAX_GRO_FLOWS = 8;
 /** The IP length field ends here. */
 const IP_MAX = 65535;
 const IP_DF = 0x40;
+/** Where an untagged frame has its IPv4 header's protocol. */
+const IP_PROTOCOL = 23;
 
 /** Of the packet that arrived. */
 const headers = new Headers();
@@ -47,8 +49,8 @@ export class Gro {
 
   /** Takes a packet that arrived. Takes the reference. */
   receive(packet: Packet, device: NetDevice): void {
-    // With nothing held there is no order to keep, and a GSO packet is whole already.
-    if (this.used === 0 && packet.gsoType !== GSO_NONE) {
+    // With nothing held there is no order to keep, a GSO packet is whole already, and most others can be told early.
+    if (this.used === 0 && (packet.gsoType !== GSO_NONE || isPlainDatagram(packet))) {
       this.deliver(packet, device);
       return;
     }
@@ -172,6 +174,18 @@ export class Gro {
     this.delivered++;
     device.receive(packet);
   }
+}
+
+/** IPv4 of another protocol than TCP: the first look at a packet, far cheaper than parsing it. */
+function isPlainDatagram(packet: Packet): boolean {
+  const { u8 } = packet.memory;
+  const { data } = packet;
+  return (
+    packet.linear > IP_PROTOCOL &&
+    u8[data + 12] === ETH_P_IP >> 8 &&
+    u8[data + 13] === (ETH_P_IP & 0xff) &&
+    u8[data + IP_PROTOCOL] !== IPPROTO_TCP
+  );
 }
 
 /** Makes the head say what the packet has become. */

@@ -1,6 +1,6 @@
 import {
   NETIF_RSP_ERROR,
-  NETIF_RSP_OKAY,
+  NETIF_RSP_NULL,
   NETIF_TX_SLOT_SIZE,
   NETTXF_CSUM_BLANK,
   NETTXF_DATA_VALIDATED,
@@ -9,15 +9,14 @@ import { BackRing } from '../abi/ring.js';
 import { CHECKSUM_UNNECESSARY, GSO_NONE, type Packet, type PacketOwner } from '../net/packet.js';
 import { setupChecksum, setupGso } from '../net/xmit.js';
 import { CopyBatch } from '../platform/copy-batch.js';
-import { Memory, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { CreditLimiter, type Rate } from './credit.js';
 import type { QueueStats, QueueVif } from './queue.js';
 import type { StaticGrants } from './static-grants.js';
 import {
   buildPacket,
+  failTxSlot,
   readTxPacket,
-  respondToRead,
   respondTx,
   TX_DROP,
   TX_FATAL,
@@ -29,34 +28,27 @@ import {
 /** Packets taken from the ring with one batch of copies, and the copies that a batch holds. */
 const BATCH_PACKETS = 64;
 const BATCH_COPIES = 256;
+/** In a packet's cookie: where the first of its slots is, and from here on how many there are. */
+const COOKIE_SHIFT = 16;
+const COOKIE_START = 1 << COOKIE_SHIFT;
 
 /** The backend's end of a tx ring: what the guest sends, and the answers that it is owed. */
 export class TxRing implements PacketOwner {
   readonly ring: BackRing;
-  /** Packets read whose heads are being copied. */
+  /** Packets read, of which the first `builtCount` are packets whose heads are being copied. */
   private readonly read = Array.from({ length: BATCH_PACKETS }, () => new TxPacket());
-  private readonly built = new Array<Packet | null>(BATCH_PACKETS).fill(null);
   private builtCount = 0;
-  private readonly firstCopy = new Int32Array(BATCH_PACKETS + 1);
   private readonly batch = new CopyBatch(BATCH_COPIES);
 
   /**
-   * Responses by the index of their requests, until all before them are there. The page holds requests from rsp_prod
-   * on, whatever happens to this backend: the next one can go on there, and answers each request once.
+   * First words of the responses by the index of their requests, and 1 for each that is to be published when all
+   * before it are. The page holds requests from rsp_prod on, whatever happens to this backend: the next one can go on
+   * there, and answers each request once.
    */
-  private readonly answers: BackRing;
-  /** 1 for a slot of `answers` that is to be published. */
+  private readonly responses: Int32Array;
   private readonly answered: Uint8Array;
-  /** Ring index of the first request of each packet in `built`. */
-  private readonly starts = new Int32Array(BATCH_PACKETS);
-
-  /** Packets whose fragments still are the guest's grants; their responses are owed by record number. */
-  private readonly recordStarts: Int32Array;
-  private readonly recordIds: Uint16Array;
-  private readonly recordSlots: Uint8Array;
-  private readonly recordExtras: Uint8Array;
-  private readonly freeRecords: Int32Array;
-  private freeRecordCount: number;
+  /** Packets from the guest whose responses are owed: their fragments still are its grants. */
+  inFlight = 0;
 
   private credit: CreditLimiter | null = null;
   /** The next packet has to wait for credit: no event is to be asked for meanwhile. */
@@ -82,20 +74,8 @@ export class TxRing implements PacketOwner {
   ) {
     this.ring = new BackRing(mapping.memory, mapping.address, NETIF_TX_SLOT_SIZE);
     this.ring.attach();
-    const records = this.ring.size;
-    this.answers = new BackRing(new Memory(new ArrayBuffer(PAGE_SIZE)), 0, NETIF_TX_SLOT_SIZE);
-    this.answered = new Uint8Array(records);
-    this.recordStarts = new Int32Array(records);
-    this.recordIds = new Uint16Array(records * TX_SLOTS_MAX);
-    this.recordSlots = new Uint8Array(records);
-    this.recordExtras = new Uint8Array(records);
-    this.freeRecords = Int32Array.from({ length: records }, (_, i) => i);
-    this.freeRecordCount = records;
-  }
-
-  /** Packets from the guest whose responses are owed. */
-  get inFlight(): number {
-    return this.freeRecords.length - this.freeRecordCount;
+    this.responses = new Int32Array(this.ring.size);
+    this.answered = new Uint8Array(this.ring.size);
   }
 
   /** Bounds what the guest sends from now on; null for no bound. @param resume called when there is credit again */
@@ -142,12 +122,8 @@ export class TxRing implements PacketOwner {
   }
 
   private deliverBuilt(): void {
-    const { built, builtCount } = this;
-    for (let i = 0; i < builtCount; i++) {
-      const packet = built[i]!;
-      built[i] = null;
-      this.deliver(i, packet);
-    }
+    const { read, builtCount } = this;
+    for (let i = 0; i < builtCount; i++) this.deliver(read[i]);
     this.builtCount = 0;
   }
 
@@ -175,43 +151,44 @@ export class TxRing implements PacketOwner {
         this.throttled = true;
         break;
       }
-      const start = ring.reqCons;
-      ring.reqCons = (start + tx.consumed) | 0;
+      ring.reqCons = (ring.reqCons + tx.consumed) | 0;
       available -= tx.consumed;
       taken++;
-      if (tx.verdict === TX_DROP) this.refuse(tx, start);
-      else if (tx.infos.multicast !== 0) this.answerRead(tx, start, !this.vif.changeMulticast(tx.infos));
-      else this.build(tx, start);
+      respondTx(this.responses, tx);
+      if (tx.verdict === TX_DROP) this.refuse(tx);
+      else if (tx.infos.multicast !== 0) this.changeMulticast(tx);
+      else this.build(tx);
     }
     return taken;
   }
 
-  private refuse(tx: TxPacket, start: number): void {
+  private refuse(tx: TxPacket): void {
     this.stats.txErrors++;
     this.vif.dev.stats.rxErrors++;
-    this.answerRead(tx, start, true);
+    respondTx(this.responses, tx, true);
+    this.answer(tx.start, tx.consumed);
   }
 
-  private answerRead(tx: TxPacket, start: number, error = false): void {
-    this.answers.rspProdPvt = start;
-    respondToRead(this.answers, tx, error);
-    this.markAnswered(start);
+  private changeMulticast(tx: TxPacket): void {
+    respondTx(this.responses, tx, !this.vif.changeMulticast(tx.infos));
+    this.answer(tx.start, tx.consumed);
   }
 
-  private markAnswered(start: number): void {
-    const { answers, answered } = this;
-    for (let i = start; i !== answers.rspProdPvt; i = (i + 1) | 0) answered[i & (answers.size - 1)] = 1;
+  /** The responses to so many requests may be published. */
+  private answer(start: number, slots: number): void {
+    const { answered } = this;
+    for (let i = 0; i < slots; i++) answered[(start + i) & (answered.length - 1)] = 1;
   }
 
   /** Publishes the responses of packets before which all are answered. @returns whether the guest wants an event */
   push(): boolean {
-    const { ring, answers, answered } = this;
-    const to = ring.memory.i32;
-    const from = answers.memory.i32;
+    const { ring, responses, answered } = this;
+    const { i32 } = ring.memory;
+    const mask = answered.length - 1;
     let at = ring.rspProdPvt;
-    for (; answered[at & (ring.size - 1)] === 1; at = (at + 1) | 0) {
-      answered[at & (ring.size - 1)] = 0;
-      to[ring.slot(at) >>> 2] = from[answers.slot(at) >>> 2];
+    for (; answered[at & mask] === 1; at = (at + 1) | 0) {
+      answered[at & mask] = 0;
+      i32[ring.slot(at) >>> 2] = responses[at & mask];
     }
     if (at === ring.rspProdPvt) return false;
     ring.rspProdPvt = at;
@@ -219,35 +196,31 @@ export class TxRing implements PacketOwner {
   }
 
   /** Makes the packet: its head is to be copied, the rest stays in the guest's pages. */
-  private build(tx: TxPacket, start: number): void {
+  private build(tx: TxPacket): void {
     const packet = this.vif.net.packets.tryGet();
     if (packet === null) {
-      this.refuse(tx, start);
+      this.refuse(tx);
       return;
     }
-    this.starts[this.builtCount] = start;
-    this.firstCopy[this.builtCount] = this.batch.count;
     buildPacket(tx, packet, this.domid, this.batch, this.staticGrants);
-    this.firstCopy[this.builtCount + 1] = this.batch.count;
-    this.built[this.builtCount++] = packet;
+    this.builtCount++;
   }
 
-  private deliver(index: number, packet: Packet): void {
-    const tx = this.read[index];
-    const start = this.starts[index];
-    const failed = this.failedSlot(index, tx);
+  private deliver(tx: TxPacket): void {
+    const packet = tx.packet!;
+    const { dev } = this.vif;
+    tx.packet = null;
+    const failed = this.failedSlot(tx);
     if (failed >= 0) {
       this.stats.txErrors++;
-      this.vif.dev.stats.rxErrors++;
-      this.answers.rspProdPvt = start;
-      respondTx(this.answers, tx.id, 0, tx.slots, tx.infos.count, NETIF_RSP_ERROR, failed);
-      this.markAnswered(start);
+      dev.stats.rxErrors++;
+      failTxSlot(this.responses, tx, failed);
+      this.answer(tx.start, tx.consumed);
       packet.release();
       return;
     }
-    if (packet.fragments === 0) this.answerRead(tx, start);
-    else this.own(packet, tx, start);
-    const { dev } = this.vif;
+    if (packet.fragments === 0) this.answer(tx.start, tx.consumed);
+    else this.own(packet, tx);
     if (!this.takeOffloads(packet, tx)) {
       dev.stats.rxErrors++;
       packet.release();
@@ -259,43 +232,40 @@ export class TxRing implements PacketOwner {
   }
 
   /** @returns the data slot whose copy failed, or -1 */
-  private failedSlot(index: number, tx: TxPacket): number {
+  private failedSlot(tx: TxPacket): number {
     const { status } = this.batch;
-    const first = this.firstCopy[index];
-    const end = this.firstCopy[index + 1];
-    let failed = first;
+    const end = tx.firstCopy + tx.copies;
+    let failed = tx.firstCopy;
     while (failed < end && status[failed] === 0) failed++;
     if (failed === end) return -1;
     let slot = -1;
-    for (let i = first; i <= failed; i++) {
+    for (let i = tx.firstCopy; i <= failed; i++) {
       do slot++;
       while (tx.bytes[slot] === 0);
     }
     return slot;
   }
 
-  /** Notes the responses that are owed when the packet's fragments are no longer needed. */
-  private own(packet: Packet, tx: TxPacket, start: number): void {
-    const record = this.freeRecords[--this.freeRecordCount];
-    const first = record * TX_SLOTS_MAX;
-    for (let i = 0; i < tx.slots; i++) this.recordIds[first + i] = tx.id[i];
-    this.recordStarts[record] = start;
-    this.recordSlots[record] = tx.slots;
-    this.recordExtras[record] = tx.infos.count;
+  /** The responses are owed when the packet's fragments are no longer needed: the cookie says which. */
+  private own(packet: Packet, tx: TxPacket): void {
+    this.inFlight++;
     packet.owner = this;
-    packet.ownerCookie = record;
+    packet.ownerCookie = (tx.start & (this.ring.size - 1)) | (tx.consumed << COOKIE_SHIFT);
   }
 
   /** @returns false when the packet claims an offload that its headers do not allow */
   private takeOffloads(packet: Packet, tx: TxPacket): boolean {
-    const { gsoType, gsoSize } = tx.infos;
+    const { infos } = tx;
     const { materialiser } = this.vif.net;
     const blank = (tx.flags & NETTXF_CSUM_BLANK) !== 0;
-    packet.hashType = tx.infos.hashType;
-    packet.hash = tx.infos.hash;
-    if (gsoType !== GSO_NONE) {
-      if (!blank) this.stats.rxGsoChecksumFixup++;
-      return setupGso(packet, gsoType, gsoSize, !blank, materialiser);
+    if (infos.count > 0) {
+      const { gsoType, gsoSize } = infos;
+      packet.hashType = infos.hashType;
+      packet.hash = infos.hash;
+      if (gsoType !== GSO_NONE) {
+        if (!blank) this.stats.rxGsoChecksumFixup++;
+        return setupGso(packet, gsoType, gsoSize, !blank, materialiser);
+      }
     }
     if (blank) return setupChecksum(packet, false, materialiser);
     if ((tx.flags & NETTXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
@@ -303,17 +273,23 @@ export class TxRing implements PacketOwner {
   }
 
   packetDone(packet: Packet): void {
-    const record = packet.ownerCookie;
-    this.freeRecords[this.freeRecordCount++] = record;
+    this.inFlight--;
     if (this.stopped) return;
-    const status = packet.failed ? NETIF_RSP_ERROR : NETIF_RSP_OKAY;
-    const slots = this.recordSlots[record];
-    const start = this.recordStarts[record];
-    const first = record * TX_SLOTS_MAX;
-    this.answers.rspProdPvt = start;
-    respondTx(this.answers, this.recordIds, first, slots, this.recordExtras[record], status);
-    this.markAnswered(start);
+    const start = packet.ownerCookie & (COOKIE_START - 1);
+    const slots = packet.ownerCookie >>> COOKIE_SHIFT;
+    if (packet.failed) this.failAll(start, slots);
+    this.answer(start, slots);
     if (!this.receiving) this.onAnswered();
+  }
+
+  /** Makes the responses to a packet's data slots ERROR. */
+  private failAll(start: number, slots: number): void {
+    const { responses } = this;
+    for (let i = 0; i < slots; i++) {
+      const at = (start + i) & (responses.length - 1);
+      const word = responses[at];
+      if (word >> 16 !== NETIF_RSP_NULL) responses[at] = (word & 0xffff) | (NETIF_RSP_ERROR << 16);
+    }
   }
 
   private fatal(reason: string): void {

@@ -63,6 +63,12 @@ export class TxPacket {
   /** Bytes in each data slot; the first's is what the others leave of `size`. */
   readonly bytes = new Int32Array(TX_SLOTS_MAX);
   readonly infos = new ExtraInfos();
+  /** Ring index of the first request. */
+  start = 0;
+  /** The packet that was made of the requests, and the copies of its head in their batch. */
+  packet: Packet | null = null;
+  firstCopy = 0;
+  copies = 0;
 }
 
 function fail(tx: TxPacket, verdict: number, reason: string): void {
@@ -78,16 +84,14 @@ function fail(tx: TxPacket, verdict: number, reason: string): void {
  */
 export function readTxPacket(ring: BackRing, start: number, available: number, tx: TxPacket): void {
   tx.verdict = TX_OK;
-  tx.reason = '';
-  tx.consumed = 0;
-  tx.slots = 0;
-  tx.infos.clear();
+  if (tx.infos.count !== 0) tx.infos.clear();
   if (available === 0) {
-    tx.verdict = TX_INCOMPLETE;
+    incomplete(tx, 'no request');
     return;
   }
+  tx.start = start;
   const { i32 } = ring.memory;
-  let at = ring.slot(start) >>> 2;
+  const at = ring.slot(start) >>> 2;
   tx.gref[0] = i32[at];
   const word1 = i32[at + 1];
   const word2 = i32[at + 2];
@@ -97,14 +101,25 @@ export function readTxPacket(ring: BackRing, start: number, available: number, t
   tx.id[0] = word2;
   const size = word2 >>> 16;
   tx.size = size;
+  tx.slots = 1;
+  tx.consumed = 1;
+  tx.bytes[0] = size;
+  if ((flags & (NETTXF_EXTRA_INFO | NETTXF_MORE_DATA)) === 0) checkFirstSlot(tx, size);
+  else readRest(ring, start, available, tx);
+}
 
+/** Reads what is behind the first request of a packet: extra infos, and more data. */
+function readRest(ring: BackRing, start: number, available: number, tx: TxPacket): void {
+  const { i32 } = ring.memory;
+  const { flags } = tx;
+  tx.reason = '';
   let next = 1;
   if ((flags & NETTXF_EXTRA_INFO) !== 0) {
     next = readTxExtras(ring, start, available, tx);
     if (next === 0) return;
   }
   let slots = 1;
-  let rest = size;
+  let rest = tx.size;
   let more = (flags & NETTXF_MORE_DATA) !== 0 && tx.infos.multicast === 0;
   while (more) {
     if (slots > FATAL_SLOTS_MAX) {
@@ -116,7 +131,7 @@ export function readTxPacket(ring: BackRing, start: number, available: number, t
       return;
     }
     if (slots > LEGACY_SLOTS_MAX) fail(tx, TX_DROP, `a packet of more than ${LEGACY_SLOTS_MAX + 1} slots`);
-    at = ring.slot(start + next) >>> 2;
+    const at = ring.slot(start + next) >>> 2;
     tx.gref[slots] = i32[at];
     const w1 = i32[at + 1];
     const w2 = i32[at + 2];
@@ -135,10 +150,13 @@ export function readTxPacket(ring: BackRing, start: number, available: number, t
   tx.slots = slots;
   tx.consumed = next;
   tx.bytes[0] = rest;
-  if (tx.infos.multicast !== 0 || tx.verdict !== TX_OK) return;
-  if (rest < ETH_HLEN) fail(tx, TX_DROP, `a first slot of ${rest} bytes, less than an Ethernet header`);
-  if (tx.offset[0] + rest > PAGE_SIZE) {
-    fail(tx, TX_FATAL, `the first slot at ${tx.offset[0]}+${rest} crosses its page`);
+  if (tx.infos.multicast === 0 && tx.verdict === TX_OK) checkFirstSlot(tx, rest);
+}
+
+function checkFirstSlot(tx: TxPacket, bytes: number): void {
+  if (bytes < ETH_HLEN) fail(tx, TX_DROP, `a first slot of ${bytes} bytes, less than an Ethernet header`);
+  if (tx.offset[0] + bytes > PAGE_SIZE) {
+    fail(tx, TX_FATAL, `the first slot at ${tx.offset[0]}+${bytes} crosses its page`);
   }
 }
 
@@ -219,11 +237,13 @@ export function buildPacket(
   batch: CopyBatch,
   statics: StaticGrants | null = null,
 ): void {
+  tx.packet = packet;
+  tx.firstCopy = batch.count;
   const linear = tx.size <= PACKET_LINEAR_MAX ? tx.size : TX_HEAD_BYTES;
   packet.linear = linear;
   packet.length = linear;
   const { data } = packet;
-  gatherTx(tx, domid, 0, linear, batch, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), statics);
+  tx.copies = gatherTx(tx, domid, 0, linear, batch, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), statics);
   let skip = linear;
   for (let i = 0; i < tx.slots && packet.length < tx.size; i++) {
     const bytes = tx.bytes[i];
@@ -236,35 +256,24 @@ export function buildPacket(
 }
 
 /**
- * Writes the responses of one packet: one for each data slot in order, and behind the first a NULL one
- * for each extra info. Only `rspProdPvt` moves.
- *
- * @param ids ids of the data slots, from `first` on
- * @param status of every data slot, or with `failed` ≥ 0 of that one alone
+ * The responses owed to a packet that `readTxPacket` consumed, by the ring indexes of its requests: OKAY for each data
+ * slot of a sound packet, else ERROR, and NULL for each extra info.
+ * @param responses first words, one for each slot of the ring
  */
-export function respondTx(
-  ring: BackRing,
-  ids: Uint16Array,
-  first: number,
-  slots: number,
-  extras: number,
-  status: number,
-  failed = -1,
-): void {
-  const { i32 } = ring.memory;
-  let prod = ring.rspProdPvt;
-  for (let i = 0; i < slots; i++) {
-    const slotStatus = failed < 0 || failed === i ? status : NETIF_RSP_OKAY;
-    i32[ring.slot(prod++) >>> 2] = ids[first + i] | (slotStatus << 16);
-    if (i === 0) {
-      for (let k = 0; k < extras; k++) i32[ring.slot(prod++) >>> 2] = NETIF_RSP_NULL << 16;
-    }
-  }
-  ring.rspProdPvt = prod | 0;
+export function respondTx(responses: Int32Array, tx: TxPacket, error = false): void {
+  const mask = responses.length - 1;
+  const { start, slots } = tx;
+  const status = error || tx.verdict !== TX_OK ? NETIF_RSP_ERROR << 16 : NETIF_RSP_OKAY << 16;
+  if (slots === 0) return;
+  responses[start & mask] = tx.id[0] | status;
+  if (tx.consumed === 1) return;
+  const extras = tx.infos.count;
+  for (let i = 1; i <= extras; i++) responses[(start + i) & mask] = NETIF_RSP_NULL << 16;
+  for (let i = 1; i < slots; i++) responses[(start + extras + i) & mask] = tx.id[i] | status;
 }
 
-/** The responses owed to a packet that `readTxPacket` consumed: OKAY when sound, else ERROR. */
-export function respondToRead(ring: BackRing, tx: TxPacket, error = false): void {
-  const status = error || tx.verdict !== TX_OK ? NETIF_RSP_ERROR : NETIF_RSP_OKAY;
-  respondTx(ring, tx.id, 0, tx.slots, tx.infos.count, status);
+/** Makes the response to one data slot of a packet an ERROR. */
+export function failTxSlot(responses: Int32Array, tx: TxPacket, slot: number): void {
+  const index = slot === 0 ? tx.start : tx.start + tx.infos.count + slot;
+  responses[index & (responses.length - 1)] = tx.id[slot] | (NETIF_RSP_ERROR << 16);
 }
