@@ -22,6 +22,17 @@ while read -r line; do
   fi
 done`;
 
+function noNamespace(user: boolean, said: string): UplinkError {
+  const advice = user
+    ? 'allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, ' +
+      'kernel.apparmor_restrict_unprivileged_userns), or run as root'
+    : 'root needs CAP_SYS_ADMIN, which a container often lacks';
+  return new UplinkError(
+    'EPERM',
+    `no network namespace (${said || 'unshare said nothing'}): ${advice}; guests of kind "echo" and "module" work without`,
+  );
+}
+
 /** The result of a program that has ended. */
 export interface Outcome {
   /** Exit status; 128 + the signal's number when a signal ended it. */
@@ -89,20 +100,16 @@ export class NetworkNamespace {
       errors.text = (errors.text + chunk).slice(-2000);
     });
     holder.stdin.on('error', () => {});
+    // Only then everything that it said has been read.
+    const closed = new Promise<void>(resolve => holder.on('close', () => resolve()));
     const failed = new Promise<never>((_, reject) => {
       holder.on('error', error => reject(programError('unshare', error)));
     });
     const replies = createInterface({ input: holder.stdout })[Symbol.asyncIterator]();
     const first = await Promise.race([replies.next(), failed]);
     if (first.done) {
-      const how = user
-        ? 'this user may not make user namespaces: run as root, or allow them (sysctl user.max_user_namespaces, ' +
-          'kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)'
-        : 'root without CAP_SYS_ADMIN, as in a container, may not make one';
-      throw new UplinkError(
-        'EPERM',
-        `no network namespace: ${how}. ${errors.text.trim()}. Guests of kind "echo" and "module" work without.`,
-      );
+      await closed;
+      throw noNamespace(user, errors.text.trim());
     }
     failed.catch(() => {});
     return new NetworkNamespace(holder, replies, errors, user);

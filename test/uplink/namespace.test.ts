@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
-import { readdirSync } from 'node:fs';
+import { chmodSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, type TestContext, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { NetworkNamespace } from '../../src/uplink/namespace.js';
@@ -15,6 +17,24 @@ async function create(t: TestContext): Promise<NetworkNamespace> {
   t.after(() => namespace.close());
   return namespace;
 }
+
+test('where no namespace may be made, the error says why and what works', async t => {
+  const directory = mkdtempSync(join(tmpdir(), 'pvnet-unshare-'));
+  const path = process.env['PATH'];
+  t.after(() => {
+    process.env['PATH'] = path;
+    rmSync(directory, { recursive: true });
+  });
+  const refusal = 'unshare failed: Operation not permitted';
+  writeFileSync(join(directory, 'unshare'), `#!/bin/sh\necho '${refusal}' >&2\nexit 1\n`);
+  chmodSync(join(directory, 'unshare'), 0o755);
+  process.env['PATH'] = `${directory}:${path}`;
+  await assert.rejects(NetworkNamespace.create(), (error: Error) => {
+    assert.match(error.message, new RegExp(refusal));
+    assert.match(error.message, /guests of kind "echo" and "module" work without/);
+    return true;
+  });
+});
 
 describe('a network namespace of our own', { skip }, () => {
   test('holds TAPs that come and go with our file descriptors', async t => {
