@@ -1,10 +1,19 @@
 /** The longest that spare room is watched before the limit shrinks. */
 const SLACK_HOLD_MS = 1000;
 /** The largest limit (DQL_MAX_LIMIT). */
-const MAX_LIMIT = 0x3fffffff;
+export const DQL_MAX_LIMIT = 0x70000000;
+/** More than any slack. */
+const NO_SLACK_SEEN = 0x7fffffff;
 
-function positive(a: number, b: number): number {
-  return a > b ? a - b : 0;
+/** How far a running count is ahead of another; 0 when it is behind. Counts wrap around at 32 bits. */
+function ahead(a: number, b: number): number {
+  const difference = (a - b) | 0;
+  return difference > 0 ? difference : 0;
+}
+
+/** Where the time comes from, in milliseconds: asked only when it matters. */
+export interface DqlClock {
+  readonly now: number;
 }
 
 /**
@@ -13,59 +22,59 @@ function positive(a: number, b: number): number {
  * second.
  */
 export class DynamicQueueLimit {
-  queued = 0;
-  completed = 0;
   limit = 0;
   minLimit = 0;
-  maxLimit = MAX_LIMIT;
+  maxLimit = DQL_MAX_LIMIT;
   holdMs = SLACK_HOLD_MS;
+  /** Bytes given to the device, and those that it has completed: running counts. */
+  private queued = 0;
+  private completed = 0;
   private adjustedLimit = 0;
   private previousQueued = 0;
   private previousOver = 0;
   private previousLast = 0;
   private last = 0;
-  private lowestSlack = Number.POSITIVE_INFINITY;
+  private lowestSlack = NO_SLACK_SEEN;
   private slackStart = 0;
 
   /** Bytes given to the device and not yet completed. */
   get inflight(): number {
-    return this.queued - this.completed;
+    return (this.queued - this.completed) | 0;
   }
 
   /** Bytes that may still be given; negative when there are too many. */
   get available(): number {
-    return this.adjustedLimit - this.queued;
+    return (this.adjustedLimit - this.queued) | 0;
   }
 
   /** The device got bytes. */
   sent(bytes: number): void {
     this.last = bytes;
-    this.queued += bytes;
+    this.queued = (this.queued + bytes) | 0;
   }
 
   /** The device is done with bytes. @throws RangeError when it never got that many */
-  done(bytes: number, now: number): void {
+  done(bytes: number, clock: DqlClock): void {
     if (bytes > this.inflight) {
       throw new RangeError(`${bytes} bytes completed of ${this.inflight} that were sent`);
     }
-    const completed = this.completed + bytes;
+    const completed = (this.completed + bytes) | 0;
     let { limit } = this;
-    let over = positive(this.queued - this.completed, limit);
-    const inProgress = this.queued - completed;
-    const previousInProgress = this.previousQueued - this.completed;
-    const allPreviousDone = completed >= this.previousQueued;
-    if ((over > 0 && inProgress === 0) || (this.previousOver > 0 && allPreviousDone)) {
-      limit += positive(completed, this.previousQueued) + this.previousOver;
-      this.slackStart = now;
-      this.lowestSlack = Number.POSITIVE_INFINITY;
-    } else if (inProgress > 0 && previousInProgress > 0 && !allPreviousDone) {
-      const slack = positive(limit + this.previousOver, 2 * bytes);
-      const slackOfLast = positive(this.previousLast, this.previousOver);
+    let over = ahead(this.inflight, limit);
+    const inProgress = this.queued !== completed;
+    const previousInProgress = this.previousQueued !== this.completed;
+    const allPreviousDone = ((completed - this.previousQueued) | 0) >= 0;
+    if ((over > 0 && !inProgress) || (this.previousOver > 0 && allPreviousDone)) {
+      limit += ahead(completed, this.previousQueued) + this.previousOver;
+      this.watchSlack(clock.now);
+    } else if (inProgress && previousInProgress && !allPreviousDone) {
+      const slack = ahead(limit + this.previousOver, 2 * bytes);
+      const slackOfLast = ahead(this.previousLast, this.previousOver);
       this.lowestSlack = Math.min(this.lowestSlack, Math.max(slack, slackOfLast));
+      const { now } = clock;
       if (now > this.slackStart + this.holdMs) {
-        limit = positive(limit, this.lowestSlack);
-        this.slackStart = now;
-        this.lowestSlack = Number.POSITIVE_INFINITY;
+        limit = ahead(limit, this.lowestSlack);
+        this.watchSlack(now);
       }
     }
     limit = Math.min(Math.max(limit, this.minLimit), this.maxLimit);
@@ -73,7 +82,7 @@ export class DynamicQueueLimit {
       this.limit = limit;
       over = 0;
     }
-    this.adjustedLimit = limit + completed;
+    this.adjustedLimit = (limit + completed) | 0;
     this.previousOver = over;
     this.previousLast = this.last;
     this.completed = completed;
@@ -90,7 +99,11 @@ export class DynamicQueueLimit {
     this.previousOver = 0;
     this.previousLast = 0;
     this.last = 0;
-    this.lowestSlack = Number.POSITIVE_INFINITY;
+    this.watchSlack(now);
+  }
+
+  private watchSlack(now: number): void {
     this.slackStart = now;
+    this.lowestSlack = NO_SLACK_SEEN;
   }
 }

@@ -1,3 +1,5 @@
+import type { TxQueue } from './tx-queue.js';
+
 /** A device's counters, in the order of struct rtnl_link_stats64 (linux/if_link.h). */
 export class LinkStats {
   rxPackets = 0;
@@ -58,9 +60,13 @@ export const LINK_STATS_FIELDS: readonly (readonly [string, keyof LinkStats])[] 
 
 /**
  * What `ethtool -S` prints of counters that a driver keeps for each queue: the sums under the names that
- * Linux's drivers use, then each queue's own. A field `rxQueueDrops` is `rx_queue_drops`.
+ * Linux's drivers use, then each queue's own, with its byte queue limit. A field `rxQueueDrops` is
+ * `rx_queue_drops`.
  */
-export function ethtoolQueueStats(queues: readonly object[]): [string, number][] {
+export function ethtoolQueueStats(
+  queues: readonly object[],
+  txQueues: readonly TxQueue[],
+): [string, number][] {
   const sums = new Map<string, number>();
   const each: [string, number][] = [];
   queues.forEach((queue, index) => {
@@ -70,6 +76,10 @@ export function ethtoolQueueStats(queues: readonly object[]): [string, number][]
       sums.set(name, (sums.get(name) ?? 0) + value);
       each.push([`queue_${index}_${name}`, value]);
     }
+    const { dql, limitStops } = txQueues[index];
+    each.push([`queue_${index}_bql_inflight`, dql.inflight]);
+    each.push([`queue_${index}_bql_limit`, dql.limit]);
+    each.push([`queue_${index}_bql_stops`, limitStops]);
   });
   return [...sums, ...each];
 }

@@ -1,10 +1,12 @@
 import { Bridge } from './bridge.js';
 import { formatAddress, NET_NAME_UNKNOWN, type NetDevice } from './device.js';
+import { DQL_MAX_LIMIT } from './dql.js';
 import { NetError } from './error.js';
 import { changeAlias, changeFlags, changeGroup, changeMtu, changeTxQueueLen } from './link.js';
 import type { Net } from './net.js';
 import { OPERSTATES, shownOperstate } from './operstate.js';
 import { LINK_STATS_FIELDS } from './stats.js';
+import type { TxQueue } from './tx-queue.js';
 import { directory, file, link, type VirtualDirectory, type VirtualFile, type VirtualNode } from './vfs.js';
 
 /** Counters that /sys/class/net/X/statistics has: all of the structure but the newest. */
@@ -187,15 +189,6 @@ function queues(device: NetDevice): Record<string, VirtualNode> {
   }
   for (let i = 0; i < device.realNumTxQueues; i++) {
     const queue = device.txQueues[i];
-    const { dql } = queue;
-    const limit = (name: 'limit' | 'minLimit' | 'maxLimit' | 'holdMs'): VirtualFile =>
-      file(
-        0o644,
-        () => line(dql[name]),
-        text => {
-          dql[name] = parseUnsigned(device, text);
-        },
-      );
     entries[`tx-${i}`] = directory(() => ({
       tx_maxrate: file(0o644, () => line(0)),
       tx_timeout: file(0o444, () => line(queue.timeouts)),
@@ -207,20 +200,39 @@ function queues(device: NetDevice): Record<string, VirtualNode> {
       }),
       xps_cpus: file(0o644, () => line(0)),
       xps_rxqs: file(0o644, () => line(0)),
-      ...(dql.queued === 0
-        ? {}
-        : {
-            byte_queue_limits: directory(() => ({
-              hold_time: limit('holdMs'),
-              inflight: file(0o444, () => line(dql.inflight)),
-              limit: limit('limit'),
-              limit_max: limit('maxLimit'),
-              limit_min: limit('minLimit'),
-            })),
-          }),
+      ...(device.noQueue ? {} : { byte_queue_limits: directory(() => byteQueueLimits(device, queue)) }),
     }));
   }
   return entries;
+}
+
+/** The byte queue limit of a transmit queue, live. */
+function byteQueueLimits(device: NetDevice, { dql }: TxQueue): Record<string, VirtualNode> {
+  const limit = (name: 'limit' | 'minLimit' | 'maxLimit'): VirtualFile =>
+    file(
+      0o644,
+      () => line(dql[name]),
+      text => {
+        const value = text.trim() === 'max' ? DQL_MAX_LIMIT : parseUnsigned(device, text);
+        if (value > DQL_MAX_LIMIT) {
+          throw device.error('EINVAL', `${value} bytes are more than the largest limit, ${DQL_MAX_LIMIT}`);
+        }
+        dql[name] = value;
+      },
+    );
+  return {
+    hold_time: file(
+      0o644,
+      () => line(dql.holdMs),
+      text => {
+        dql.holdMs = parseUnsigned(device, text);
+      },
+    ),
+    inflight: file(0o444, () => line(dql.inflight)),
+    limit: limit('limit'),
+    limit_max: limit('maxLimit'),
+    limit_min: limit('minLimit'),
+  };
 }
 
 function bridgeEntries(bridge: Bridge): Record<string, VirtualNode> {

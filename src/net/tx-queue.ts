@@ -36,7 +36,8 @@ export class TxQueue {
   /** When it was stopped last, and how often the watchdog found it stopped for too long. */
   stoppedAt = 0;
   timeouts = 0;
-  /** Byte queue limit; unused until the driver calls `sent`. */
+  /** Byte queue limit, unused until the driver calls `sent`; and how often it held packets back. */
+  limitStops = 0;
   readonly dql = new DynamicQueueLimit();
   private inXmit = false;
 
@@ -94,17 +95,32 @@ export class TxQueue {
 
   /** The driver has put bytes on its ring (netdev_tx_sent_queue); stops the queue when there are too many. */
   sent(bytes: number): void {
-    this.dql.sent(bytes);
-    if (this.dql.available < 0) this.state |= QUEUE_STATE_STACK_XOFF;
+    const { dql } = this;
+    dql.sent(bytes);
+    if (dql.available < 0) this.holdBack();
   }
 
-  /** The peer is done with bytes that were `sent` (netdev_tx_completed_queue). */
+  private holdBack(): void {
+    if ((this.state & QUEUE_STATE_STACK_XOFF) !== 0) return;
+    this.state |= QUEUE_STATE_STACK_XOFF;
+    this.limitStops++;
+    this.stoppedAt = this.device.net.now;
+    this.device.watchQueue();
+  }
+
+  /** The peer is done with bytes that were `sent` (netdev_tx_completed_queue): once for all that a look found. */
   completed(bytes: number): void {
     if (bytes === 0) return;
-    this.dql.done(bytes, this.device.net.now);
+    this.dql.done(bytes, this.device.net);
     if ((this.state & QUEUE_STATE_STACK_XOFF) === 0 || this.dql.available < 0) return;
     this.state &= ~QUEUE_STATE_STACK_XOFF;
     this.device.net.scheduleQueue(this);
+  }
+
+  /** The least bytes that may always be in flight (netdev_queue_set_dql_min_limit); before anything is sent. */
+  setMinLimit(bytes: number): void {
+    this.dql.minLimit = bytes;
+    this.resetLimit();
   }
 
   /** The ring was emptied without completions (netdev_tx_reset_queue). */

@@ -78,6 +78,7 @@ export class Queue {
   /** @throws EIO for a ring whose indexes cannot be; HypercallError; nothing stays behind then */
   constructor(
     private readonly vif: QueueVif,
+    index: number,
     connection: QueueConnection,
     name: string,
   ) {
@@ -90,7 +91,17 @@ export class Queue {
     const fatal = (reason: string) => this.fatal(reason);
     const receive = (packet: Packet) => vif.receive(packet, this.napi);
     this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, receive, push, fatal);
-    this.rx = new RxRing(vif, rxRing, domid, name, staticGrants, stats, served, fatal);
+    this.rx = new RxRing(
+      vif,
+      vif.dev.txQueues[index],
+      rxRing,
+      domid,
+      name,
+      staticGrants,
+      stats,
+      served,
+      fatal,
+    );
     checkRing(this.tx.ring, name);
     checkRing(this.rx.ring, name);
     this.napi = vif.dev.napiAdd(budget => this.poll(budget));

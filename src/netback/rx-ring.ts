@@ -1,6 +1,7 @@
 import { NETIF_RX_SLOT_SIZE } from '../abi/netif.js';
 import { BackRing, RING_REQ_EVENT } from '../abi/ring.js';
 import type { Packet } from '../net/packet.js';
+import type { TxQueue } from '../net/tx-queue.js';
 import { CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
@@ -52,12 +53,14 @@ export class RxRing {
   private readonly task: Task;
 
   /**
+   * @param queue the device's queue that packets for this ring come from
    * @param domid who granted the ring and the pages on it
    * @param onServed called at the end of each look at the ring; with true the guest is to be notified
    * @param onFatal the frontend broke the protocol
    */
   constructor(
     private readonly vif: QueueVif,
+    private readonly queue: TxQueue,
     mapping: GrantMapping,
     private readonly domid: number,
     name: string,
@@ -82,6 +85,7 @@ export class RxRing {
     if (this.timer !== null) this.vif.platform.scheduler.cancel(this.timer);
     this.timer = null;
     for (let packet = this.waiting.shift(); packet !== null; packet = this.waiting.shift()) packet.release();
+    this.queue.resetLimit();
   }
 
   /** Takes back what it said of a guest that stalled. */
@@ -106,7 +110,10 @@ export class RxRing {
       return;
     }
     this.waiting.push(packet);
-    this.schedule();
+    this.queue.sent(packet.length);
+    // What holds the queue may be that this has not been looked at yet.
+    if (this.queue.stopped) this.run();
+    else this.schedule();
   }
 
   private run(): void {
@@ -142,6 +149,7 @@ export class RxRing {
     this.copy();
     if (this.stopped) return;
     if (waiting.length > 0 || this.wanted > 0) this.supervise(ring.rspProdPvt !== before);
+    this.queue.completed(this.queue.dql.inflight - waiting.bytes);
     this.onServed(ring.rspProdPvt !== before && ring.pushResponses());
   }
 

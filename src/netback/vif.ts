@@ -23,12 +23,18 @@ import { FILTER_PASS, FILTER_REDIRECT, FilteredPacket, type PacketFilter } from 
 import { HashConfig } from './hash.js';
 import { MulticastFilter } from './multicast.js';
 import { Queue, type QueueConnection, type QueueVif } from './queue.js';
+import { RX_QUEUE_BYTES_MAX } from './rx-ring.js';
 import { rxBytesMax, XDP_HEADROOM_MAX } from './rx-slots.js';
 import type { SourceFilter } from './source-filter.js';
 import type { StaticGrants } from './static-grants.js';
 
 /** Packets that wait in the qdisc of a vif (XENVIF_QUEUE_LENGTH). */
 const QUEUE_LENGTH = 32;
+/**
+ * The least that the byte queue limit of a queue leaves: a burst of small packets goes to the guest together, and
+ * one that comes before the guest has posted requests is not lost.
+ */
+const QUEUE_LIMIT_MIN = RX_QUEUE_BYTES_MAX / 4;
 /** An Ethernet header with a VLAN tag: what the longest packet leaves for the payload. */
 const VLAN_ETH_HLEN = 18;
 const ETH_MAX_MTU = 65535;
@@ -119,7 +125,11 @@ export class Vif implements QueueVif, ControlTarget {
         selectQueue: packet => this.selectQueue(packet),
         fixFeatures: (_, features) => withoutUntaken(features, this.frontend),
         ringSizes: () => RING_SIZES,
-        ethtoolStats: () => ethtoolQueueStats(this.queues.map(queue => queue.stats)),
+        ethtoolStats: () =>
+          ethtoolQueueStats(
+            this.queues.map(queue => queue.stats),
+            this.dev.txQueues,
+          ),
         changeMtu: (_, mtu) => this.checkMtu(mtu),
       },
       { priv: this, txQueues: maxQueues, rxQueues: maxQueues },
@@ -129,6 +139,7 @@ export class Vif implements QueueVif, ControlTarget {
     dev.hwFeatures = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6;
     dev.features = dev.hwFeatures | NETIF_F_RXCSUM;
     dev.txQueueLen = QUEUE_LENGTH;
+    for (const queue of dev.txQueues) queue.setMinLimit(QUEUE_LIMIT_MIN);
     dev.address.set(parseAddress(VIF_ADDRESS));
     dev.maxMtu = ETH_MAX_MTU - VLAN_ETH_HLEN;
     dev.carrierOff();
@@ -153,8 +164,9 @@ export class Vif implements QueueVif, ControlTarget {
     this.disabled = false;
     try {
       for (const connection of connections) {
-        const suffix = connections.length === 1 ? '' : `-q${this.queues.length}`;
-        this.queues.push(new Queue(this, connection, `${this.dev.name}${suffix}`));
+        const index = this.queues.length;
+        const suffix = connections.length === 1 ? '' : `-q${index}`;
+        this.queues.push(new Queue(this, index, connection, `${this.dev.name}${suffix}`));
       }
       if (control !== null) this.control = new ControlRing(this, control, this.dev.name);
     } catch (error) {

@@ -48,6 +48,8 @@ export interface NetfrontOptions {
 
 /** Queues of a device at most; more were never useful (XENNET's and XENVIF's default bound). */
 export const MAX_QUEUES = 8;
+/** The least that the byte queue limit of a queue leaves: the ten segments that TCP begins with go out together. */
+export const QUEUE_LIMIT_MIN = 16384;
 /** The keys that tell of rings and event channels. */
 const RING_KEY = /^(queue-\d+|(tx|rx|ctrl)-ring-ref|event-channel(-(tx|rx|ctrl))?|multi-queue-num-queues)$/;
 /** What every connection offers. */
@@ -118,7 +120,7 @@ export class Netfront implements QueueDevice {
         },
         fixFeatures: (_, features) => this.fixFeatures(features),
         ringSizes: () => RING_SIZES,
-        ethtoolStats: () => ethtoolQueueStats(this.queueStats),
+        ethtoolStats: () => ethtoolQueueStats(this.queueStats, this.dev.txQueues),
         changeMtu: (dev, mtu) => {
           const max = this.maxMtu;
           if (mtu > max)
@@ -134,6 +136,7 @@ export class Netfront implements QueueDevice {
     dev.features = dev.hwFeatures | NETIF_F_RXCSUM;
     dev.minMtu = ETH_MIN_MTU;
     dev.maxMtu = ETH_MAX_MTU;
+    for (const queue of dev.txQueues) queue.setMinLimit(QUEUE_LIMIT_MIN);
     dev.carrierOff();
   }
 

@@ -104,6 +104,8 @@ export class Queue {
   private readonly response = new RxPacket();
 
   private txPublished = 0;
+  /** Bytes of the packets that the current look at the responses completed. */
+  private completedBytes = 0;
   private extrasUnanswered = 0;
   private refillTimer: Timer | null = null;
   private carrying = false;
@@ -177,6 +179,8 @@ export class Queue {
   /** Posts the first rx requests and lets packets through: the backend is to be told of this state next. */
   start(): void {
     this.carrying = true;
+    // A connection before this one may have ended with its ring full.
+    this.device.dev.txQueues[this.index].wake();
     this.napi.enable();
     this.refill();
     this.napi.schedule();
@@ -190,6 +194,7 @@ export class Queue {
     this.stopped = true;
     this.carrying = false;
     const { dev, irqs, reclaimer, platform } = this.device;
+    dev.txQueues[this.index].resetLimit();
     this.napi.disable();
     dev.napiDel(this.napi);
     irqs.unbindFromIrqhandler(this.txIrq);
@@ -275,6 +280,7 @@ export class Queue {
     this.write(sendable);
     dev.stats.txPackets++;
     dev.stats.txBytes += sendable.length;
+    queue.sent(sendable.length);
     if (this.tx.free < TX_SLOTS_MAX) queue.stop();
     return NETDEV_TX_OK;
   }
@@ -412,7 +418,7 @@ export class Queue {
       }
     }
     const count = (rspProd - start) | 0;
-    if (count > 0 && this.carrying) this.wake();
+    if (count > 0 && this.carrying) this.completed();
     return count;
   }
 
@@ -425,13 +431,17 @@ export class Queue {
     if (id !== first) this.freeIds[this.freeIdCount++] = id;
     if (--this.unanswered[first] === 0) {
       this.freeIds[this.freeIdCount++] = first;
+      this.completedBytes += packet.length;
       packet.release();
     }
     return true;
   }
 
-  private wake(): void {
+  /** Tells the stack what it may send again, once for all responses. */
+  private completed(): void {
     const queue = this.device.dev.txQueues[this.index];
+    queue.completed(this.completedBytes);
+    this.completedBytes = 0;
     if (queue.stopped && this.tx.free >= TX_SLOTS_MAX && this.freeIdCount >= TX_SLOTS_MAX) queue.wake();
   }
 

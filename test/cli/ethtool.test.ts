@@ -82,9 +82,20 @@ test('statistics and ring sizes of a driver that has them', () => {
 });
 
 test('counters of queues: sums under Linux’s names, then each queue’s own', () => {
-  assert.deepEqual(ethtoolQueueStats([{ rxGsoChecksumFixup: 2, name: 'x' }, { rxGsoChecksumFixup: 3 }]), [
-    ['rx_gso_checksum_fixup', 5],
-    ['queue_0_rx_gso_checksum_fixup', 2],
-    ['queue_1_rx_gso_checksum_fixup', 3],
-  ]);
+  const { txQueues } = new TestKernel().net.allocEtherdev('eth%d', { startXmit: () => 0 }, { txQueues: 2 });
+  txQueues[1].sent(1500);
+  assert.deepEqual(
+    ethtoolQueueStats([{ rxGsoChecksumFixup: 2, name: 'x' }, { rxGsoChecksumFixup: 3 }], txQueues),
+    [
+      ['rx_gso_checksum_fixup', 5],
+      ['queue_0_rx_gso_checksum_fixup', 2],
+      ['queue_0_bql_inflight', 0],
+      ['queue_0_bql_limit', 0],
+      ['queue_0_bql_stops', 0],
+      ['queue_1_rx_gso_checksum_fixup', 3],
+      ['queue_1_bql_inflight', 1500],
+      ['queue_1_bql_limit', 0],
+      ['queue_1_bql_stops', 1],
+    ],
+  );
 });

@@ -448,7 +448,7 @@ describe('transmit queues', () => {
             }
             const done = Math.min(step.done, inflight);
             now += step.wait;
-            dql.done(done, now);
+            dql.done(done, { now });
             inflight -= done;
             assert.equal(dql.inflight, inflight);
             assert.ok(dql.limit >= 0);

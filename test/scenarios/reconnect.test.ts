@@ -84,3 +84,20 @@ test('60 reconnects under load: nothing grows (XSA-374, XSA-457)', async () => {
     if (round % 10 === 9) assert.deepEqual(held(host), before, `round ${round}`);
   }
 });
+
+test('a connection that ends with its ring full leaves no queue stopped for the next', async () => {
+  const { host, guest, eth0, peer } = await pair(82);
+  const [queue] = eth0.txQueues;
+  // What a driver does when its ring is full, and what the byte limit does.
+  queue.stop();
+  queue.sent(queue.dql.minLimit + 1);
+  assert.ok(queue.stopped);
+  await host.run(guest.kernel.xenbus.devices[0].switchState(Closing));
+  await host.until(() => !eth0.carrierOk);
+  await host.until(() => eth0.carrierOk && host.states(guest).every(state => state === Connected));
+  assert.ok(!queue.stopped);
+  assert.equal(queue.dql.inflight, 0);
+  const { rxPackets } = peer.stats;
+  send(eth0, peer, 1000);
+  await host.until(() => peer.stats.rxPackets === rxPackets + 1);
+});

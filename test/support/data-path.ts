@@ -2,7 +2,7 @@ import { Irqs } from '../../src/events/index.js';
 import { Bridge } from '../../src/net/bridge.js';
 import { NETIF_F_ALL_TSO, NETIF_F_CSUM_MASK, NETIF_F_SG, Net, type NetDevice } from '../../src/net/index.js';
 import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
-import { Queue as FrontQueue, GrantedPool } from '../../src/netfront/index.js';
+import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/netfront/index.js';
 import {
   type GrantMapping,
   GrantReclaimer,
@@ -120,6 +120,7 @@ export class DataPath {
       startXmit: packet => queue.startXmit(packet),
       flush: () => queue.flush(),
     }) as NetDevice;
+    dev.txQueues[0].setMinLimit(QUEUE_LIMIT_MIN);
     if (options.mtu !== undefined) dev.mtu = options.mtu;
     dev.address.set([0, 0x16, 0x3e, 0, 0, domid]);
     dev.hwFeatures = NETIF_F_SG | NETIF_F_ALL_TSO | NETIF_F_CSUM_MASK;

@@ -8,7 +8,7 @@ import {
   type Packet,
 } from '../../src/net/index.js';
 import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
-import { Queue as FrontQueue, GrantedPool } from '../../src/netfront/index.js';
+import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/netfront/index.js';
 import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
 import type { Domain } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
@@ -157,6 +157,7 @@ export class Victim {
       startXmit: packet => this.queue.startXmit(packet),
       flush: () => this.queue.flush(),
     }) as NetDevice;
+    this.dev.txQueues[0].setMinLimit(QUEUE_LIMIT_MIN);
     this.dev.mtu = 9000;
     this.dev.address.set(this.mac);
     this.dev.hwFeatures = NETIF_F_SG | NETIF_F_ALL_TSO | NETIF_F_CSUM_MASK;
@@ -192,6 +193,7 @@ export class Victim {
     dev.txPool = this.granted.pages;
     this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
     this.queue.start();
+    this.dev.carrierOn();
     return this.back;
   }
 
@@ -235,6 +237,7 @@ export class Victim {
   /** The backend first, as when it crashed; then the frontend. */
   disconnect(): void {
     this.back.destroy();
+    this.dev.carrierOff();
     this.dev.txPool = null;
     this.queue.destroy();
     this.granted.retire();

@@ -1,0 +1,89 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { type NetDevice, type Packet, sysfsDirectory, VirtualTree } from '../../src/net/index.js';
+import { buildFrame } from '../net/frames.js';
+import { DataPath, type Guest } from '../support/data-path.js';
+import { packetFrom } from '../support/packets.js';
+import { queueLatency } from '../support/queue-latency.js';
+
+function send(from: Guest, to: Guest, count: number): void {
+  const bytes = buildFrame({
+    source: [...from.dev.address],
+    destination: [...to.dev.address],
+    payload: new Uint8Array(1400),
+    udp: true,
+  });
+  for (let i = 0; i < count; i++) from.dev.xmit(packetFrom(from.dev, bytes), true);
+  from.dom.net.flush();
+}
+
+function limitOf(dev: NetDevice, name: string): string {
+  return new VirtualTree(sysfsDirectory(dev)).read(`queues/tx-0/byte_queue_limits/${name}`);
+}
+
+test('an urgent packet beside a stream waits for a sixth of the time, at the same throughput', async () => {
+  const limited = await queueLatency(true);
+  const unlimited = await queueLatency(false);
+  assert.ok(limited.medianMs * 5 < unlimited.medianMs, `${limited.medianMs} and ${unlimited.medianMs} ms`);
+  assert.ok(
+    limited.ringBytes * 5 < unlimited.ringBytes,
+    `${limited.ringBytes} and ${unlimited.ringBytes} bytes`,
+  );
+  assert.ok(limited.bytesPerSecond > 0.98 * unlimited.bytesPerSecond);
+});
+
+test('every byte that a driver was given is completed, once, and sysfs and ethtool show those under way', async () => {
+  const path = new DataPath(72);
+  const [a, b] = [path.guest(), path.guest()];
+  let got = 0;
+  b.dev.rxHandler = packet => {
+    got++;
+    packet.release();
+  };
+  const devices = [a.dev, b.vif.dev as NetDevice];
+  assert.equal(limitOf(a.dev, 'limit_min'), '16384\n');
+  assert.equal(limitOf(a.dev, 'limit_max'), '1879048192\n');
+  for (let round = 0; round < 20; round++) {
+    send(a, b, 5 + 9 * round);
+    assert.notEqual(limitOf(a.dev, 'inflight'), '0\n');
+    await path.settle();
+    for (const dev of devices) assert.equal(limitOf(dev, 'inflight'), '0\n', `${dev.name}, round ${round}`);
+  }
+  assert.equal(got, 20 * 5 + 9 * 190);
+  assert.ok(Number(limitOf(a.dev, 'limit')) > 16384, 'it grew with the bursts');
+  const stats = new Map(b.vif.dev.ops.ethtoolStats!(b.vif.dev));
+  assert.equal(stats.get('queue_0_bql_inflight'), 0);
+  assert.equal(stats.get('queue_0_bql_limit'), Number(limitOf(b.vif.dev as NetDevice, 'limit')));
+});
+
+test('a guest that takes nothing holds a bounded number of bytes, and all goes on when it takes again', async () => {
+  const path = new DataPath(73);
+  const [a, b] = [path.guest(), path.guest()];
+  const { dev } = b.vif;
+  const kept: Packet[] = [];
+  b.dev.rxHandler = packet => void kept.push(packet);
+  for (let i = 0; i < 30; i++) {
+    send(a, b, 64);
+    await path.scheduler.runFor(1);
+  }
+  const [queue] = dev.txQueues;
+  assert.ok(queue.stopped);
+  assert.ok(
+    queue.dql.inflight > 0 && queue.dql.inflight <= queue.dql.minLimit + 1514,
+    `${queue.dql.inflight}`,
+  );
+  assert.equal(queue.length, dev.txQueueLen, 'the qdisc is full');
+  assert.ok(dev.stats.txDropped > 0);
+  const before = kept.length;
+  for (const packet of kept.splice(0)) packet.release();
+  b.dev.rxHandler = packet => packet.release();
+  await path.settle();
+  assert.ok(b.dev.stats.rxPackets > before);
+  assert.ok(!queue.stopped);
+  assert.equal(queue.length, 0);
+  assert.equal(queue.dql.inflight, 0);
+  const { rxPackets } = b.dev.stats;
+  send(a, b, 100);
+  await path.settle();
+  assert.equal(b.dev.stats.rxPackets, rxPackets + 100);
+});
