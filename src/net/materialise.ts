@@ -22,24 +22,38 @@ const FOREIGN = 0;
 /** Fetch everything that is not the packet's own to free. */
 const NOT_OWNED = 1;
 
+/** The work space of a batch, which all kernels share: every call leaves it as empty as it found it. */
+const SCRATCH = {
+  batch: new CopyBatch(BATCH_COPIES),
+  pending: [] as Packet[],
+  firstCopy: new Int32Array(BATCH_PACKETS + 1),
+  /** The layout that each pending packet gets when its copies worked. */
+  newCount: new Int32Array(BATCH_PACKETS),
+  newRef: new Uint32Array(BATCH_PACKETS * MAX_FRAGMENTS),
+  newOffset: new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS),
+  newSize: new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS),
+  newPoolIndex: new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS),
+  /** Whether the data goes behind the linear part, into the packet's own buffer. */
+  intoHead: new Uint8Array(BATCH_PACKETS),
+  /** Whether a new fragment's page was taken for it, or was the packet's before. */
+  isNew: new Uint8Array(BATCH_PACKETS * MAX_FRAGMENTS),
+};
+
 /**
  * Brings packet data home: fragments that are grants of another domain become pages of a pool, packed
  * without gaps, by one batch of grant copies for many packets.
  */
 export class Materialiser {
-  private readonly batch = new CopyBatch(BATCH_COPIES);
-  private readonly pending: Packet[] = [];
-  private readonly firstCopy = new Int32Array(BATCH_PACKETS + 1);
-  /** The layout that each pending packet gets when its copies worked. */
-  private readonly newCount = new Int32Array(BATCH_PACKETS);
-  private readonly newRef = new Uint32Array(BATCH_PACKETS * MAX_FRAGMENTS);
-  private readonly newOffset = new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS);
-  private readonly newSize = new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS);
-  private readonly newPoolIndex = new Int32Array(BATCH_PACKETS * MAX_FRAGMENTS);
-  /** Whether the data goes behind the linear part, into the packet's own buffer. */
-  private readonly intoHead = new Uint8Array(BATCH_PACKETS);
-  /** Whether a new fragment's page was taken for it, or was the packet's before. */
-  private readonly isNew = new Uint8Array(BATCH_PACKETS * MAX_FRAGMENTS);
+  private readonly batch = SCRATCH.batch;
+  private readonly pending = SCRATCH.pending;
+  private readonly firstCopy = SCRATCH.firstCopy;
+  private readonly newCount = SCRATCH.newCount;
+  private readonly newRef = SCRATCH.newRef;
+  private readonly newOffset = SCRATCH.newOffset;
+  private readonly newSize = SCRATCH.newSize;
+  private readonly newPoolIndex = SCRATCH.newPoolIndex;
+  private readonly intoHead = SCRATCH.intoHead;
+  private readonly isNew = SCRATCH.isNew;
 
   /**
    * @param pool where pages come from for a packet that has no pool of its own yet

@@ -35,13 +35,19 @@ export const RX_STALL_MS = 60_000;
 const RX_DRAIN_POLLED_MS = 30;
 const RX_POLL_MS = 5;
 
+/** The work space of a batch, which all rings share: nothing in it is of use from one look at a ring to the next. */
+const SCRATCH = {
+  plans: Array.from({ length: BATCH_PACKETS }, () => new RxPlan()),
+  batch: new CopyBatch(BATCH_COPIES),
+};
+
 /** The backend's end of an rx ring: what goes to the guest, and what waits until the guest takes it. */
 export class RxRing {
   readonly ring: BackRing;
   readonly waiting = new PacketQueue();
-  private readonly plans = Array.from({ length: BATCH_PACKETS }, () => new RxPlan());
+  private readonly plans = SCRATCH.plans;
+  private readonly batch = SCRATCH.batch;
   private planned = 0;
-  private readonly batch = new CopyBatch(BATCH_COPIES);
   /** The frontend's producer index when an event was last accounted for. */
   private reqProdSeen = 0;
   /** Slots that the last head of the queue wanted in vain, 0 when it had enough; and since when. */
@@ -133,6 +139,7 @@ export class RxRing {
         }
       }
       if (ring.requestOverflow(reqProd)) {
+        this.copy();
         this.fatal(
           `the rx ring claims ${(reqProd - ring.rspProdPvt) >>> 0} requests, it has ${ring.size} slots`,
         );
