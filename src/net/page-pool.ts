@@ -1,13 +1,16 @@
 import type { DomainMemory } from '../platform/platform.js';
 
+/** Pages that a pool has room for at first. */
+const INITIAL_PAGES = 64;
+
 /**
  * A bounded pool of pages, each known by its index (0 … limit - 1) and allocated when first needed. Who
  * takes a page owns it until it frees it; a page's content is whatever its last user left.
  */
 export class PagePool {
-  /** Page number by index. */
-  readonly pages: Int32Array;
-  private readonly freeList: Int32Array;
+  /** Page number by index; another array when the pool has grown. */
+  pages: Int32Array;
+  private freeList: Int32Array;
   private freeCount = 0;
   private made = 0;
   private dispose: ((page: number, index: number) => void) | null = null;
@@ -16,8 +19,8 @@ export class PagePool {
     private readonly memory: DomainMemory,
     readonly limit: number,
   ) {
-    this.pages = new Int32Array(limit);
-    this.freeList = new Int32Array(limit);
+    this.pages = new Int32Array(Math.min(limit, INITIAL_PAGES));
+    this.freeList = new Int32Array(this.pages.length);
   }
 
   /** Pages that `alloc` can still hand out. */
@@ -41,6 +44,7 @@ export class PagePool {
     } catch {
       return -1;
     }
+    if (this.made === this.pages.length) this.grow();
     this.pages[this.made] = page;
     return this.made++;
   }
@@ -62,5 +66,14 @@ export class PagePool {
     for (let i = 0; i < this.made; i++) this.memory.freePage(this.pages[i]);
     this.made = 0;
     this.freeCount = 0;
+  }
+
+  private grow(): void {
+    const size = Math.min(this.limit, this.made * 2);
+    const { pages } = this;
+    this.pages = new Int32Array(size);
+    this.pages.set(pages);
+    // All pages are in use when another one is made: there is nothing on the list.
+    this.freeList = new Int32Array(size);
   }
 }
