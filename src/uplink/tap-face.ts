@@ -10,11 +10,13 @@ import {
 } from '../net/notifier.js';
 import type { Packet } from '../net/packet.js';
 import { Task } from '../platform/scheduler.js';
-import { POLL_STARVED, type Poller, type PollHandle } from './poller.js';
+import { POLL_BLOCKED, type Poller, type PollHandle } from './poller.js';
 import { type Tap, TapIo, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6 } from './tap.js';
 
 /** Packets that are written at a time. */
 const BATCH = 64;
+/** Bytes that are read before they are sent on: more would no longer be in the processor's cache when they are copied. */
+const BURST_BYTES = 256 * 1024;
 /** What may change what the interface should be. */
 const EVENTS = [NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE, NETDEV_CHANGEMTU];
 
@@ -131,15 +133,17 @@ export class TapFace {
 
   private poll(budget: number): number {
     const { device, io } = this;
-    let count = 0;
     // What is sent to an interface without carrier is not sent; the kernel keeps it from us, mostly.
-    for (; count < budget && !device.congested; count++) {
+    if (device.congested) return POLL_BLOCKED;
+    let count = 0;
+    let bytes = 0;
+    do {
       const packet = io.readPacket();
       if (packet === null) break;
+      bytes += packet.length;
       device.xmit(packet, true);
-    }
-    device.net.flush();
-    if (!io.starved || device.congested) return count;
-    return count > 0 ? budget : POLL_STARVED;
+    } while (++count < budget && bytes < BURST_BYTES && !device.congested);
+    if (count > 0) device.net.flush();
+    return io.resultOf(count, budget);
   }
 }

@@ -11,7 +11,7 @@ import { ETH_MAX_MTU } from '../net/flags.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
-import { POLL_STARVED, type Poller, type PollHandle } from './poller.js';
+import type { Poller, PollHandle } from './poller.js';
 import { type Tap, TapIo } from './tap.js';
 
 /** Packets that are written at one flush. */
@@ -79,12 +79,10 @@ export class TapPort {
     }
     device.stats.rxErrors = io.stats.rxErrors;
     this.net.flush();
-    if (!io.starved) return count;
-    return count > 0 ? budget : POLL_STARVED;
+    return io.resultOf(count, budget);
   }
 
   private startXmit(packet: Packet): number {
-    if (this.queued === BATCH) this.flush();
     if (this.queued === BATCH) this.flush();
     this.queue[this.queued++] = packet;
     return NETDEV_TX_OK;

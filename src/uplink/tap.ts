@@ -25,6 +25,7 @@ import {
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { DomainMemory } from '../platform/platform.js';
 import { UplinkError } from './error.js';
+import { POLL_STARVED } from './poller.js';
 
 export const TUN_DEVICE = '/dev/net/tun';
 
@@ -208,8 +209,10 @@ export interface TapStats {
  */
 export class TapIo {
   readonly stats: TapStats = { rxPackets: 0, rxBytes: 0, rxErrors: 0, txPackets: 0, txBytes: 0, txErrors: 0 };
-  /** Why `readPacket` gave nothing: true when pages were missing, false when the TAP is empty. */
-  starved = false;
+  /** The last `readPacket` gave nothing because pages were missing … */
+  private starved = false;
+  /** … or because the TAP is empty. */
+  private empty = false;
   private readonly c: Libc;
   private readonly memory: Memory;
   /** Address in this process of byte 0 of `memory`. */
@@ -261,15 +264,19 @@ export class TapIo {
    * @returns a packet, which the caller has to release; null when there is none or no pages for one
    */
   readPacket(): Packet | null {
+    this.starved = false;
+    this.empty = false;
     for (;;) {
       if (this.missing > 0 && !this.refill()) {
         this.starved = true;
         return null;
       }
-      this.starved = false;
       const got = this.c.readv(this.tap.fd, this.base + this.at + READ_IOVECS, 1 + READ_PAGES);
       // EAGAIN: empty. Anything else (the interface is down or gone) looks the same to the reader.
-      if (got < 0) return null;
+      if (got < 0) {
+        this.empty = true;
+        return null;
+      }
       const length = got - VNET_HDR_SIZE;
       if (length < ETH_HLEN || length > FRAME_MAX) {
         this.stats.rxErrors++;
@@ -291,6 +298,12 @@ export class TapIo {
       this.stats.rxBytes += length;
       return packet;
     }
+  }
+
+  /** What a `PollSource` returns that has read `count` packets and was asked for `budget`. */
+  resultOf(count: number, budget: number): number {
+    if (count === 0) return this.starved ? POLL_STARVED : 0;
+    return this.empty ? count : budget;
   }
 
   /**

@@ -15,9 +15,10 @@ export const F_SETFL = 4;
 /** sys/epoll.h */
 export const EPOLL_CTL_ADD = 1;
 export const EPOLL_CTL_DEL = 2;
+export const EPOLL_CTL_MOD = 3;
 export const EPOLLIN = 0x001;
-/** Tell once when something arrives, not as long as it is there. */
-export const EPOLLET = 0x80000000;
+/** Tell once, and nothing more until EPOLL_CTL_MOD. */
+export const EPOLLONESHOT = 0x40000000;
 
 /** sys/mman.h */
 export const PROT_READ = 1;

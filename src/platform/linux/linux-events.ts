@@ -16,11 +16,13 @@ const MAX_PORTS = 131072;
 /** Ports that are read, or written, at a time. */
 const BURST = 256;
 
-/** Something that waits for a file descriptor to become readable, and then polls it. */
+/**
+ * Something that waits for a file descriptor to become readable, and then polls it. It has to look at whether it is
+ * readable before it waits: evtchn wakes its reader when the first port comes into an empty queue, and a read that takes
+ * ports out while another comes hides that, so that nobody would be told of it.
+ */
 export interface ReadinessPoller {
-  add(source: { readonly fd: number; readonly levelTriggered?: boolean; poll(budget: number): number }): {
-    remove(): void;
-  };
+  add(source: { readonly fd: number; poll(budget: number): number }): { remove(): void };
 }
 
 /** Calls into the kernel, by what they were for. */
@@ -64,10 +66,7 @@ export class LinuxEvents implements EventChannels {
         this.deliver = deliver;
       },
     };
-    // evtchn wakes its reader when the first port comes into an empty queue, and a read that takes ports out while
-    // another comes hides that: nobody would be told of it.
-    const poll = (budget: number): number => this.poll(budget);
-    this.handle = poller.add({ fd: this.fd, levelTriggered: true, poll });
+    this.handle = poller.add({ fd: this.fd, poll: budget => this.poll(budget) });
   }
 
   get allocated(): number {

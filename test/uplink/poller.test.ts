@@ -1,0 +1,181 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { closeSync, constants, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, type TestContext, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  POLL_BLOCKED,
+  POLL_STARVED,
+  Poller,
+  type PollHandle,
+  type PollSource,
+} from '../../src/uplink/poller.js';
+
+const skip = process.platform === 'linux' ? false : 'needs Linux';
+
+/** A source whose frames are the bytes in a pipe. */
+class Pipe implements PollSource {
+  readonly fd: number;
+  /** What each poll that took something took, and what it was asked for. */
+  readonly polls: { count: number; budget: number }[] = [];
+  looks = 0;
+  taken = 0;
+  /** Returned instead of a look at the pipe. */
+  instead: number | null = null;
+  handle: PollHandle | null = null;
+  private readonly buffer = Buffer.alloc(64);
+
+  constructor() {
+    const folder = mkdtempSync(join(tmpdir(), 'pvnet-test-'));
+    const path = join(folder, 'pipe');
+    assert.equal(spawnSync('mkfifo', [path]).status, 0);
+    this.fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
+    rmSync(folder, { recursive: true });
+  }
+
+  poll(budget: number): number {
+    this.looks++;
+    if (this.instead !== null) return this.instead;
+    let count = 0;
+    try {
+      count = readSync(this.fd, this.buffer, 0, budget, null);
+    } catch (error) {
+      assert.equal((error as NodeJS.ErrnoException).code, 'EAGAIN');
+      return 0;
+    }
+    this.taken += count;
+    this.polls.push({ count, budget });
+    return count;
+  }
+
+  bring(count: number): void {
+    writeSync(this.fd, Buffer.alloc(count));
+  }
+}
+
+function setUp(t: TestContext, count = 1) {
+  let drains = 0;
+  const poller = new Poller({ drain: () => drains++ });
+  const pipes = Array.from({ length: count }, () => new Pipe());
+  for (const pipe of pipes) pipe.handle = poller.add(pipe);
+  t.after(() => {
+    poller.close();
+    for (const pipe of pipes) closeSync(pipe.fd);
+  });
+  return { poller, pipes, drains: () => drains };
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) await delay(1);
+}
+
+/** Nobody looks any more: it sleeps. */
+async function asleep(pipe: Pipe): Promise<void> {
+  for (let looks = -1; looks !== pipe.looks; ) {
+    looks = pipe.looks;
+    await delay(5);
+  }
+}
+
+describe('a poller', { skip, timeout: 20_000 }, () => {
+  test('takes what comes, again and again, and sleeps between', async t => {
+    const { pipes, drains } = setUp(t, 2);
+    const [a, b] = pipes;
+    for (let round = 1; round <= 5; round++) {
+      a.bring(3);
+      b.bring(100);
+      await until(() => a.taken === 3 * round && b.taken === 100 * round);
+      await asleep(a);
+    }
+    assert.ok(drains() >= 10);
+  });
+
+  test('takes what was there before it was added', async t => {
+    const { poller } = setUp(t, 0);
+    const early = new Pipe();
+    t.after(() => closeSync(early.fd));
+    early.bring(1);
+    poller.add(early);
+    await until(() => early.taken === 1);
+  });
+
+  test('reads a device once that brings single frames, and to its end one that brings more', async t => {
+    const { pipes } = setUp(t);
+    const [pipe] = pipes;
+    for (let frame = 1; frame <= 3; frame++) {
+      pipe.bring(1);
+      await until(() => pipe.taken === frame);
+      await asleep(pipe);
+    }
+    assert.deepEqual(pipe.polls.splice(0), new Array(3).fill({ count: 1, budget: 1 }));
+    pipe.bring(50);
+    await until(() => pipe.taken === 53);
+    await asleep(pipe);
+    assert.deepEqual(pipe.polls.splice(0), [
+      { count: 1, budget: 1 },
+      { count: 49, budget: 64 },
+    ]);
+    pipe.bring(100);
+    await until(() => pipe.taken === 153);
+    assert.deepEqual(pipe.polls, [
+      { count: 64, budget: 64 },
+      { count: 36, budget: 64 },
+    ]);
+  });
+
+  test('leaves a blocked device alone until it is woken, however much it has', async t => {
+    const { pipes } = setUp(t);
+    const [pipe] = pipes;
+    pipe.instead = POLL_BLOCKED;
+    pipe.bring(5);
+    await until(() => pipe.looks > 0);
+    await asleep(pipe);
+    assert.equal(pipe.looks, 1);
+    pipe.handle!.wake();
+    pipe.handle!.wake();
+    await until(() => pipe.looks > 1);
+    await asleep(pipe);
+    assert.equal(pipe.looks, 2);
+    pipe.instead = null;
+    pipe.handle!.wake();
+    await until(() => pipe.taken === 5);
+    // It is watched again.
+    await asleep(pipe);
+    pipe.bring(1);
+    await until(() => pipe.taken === 6);
+  });
+
+  test('tries a starved device again by itself', async t => {
+    const { pipes } = setUp(t);
+    const [pipe] = pipes;
+    pipe.instead = POLL_STARVED;
+    pipe.bring(1);
+    await until(() => pipe.looks > 2);
+    pipe.instead = null;
+    await until(() => pipe.taken === 1);
+  });
+
+  test('no longer looks at a device that was removed, from inside its poll or outside', async t => {
+    const { poller, pipes } = setUp(t, 2);
+    const [a, b] = pipes;
+    a.bring(1);
+    await until(() => a.taken === 1);
+    a.handle!.remove();
+    a.handle!.remove();
+    const looks = a.looks;
+    a.bring(1);
+    a.handle!.wake();
+    const { poll } = b;
+    b.poll = budget => {
+      b.handle!.remove();
+      return poll.call(b, budget);
+    };
+    b.bring(200);
+    await until(() => b.taken > 0);
+    const taken = b.taken;
+    await delay(5);
+    assert.deepEqual([a.looks, b.taken, poller.size], [looks, taken, 0]);
+  });
+});
