@@ -4,7 +4,7 @@
 set -u
 declare -A package_of=(
   [ip]=iproute2 [ping]=iputils-ping [iperf3]=iperf3 [curl]=curl [tcpdump]=tcpdump [tshark]=tshark
-  [ethtool]=ethtool [xenstore-ls]=xenstore-utils [cc]=gcc [make]=make [nsenter]=util-linux
+  [ethtool]=ethtool [python3]=python3 [xenstore-ls]=xenstore-utils [cc]=gcc [make]=make [nsenter]=util-linux
 )
 # C xenstored, whose answers ours are compared with, and what compiles its client.
 declare -A package_with=(

@@ -44,6 +44,7 @@ export class PvnetUp {
   readonly xenstored = join(this.dir, 'xenstored.sock');
   private child!: ChildProcess;
   private finished!: Promise<Finished>;
+  private readonly running = new Set<ChildProcess>();
 
   /** @param domains the text of a domain file by its name */
   static async start(domains: Record<string, string>, args: string[] = []): Promise<PvnetUp> {
@@ -74,7 +75,10 @@ export class PvnetUp {
 
   spawn(...args: string[]): ChildProcess {
     const env = { ...process.env, PVNET_SOCKET: this.socket };
-    return spawn(process.execPath, [main, ...args], { env, stdio: 'pipe' });
+    const child = spawn(process.execPath, [main, ...args], { env, stdio: 'pipe' });
+    this.running.add(child);
+    child.on('close', () => this.running.delete(child));
+    return child;
   }
 
   /** Runs a command that must succeed. @returns what it printed */
@@ -94,8 +98,9 @@ export class PvnetUp {
     return finish(spawn(`xenstore-${tool}`, args, { env, stdio: 'pipe' }));
   }
 
-  /** Ctrl-C. */
+  /** Ctrl-C; ends the commands that a failed test has left, too. */
   async stop(): Promise<Finished> {
+    for (const child of this.running) child.kill('SIGTERM');
     this.child.kill('SIGINT');
     const finished = await this.finished;
     rmSync(this.dir, { recursive: true, force: true });
