@@ -82,6 +82,8 @@ export class Softirq {
   }
 
   private run(): void {
+    // Whoever sent has published it all at once.
+    if (this.pollHead === null && this.txHead === null && this.dirtyCount === 0) return;
     this.running = true;
     this.roundTime = this.scheduler.now();
     this.rounds++;

@@ -222,8 +222,11 @@ export class Queue {
       return 0;
     }
     const work = this.tx.receive(budget);
-    this.push();
-    if (work > 0) this.worked = true;
+    if (work > 0) {
+      this.worked = true;
+      // After what the packets set going: their receivers wait for them, while their sender is done.
+      this.vif.platform.scheduler.post(this.pushTask);
+    }
     if (this.stopped || work >= budget) return work;
     if (!this.napi.complete(work) || this.tx.throttled) return work;
     if (this.tx.ring.finalCheckForRequests()) this.napi.schedule();

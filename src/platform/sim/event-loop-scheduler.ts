@@ -32,6 +32,8 @@ export class EventLoopScheduler implements Scheduler {
   private readonly sliceMs: number;
   private readonly onError: ((error: unknown, task: string) => void) | null;
   private armed = false;
+  /** The clock as it was read last in `drain`; -1 outside. */
+  private drainNow = -1;
 
   constructor(options: EventLoopSchedulerOptions) {
     this.loop = options;
@@ -39,8 +41,9 @@ export class EventLoopScheduler implements Scheduler {
     this.onError = options.onError ?? null;
   }
 
+  /** Inside a task this may be the time some tasks ago. */
   now(): number {
-    return this.loop.now();
+    return this.drainNow < 0 ? this.loop.now() : this.drainNow;
   }
 
   /** Tasks that wait to be run. */
@@ -73,13 +76,21 @@ export class EventLoopScheduler implements Scheduler {
   drain(budgetMs = this.sliceMs): number {
     const { queue } = this;
     if (queue.length === 0) return 0;
-    const end = this.loop.now() + budgetMs;
+    const outer = this.drainNow;
+    this.drainNow = this.loop.now();
+    const end = this.drainNow + budgetMs;
     let ran = 0;
-    while (queue.length > 0) {
-      const task = queue.shift();
-      task.queued = false;
-      if (task.owner === null || !task.owner.stopped) this.guard(task.run, task.name);
-      if (++ran % TASKS_PER_CLOCK_READ === 0 && this.loop.now() >= end) break;
+    try {
+      while (queue.length > 0) {
+        const task = queue.shift();
+        task.queued = false;
+        if (task.owner === null || !task.owner.stopped) this.guard(task.run, task.name);
+        if (++ran % TASKS_PER_CLOCK_READ !== 0) continue;
+        this.drainNow = this.loop.now();
+        if (this.drainNow >= end) break;
+      }
+    } finally {
+      this.drainNow = outer;
     }
     return ran;
   }
