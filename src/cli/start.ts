@@ -1,58 +1,18 @@
-import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
 import { parseDomain } from '../toolstack/domain-config.js';
 import type { Host, HostedDomain } from '../toolstack/host.js';
-import { NetworkNamespace, runProgram } from '../uplink/namespace.js';
+import { NetworkNamespace } from '../uplink/namespace.js';
 import { table } from './command.js';
 import { tellHandshake } from './handshake-story.js';
 import { CliError, defaultControlSocket } from './rpc.js';
+import { joinLinux, LINUX_NAME, linuxIsReady, linuxTraffic, prepareLinux } from './start-linux.js';
+import { bold, dim, heading, indent, print, Results } from './start-report.js';
+import { ADDRESSES, ADDRESSES_V6, echoTraffic, NAMES, netnsTraffic } from './start-traffic.js';
 import { type RunningHost, startHost } from './up.js';
 
-const TRANSFER = fileURLToPath(new URL('./tcp-transfer.js', import.meta.url));
-const TRANSFER_BYTES = 100_000_000;
-const TRANSFER_PORT = 5000;
-const IPERF_SECONDS = 2;
-const PINGS = 20;
-const NAMES = ['guest1', 'guest2'] as const;
-const ADDRESSES = ['10.0.0.1', '10.0.0.2'] as const;
-const ADDRESSES_V6 = ['fd00::1', 'fd00::2'] as const;
-const GUEST2 = ADDRESSES[1];
-
-const colour = process.stdout.isTTY && !process.env['NO_COLOR'];
-const bold = (text: string): string => (colour ? `\x1b[1m${text}\x1b[0m` : text);
-const dim = (text: string): string => (colour ? `\x1b[2m${text}\x1b[0m` : text);
-const print = (text = ''): void => void process.stdout.write(`${text}\n`);
-const heading = (text: string): void => print(`\n${bold(text)}`);
-
-/** What was measured or checked; one that failed makes the exit status 1. */
-class Results {
-  private readonly rows: [string, string][] = [];
-  failed = 0;
-
-  async check(what: string, run: () => Promise<string>): Promise<void> {
-    try {
-      const result = await run();
-      this.rows.push([what, result]);
-      print(`  ✓ ${what}: ${result}`);
-    } catch (error) {
-      this.failed++;
-      this.rows.push([what, 'FAILED']);
-      print(`  ✗ ${what}: ${(error as Error).message}`);
-    }
-  }
-
-  note(what: string, result: string): void {
-    this.rows.push([what, result]);
-  }
-
-  get table(): string {
-    return table(['What', 'Result'], this.rows);
-  }
-}
+const OPTIONS = ['--exit', '--no-linux'];
 
 /** Why there can be no "netns" guests here, or null. */
 async function namespaceProblem(): Promise<string | null> {
@@ -94,70 +54,113 @@ async function startWhereFree(onTrace: NonNullable<Parameters<typeof startHost>[
   }
 }
 
-/** `npm start`: boots a host with two guests, shows what happens, sends traffic across. @returns exit status */
+/**
+ * `npm start`: boots a host with two guests and, where it can be had, a real Linux kernel; shows what happens, and
+ * sends traffic across.
+ * @returns exit status
+ */
 export async function start(args: readonly string[]): Promise<number> {
   const exit = args.includes('--exit');
-  const unknown = args.find(arg => arg !== '--exit');
+  const wantLinux = !args.includes('--no-linux');
+  const unknown = args.find(arg => !OPTIONS.includes(arg));
   if (unknown !== undefined) {
-    process.stderr.write(`npm start: "${unknown}" is no option; there is --exit\n`);
+    process.stderr.write(`npm start: "${unknown}" is no option; there are ${OPTIONS.join(' and ')}\n`);
     return 2;
   }
   const began = performance.now();
-  let telling = true;
   print(bold('pvnet: a simulated Xen host in one process'));
   const problem = await namespaceProblem();
-  const kind = problem === null ? 'netns' : 'echo';
 
   heading('The host boots');
+  const story = { told: true };
   const { running, cleanUp } = await startWhereFree({
     trace: event => {
-      const line = telling ? tellHandshake(event) : null;
+      const line = story.told ? tellHandshake(event) : null;
       if (line === null) return;
       const ms = (performance.now() - began).toFixed(0).padStart(5);
-      const who = line.domid === 0 ? 'domain 0' : (NAMES[line.domid - 1] ?? `domain ${line.domid}`);
+      const who = line.domid === 0 ? 'domain 0' : NAMES[line.domid - 1];
       print(`  ${dim(ms)}  ${who.padEnd(8)}  ${line.what.padEnd(50)}  ${dim(line.meaning)}`.trimEnd());
     },
   });
-  const { host } = running;
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, running.end);
-  const results = new Results();
+  const interruption = new AbortController();
+  const { signal } = interruption;
+  const interrupt = (): void => {
+    interruption.abort();
+    running.end();
+  };
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, interrupt);
+  const interrupted = new Promise<never>((_, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason));
+  });
+  const results = new Results(signal);
   try {
-    print('  domain 0 runs: xenstored, the driver netback, and the bridge xenbr0');
-    heading('Two guests connect');
-    if (kind === 'netns') {
-      print('  Each is a network namespace of this Linux whose only network card is a Xen netfront.');
-    } else {
-      print(
-        '  Each is a tiny built-in IP stack (guest = "echo") on a Xen netfront. Real programs could run in them',
-      );
-      print(`  with network namespaces, but: ${problem}`);
-    }
-    print(dim(`  ${'ms'.padStart(5)}  who       what`));
-    const connecting = performance.now();
-    const guests = await createGuests(host, kind);
-    const connected = performance.now() - connecting;
-    telling = false;
-
-    heading('Traffic: guest1 → netfront → ring → netback → bridge → netback → ring → netfront → guest2');
-    results.note('two guests created and connected', `${connected.toFixed(0)} ms`);
-    if (kind === 'netns') await netnsTraffic(host, guests, results);
-    else await echoTraffic(guests, results);
-
-    heading('Measured');
-    print(indent(results.table));
+    await Promise.race([
+      demonstrate(running.host, problem, { began, story, wantLinux, results }),
+      interrupted,
+    ]);
   } catch (error) {
-    results.failed++;
-    print(`  ✗ ${(error as Error).message}`);
+    if (!signal.aborted) {
+      results.failed++;
+      print(`  ✗ ${(error as Error).message}`);
+    }
   }
   if (exit) running.end();
-  else showWayOn(running, kind);
+  else if (!signal.aborted) showWayOn(running, problem === null);
   await running.ended;
   cleanUp();
   if (!exit) print('\nEverything is shut down.');
   return results.failed === 0 ? 0 : 1;
 }
 
-const indent = (text: string): string => text.replace(/^/gm, '  ');
+interface Demonstration {
+  /** When it all began, by performance.now(). */
+  began: number;
+  /** Whether the steps of handshakes are printed. */
+  story: { told: boolean };
+  wantLinux: boolean;
+  results: Results;
+}
+
+/** @param problem why there can be no "netns" guests, or null */
+async function demonstrate(
+  host: Host,
+  problem: string | null,
+  { began, story, wantLinux, results }: Demonstration,
+): Promise<void> {
+  print('  domain 0 runs: xenstored, the driver netback, and the bridge xenbr0');
+  heading('Two guests connect');
+  if (problem === null) {
+    print('  Each is a network namespace of this Linux whose only network card is a Xen netfront.');
+  } else {
+    print(
+      '  Each is a tiny built-in IP stack (guest = "echo") on a Xen netfront. Real programs could run in them',
+    );
+    print(`  with network namespaces, but: ${problem}`);
+  }
+  print(dim(`  ${'ms'.padStart(5)}  who       what`));
+  const guests = await createGuests(host, problem === null ? 'netns' : 'echo');
+  results.note('two guests connected', `${since(began)} after the start`);
+  const join = async (): Promise<HostedDomain> => {
+    const joining = performance.now();
+    const joined = await joinLinux(host);
+    results.note('the Linux guest connected', `in ${since(joining)}, ${since(began)} after the start`);
+    return joined;
+  };
+  let linux = wantLinux && linuxIsReady() ? await join() : null;
+  story.told = false;
+
+  heading('Traffic: guest1 → netfront → ring → netback → bridge → netback → ring → netfront → guest2');
+  if (problem === null) await netnsTraffic(host, guests, results);
+  else await echoTraffic(guests, results);
+
+  if (wantLinux && linux === null && (await prepareLinux(results.signal))) linux = await join();
+  if (linux !== null) await linuxTraffic(linux, guests[0], results);
+
+  heading('Measured');
+  print(indent(results.table));
+}
+
+const since = (start: number): string => `${((performance.now() - start) / 1000).toFixed(2)} s`;
 
 async function createGuests(host: Host, kind: string): Promise<HostedDomain[]> {
   const guests: HostedDomain[] = [];
@@ -177,118 +180,19 @@ async function createGuests(host: Host, kind: string): Promise<HostedDomain[]> {
   return guests;
 }
 
-async function echoTraffic([guest1]: HostedDomain[], results: Results): Promise<void> {
-  for (const address of [GUEST2, ADDRESSES_V6[1]]) {
-    await results.check(`${PINGS} pings to ${address}`, async () => {
-      let total = 0;
-      for (let i = 0; i < PINGS; i++) total += await guest1.booted!.guest.ping!(address);
-      return `all answered, ${(total / PINGS).toFixed(3)} ms on average`;
-    });
-  }
-}
-
-async function netnsTraffic(host: Host, [guest1, guest2]: HostedDomain[], results: Results): Promise<void> {
-  const inside = (guest: HostedDomain, argv: string[]): string[] => guest.booted!.guest.command!(argv);
-
-  for (const address of [GUEST2, ADDRESSES_V6[1]]) {
-    await results.check(`${PINGS} pings to ${address}`, async () => {
-      // The first finds the neighbour, for which IPv6 may take a second after a link has come up.
-      await runProgram(inside(guest1, ['ping', '-q', '-c', '1', '-w', '5', address]));
-      // -w: waits for late answers too, as a busy machine has them.
-      const ping = inside(guest1, ['ping', '-q', '-c', String(PINGS), '-w', '10', '-i', '0.02', address]);
-      const { stdout, stderr } = await runProgram(ping);
-      const average = /= [\d.]+\/([\d.]+)\//.exec(stdout);
-      if (average === null || !stdout.includes(` ${PINGS} received`))
-        throw new Error((stdout + stderr).trim());
-      return `all answered, ${average[1]} ms on average`;
-    });
-  }
-
-  await results.check(`TCP, ${TRANSFER_BYTES / 1e6} MB with a checksum`, async () => {
-    const server = inside(guest2, [process.execPath, TRANSFER, 'serve', String(TRANSFER_PORT)]);
-    const { lines, kill } = await startServer(server, 'listening');
-    try {
-      const client = [
-        process.execPath,
-        TRANSFER,
-        'send',
-        GUEST2,
-        String(TRANSFER_PORT),
-        String(TRANSFER_BYTES),
-      ];
-      const { status, stdout, stderr } = await runProgram(inside(guest1, client));
-      if (status !== 0) throw new Error(stderr.trim());
-      const sent = JSON.parse(stdout);
-      const got = JSON.parse((await lines.next()).value ?? '{}');
-      if (got.bytes !== TRANSFER_BYTES || got.sha256 !== sent.sha256) {
-        throw new Error(`${got.bytes} bytes arrived with the SHA-256 ${got.sha256}; ${sent.sha256} was sent`);
-      }
-      return `arrived in ${got.seconds.toFixed(2)} s, SHA-256 ${got.sha256.slice(0, 12)}… is the same`;
-    } finally {
-      kill();
-    }
-  });
-
-  if ((await runProgram(['sh', '-c', 'command -v iperf3'])).status !== 0) {
-    print('  (iperf3 is not installed: no throughput is measured)');
-    return;
-  }
-  const { kill } = await startServer(
-    inside(guest2, ['iperf3', '--server', '--forceflush']),
-    'Server listening',
-  );
-  try {
-    const runs: [string, string[]][] = [
-      ['TCP throughput, guest1 → guest2', []],
-      ['TCP throughput, guest2 → guest1', ['--reverse']],
-      ['TCP throughput, 4 streams', ['--parallel', '4']],
-    ];
-    const vif = host.dom0.net.byName(`vif${guest1.domain.domid}.0`)!;
-    for (const [what, options] of runs) {
-      const { rxBytes, rxPackets } = vif.stats;
-      await results.check(what, async () => {
-        const client = ['iperf3', '--client', GUEST2, '--time', String(IPERF_SECONDS), '--json', ...options];
-        const { stdout, stderr } = await runProgram(inside(guest1, client));
-        const report = JSON.parse(stdout || '{}');
-        const bits = report.end?.sum_received?.bits_per_second;
-        if (bits === undefined) throw new Error(report.error ?? stderr);
-        return `${(bits / 1e9).toFixed(2)} Gbit/s`;
-      });
-      if (options.length === 0) {
-        const bytes = (vif.stats.rxBytes - rxBytes) / (vif.stats.rxPackets - rxPackets);
-        results.note('  bytes in a packet on the ring, on average', bytes.toFixed(0));
-      }
-    }
-  } finally {
-    kill();
-  }
-}
-
-/** Starts a program and waits for a line of its output that begins so. */
-async function startServer(
-  argv: string[],
-  sign: string,
-): Promise<{ lines: AsyncIterator<string>; kill(): void }> {
-  const child = spawn(argv[0], argv.slice(1), { stdio: ['ignore', 'pipe', 'ignore'] });
-  const failed = new Promise<never>((_, reject) => child.on('error', reject));
-  failed.catch(() => {});
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  for (;;) {
-    const { value, done } = await Promise.race([lines.next(), failed]);
-    if (done) throw new Error(`${argv.at(-1)} ended before it was ready`);
-    if (value.startsWith(sign)) return { lines, kill: () => void child.kill() };
-  }
-}
-
-function showWayOn({ controlSocket, xenstoredSocket }: RunningHost, kind: string): void {
+function showWayOn({ host, controlSocket, xenstoredSocket }: RunningHost, hasNamespaces: boolean): void {
   const socket = controlSocket === defaultControlSocket() ? '' : `PVNET_SOCKET=${controlSocket} `;
   const pvnet = `${socket}npx pvnet`;
-  const inGuest = kind === 'netns' ? `exec guest1 -- ping ${GUEST2}` : `ping guest1 ${GUEST2}`;
+  const hasLinux = [...host.domains].some(({ config }) => config.name === LINUX_NAME);
+  const inGuest = hasNamespaces ? `exec guest1 -- ping ${ADDRESSES[1]}` : `ping guest1 ${ADDRESSES[1]}`;
   heading('The host stays up. In another terminal, from this folder');
   const rows: [string, string][] = [
     [`${pvnet} list`, 'its domains'],
     [`${pvnet} vif-list`, 'their network links'],
     [`${pvnet} ${inGuest}`, 'something from inside a guest'],
+    ...(hasLinux
+      ? [[`${pvnet} console ${LINUX_NAME}`, 'Linux’s own shell; Ctrl-] leaves'] as [string, string]]
+      : []),
     [`XENSTORED_PATH=${xenstoredSocket} xenstore-ls -fp`, 'the live store, by Xen’s own tool'],
   ];
   print(indent(table(['Command', 'Shows'], rows)));

@@ -41,10 +41,10 @@ export interface Outcome {
   stderr: string;
 }
 
-/** Runs a program to its end. @throws UplinkError ENOENT when there is no such program */
-export function runProgram(argv: readonly string[], input = ''): Promise<Outcome> {
+/** Runs a program to its end, which comes soon after `signal`. @throws UplinkError ENOENT when there is no such program */
+export function runProgram(argv: readonly string[], input = '', signal?: AbortSignal): Promise<Outcome> {
   return new Promise((resolve, reject) => {
-    const child = spawn(argv[0], argv.slice(1), { stdio: 'pipe' });
+    const child = spawn(argv[0], argv.slice(1), { stdio: 'pipe', signal });
     let stdout = '';
     let stderr = '';
     child.stdout.on('data', chunk => {

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import type { TestContext } from 'node:test';
+import { runInShell } from '../../src/guests/linux/console-shell.js';
 import { cachedFiles, cacheFolder } from '../../src/guests/linux/files.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host, type HostedDomain } from '../../src/toolstack/host.js';
@@ -13,9 +14,6 @@ export const NO_LINUX =
 /** Why a test that takes long is left out, or false. */
 export const NO_LONG_LINUX =
   NO_LINUX || (process.env['PVNET_LONG_TESTS'] === undefined ? '"npm run test:linux" runs it' : false);
-
-/** An emulated machine on a busy one takes its time. */
-const COMMAND_TIMEOUT_MS = 120_000;
 
 export async function startHost(t: TestContext): Promise<Host> {
   const host = await Host.start({ memoryBytes: 128 << 20 });
@@ -49,8 +47,6 @@ export function holdings(host: Host): object {
   };
 }
 
-let commands = 0;
-
 /**
  * Runs a command in a Linux guest's shell, at its console.
  * @returns what it printed
@@ -68,29 +64,5 @@ export function tryInShell(
 ): Promise<{ status: number; output: string }> {
   const { console } = hosted.booted!.guest;
   assert.ok(console !== undefined);
-  // What is typed is echoed: the marks must not be found there.
-  const number = ++commands;
-  const begin = `begin-${number}-`;
-  const end = new RegExp(`end-${number}-(\\d+)\r?\n`);
-  return new Promise((resolve, reject) => {
-    let seen = '';
-    const done = () => {
-      clearTimeout(timer);
-      stop();
-    };
-    const timer = setTimeout(() => {
-      done();
-      reject(new Error(`${hosted.config.name}: "${command}" did not end: ${seen}`));
-    }, COMMAND_TIMEOUT_MS);
-    const stop = console.onOutput(text => {
-      seen += text;
-      const match = end.exec(seen);
-      if (match === null) return;
-      done();
-      const start = seen.indexOf('\n', seen.lastIndexOf(begin)) + 1;
-      const output = seen.slice(start, match.index).replaceAll('\r', '');
-      resolve({ status: Number(match[1]), output });
-    });
-    console.type(`echo begin''-${number}-; ${command}; echo end''-${number}-$?\n`);
-  });
+  return runInShell(console, command);
 }

@@ -1,3 +1,4 @@
+export * from './console-shell.js';
 export * from './fetch.js';
 export * from './files.js';
 export * from './guest.js';
