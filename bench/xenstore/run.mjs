@@ -1,6 +1,6 @@
 // npm run bench:xenstore [-- --rounds N --cpu N --json --only compare|flat|abuse --scale F]
 // compare: pvnet's xenstored, C xenstored, oxenstored and the floor of Node's sockets, side by side.
-// flat:    what an operation costs in a large store against a small one.
+// flat:    what an operation costs in a large store against a small one, and the same for a bare Map of Node's.
 // abuse:   what a client pays for another one that never pauses.
 // Client and server share one CPU, the contenders take turns, and medians are printed.
 import { spawnSync } from 'node:child_process';
@@ -146,13 +146,11 @@ else {
   if (out.compare !== undefined) printCompare(out.compare);
   if (out.flat !== undefined) {
     console.log('\nµs of the server’s processor per operation');
-    const rows = out.flat.map(({ what, small, large, ratio }) => [
-      what,
-      small.toFixed(2),
-      large.toFixed(2),
-      ratio.toFixed(2),
-    ]);
-    printTable(['operation', 'small', 'large', 'large / small'], rows);
+    const cells = cost =>
+      cost === null ? ['', '', ''] : [cost.small, cost.large, cost.ratio].map(value => value.toFixed(2));
+    const rows = out.flat.map(cost => [cost.what, ...cells(cost), ...cells(cost.floor)]);
+    const head = ['small', 'large', 'ratio'];
+    printTable(['operation', ...head, ...head.map(title => `Map ${title}`)], rows);
   }
   if (out.abuse !== undefined) {
     console.log('\nlatency of a READ beside a client that never pauses, µs');

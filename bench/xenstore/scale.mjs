@@ -78,11 +78,17 @@ async function inBatches(client, count, make) {
   }
 }
 
-/** Fills a server and measures the processor time of each kind of operation. */
-async function measure(size, cpu, scale) {
-  const server = await start('pvnet', cpu);
+/** What the floor does too: see floor.mjs. */
+const FLOOR = ['READ', 'WRITE', 'READ of any node'];
+
+/**
+ * Fills a server and measures the processor time of each kind of operation.
+ * @param name 'pvnet', or 'floor' for a Map by path behind Node's sockets
+ */
+async function measure(name, size, cpu, scale) {
+  const server = await start(name, cpu, name === 'floor' ? ['map'] : []);
   const client = new Client(server.socket);
-  await inBatches(client, size.nodes, i => message(XS.WRITE, `${path(i)}\0value`));
+  await inBatches(client, size.nodes, i => message(XS.WRITE, `${path(i)}\0value${i}`));
   const watcher = new Client(server.socket);
   await inBatches(watcher, size.watches, i => message(XS.WATCH, `/watched/${i}\0token${i}\0`));
   const others = Array.from({ length: size.connections }, () => new Client(server.socket));
@@ -98,56 +104,71 @@ async function measure(size, cpu, scale) {
   const n = Math.round(100_000 * scale);
   const kinds = {
     READ: [n * 2, i => message(XS.READ, `${used(i)}\0`)],
-    WRITE: [n, i => message(XS.WRITE, `${used(i)}\0other`)],
+    WRITE: [n, i => message(XS.WRITE, `${used(i)}\0other${i}`)],
     'DIRECTORY of 100': [n, i => message(XS.DIRECTORY, `${directory(i)}\0`)],
     'WRITE to its watch': [n, i => message(XS.WRITE, `/watched/${i % size.watches}/v\0x`)],
     'READ of any node': [n * 2, i => message(XS.READ, `${anywhere(i)}\0`)],
   };
   const costs = {};
   const timed = async (what, count, work) => {
-    await work(Math.ceil(count / 10));
+    // Small stores need it: a large one has been through as much when it was filled.
+    await work(Math.ceil(count / 2));
     const before = cpuSeconds(server.pid);
     await work(count);
     costs[what] = ((cpuSeconds(server.pid) - before) * 1e6) / count;
   };
   for (const [what, [count, make]] of Object.entries(kinds)) {
+    if (name === 'floor' && !FLOOR.includes(what)) continue;
     await timed(what, Math.ceil(count), c => inBatches(client, c, make));
   }
-  // A transaction that reads one node and writes another, its three requests in one go.
-  let id = 0;
-  await timed('transaction', Math.ceil(n / 5), async count => {
-    for (let i = 0; i < count; i++) {
-      id++;
-      await client.send([
-        message(XS.TRANSACTION_START, '\0'),
-        message(XS.READ, `${used(i)}\0`, id),
-        message(XS.WRITE, `${used(i + 1)}\0txn`, id),
-        message(XS.TRANSACTION_END, 'T\0', id),
-      ]);
-    }
-  });
-  await timed('one READ by each client', Math.ceil(n / 2), async count => {
-    for (let done = 0; done < count; done += others.length) {
-      await Promise.all(others.map((other, i) => other.send([message(XS.READ, `${used(done + i)}\0`)])));
-    }
-  });
+  if (name !== 'floor') {
+    // A transaction that reads one node and writes another, its three requests in one go.
+    let id = 0;
+    await timed('transaction', Math.ceil(n / 5), async count => {
+      for (let i = 0; i < count; i++) {
+        id++;
+        await client.send([
+          message(XS.TRANSACTION_START, '\0'),
+          message(XS.READ, `${used(i)}\0`, id),
+          message(XS.WRITE, `${used(i + 1)}\0txn`, id),
+          message(XS.TRANSACTION_END, 'T\0', id),
+        ]);
+      }
+    });
+    await timed('one READ by each client', Math.ceil(n / 2), async count => {
+      for (let done = 0; done < count; done += others.length) {
+        await Promise.all(others.map((other, i) => other.send([message(XS.READ, `${used(done + i)}\0`)])));
+      }
+    });
+  }
   for (const other of [client, watcher, ...others]) other.close();
   stop(server);
   return costs;
 }
 
-/** @returns for each kind of operation the cost in a small and in a large store */
+/**
+ * @returns for each kind of operation the cost in a small and in a large store, in µs of the server's
+ * processor, and what the floor needs for it
+ */
 export async function flat(cpu, rounds, scale) {
-  const all = { small: [], large: [] };
+  const all = { pvnet: [], floor: [] };
   for (let round = 0; round < Math.min(rounds, 3); round++) {
-    all.small.push(await measure(SMALL, cpu, scale));
-    all.large.push(await measure(LARGE, cpu, scale));
+    for (const name of ['pvnet', 'floor']) {
+      const small = await measure(name, SMALL, cpu, scale);
+      const large = await measure(name, LARGE, cpu, scale);
+      all[name].push({ small, large });
+    }
   }
-  return Object.keys(all.small[0]).map(what => {
-    const small = median(all.small.map(found => found[what]));
-    const large = median(all.large.map(found => found[what]));
-    return { what, small, large, ratio: large / small };
-  });
+  const costOf = (name, what) => {
+    const small = median(all[name].map(found => found.small[what]));
+    const large = median(all[name].map(found => found.large[what]));
+    return { small, large, ratio: large / small };
+  };
+  return Object.keys(all.pvnet[0].small).map(what => ({
+    what,
+    ...costOf('pvnet', what),
+    floor: FLOOR.includes(what) ? costOf('floor', what) : null,
+  }));
 }
 
 async function latency(client, ms) {

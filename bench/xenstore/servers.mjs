@@ -1,6 +1,6 @@
 // Starts and stops the servers that are compared, each pinned to the CPU of the measurement.
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -26,7 +26,7 @@ const commands = {
   ],
   c: socket => [join(peer, 'run-peer'), ['-f', 'c', socket]],
   ocaml: socket => [join(peer, 'run-peer'), ['-f', 'oxenstored', socket]],
-  floor: socket => [process.execPath, [join(here, 'floor.mjs'), socket]],
+  floor: (socket, args) => [process.execPath, [join(here, 'floor.mjs'), socket, ...args]],
 };
 
 /** Compiles the bench client and the peers' stub. @returns why it cannot be done, or undefined */
@@ -70,12 +70,13 @@ export function stop({ child }) {
   running.delete(child);
 }
 
-/** Processor seconds that a process has used. */
+/** Processor seconds that a process has used, by the scheduler's clock (the one in /proc/<pid>/stat ticks). */
 export function cpuSeconds(pid) {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    .replace(/^.*\) /, '')
-    .split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / 100;
+  let nanoseconds = 0;
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    nanoseconds += Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]);
+  }
+  return nanoseconds / 1e9;
 }
 
 export function median(values) {

@@ -1,11 +1,12 @@
 import { XENSTORE_ERROR, XENSTORE_PAYLOAD_MAX, XS, XS_HEADER_SIZE } from '../abi/xs-wire.js';
 import type { Scheduler, Timer } from '../platform/scheduler.js';
 import type { Domain } from './domains.js';
-import { latin1 } from './latin1.js';
+import { latin1, putLatin1 } from './latin1.js';
 import { get32, Output } from './output.js';
 import { domainPath } from './path.js';
 import type { Transaction } from './transaction.js';
 import type { Transport } from './transport.js';
+import type { Value } from './value.js';
 import type { Watch, WatchOwner } from './watches.js';
 
 /** Messages of one client that are handled before the others have their turn. */
@@ -29,6 +30,11 @@ export interface ConnectionHost {
    * @returns false when it has to wait: it is to be given again after `resume`
    */
   handle(connection: Connection, bytes: Uint8Array, start: number, end: number): boolean;
+  /**
+   * The messages in [start, end) are the next to be handled.
+   * @returns how many of them were looked at
+   */
+  foresee(bytes: Uint8Array, start: number, end: number): number;
   /** Whether something other than its output keeps the connection from being heard now. */
   mustWait(connection: Connection): boolean;
   /** Whether the client must take some of its replies before it may ask more. */
@@ -192,6 +198,11 @@ export class Connection implements WatchOwner {
     this.#replied();
   }
 
+  replyValue(value: Value): void {
+    if (typeof value === 'string') this.replyText(value);
+    else this.reply(value, 0, value.length);
+  }
+
   replyText(text: string): void {
     if (text.length > XENSTORE_PAYLOAD_MAX) {
       this.replyError('E2BIG');
@@ -275,6 +286,7 @@ export class Connection implements WatchOwner {
   /** Handles the messages in [start, end). @returns where what is left begins */
   #process(bytes: Uint8Array, start: number, end: number): number {
     let budget = MESSAGES_A_TURN;
+    let foreseen = 0;
     const { host } = this;
     while (end - start >= XS_HEADER_SIZE) {
       const length = get32(bytes, start + 12);
@@ -289,6 +301,7 @@ export class Connection implements WatchOwner {
         host.resumeLater(this);
         return start;
       }
+      if (foreseen-- === 0) foreseen = host.foresee(bytes, start, end) - 1;
       this.type = get32(bytes, start);
       this.reqId = get32(bytes, start + 4);
       this.txId = get32(bytes, start + 8);
@@ -334,12 +347,11 @@ export class Connection implements WatchOwner {
     const { bytes } = output;
     for (let i = start; i < end; i++) bytes[at++] = epath[i];
     bytes[at++] = 0;
-    for (let i = 0; i < token.length; i++) bytes[at++] = token[i];
-    bytes[at] = 0;
+    bytes[putLatin1(bytes, at, token)] = 0;
   }
 
   #queueEvent(watch: Watch, epath: Uint8Array): void {
-    const key = `${latin1(epath)}\0${latin1(watch.token)}`;
+    const key = `${latin1(epath)}\0${watch.token}`;
     if (this.#events.has(key)) return;
     const { scheduler, watchEventTimeoutMs } = this.host;
     const isLimited = !this.privileged && watchEventTimeoutMs > 0;

@@ -1,5 +1,6 @@
 import { XENSTORE_ABS_PATH_MAX, XENSTORE_REL_PATH_MAX } from '../abi/xs-wire.js';
 import { latin1, putLatin1 } from './latin1.js';
+import { isText, sharedText } from './value.js';
 
 const INVALID = 0;
 const SLASH = 1;
@@ -12,23 +13,30 @@ for (const c of 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 kinds[0x2f] = SLASH;
 
 const AT = 0x40;
+const SLASH_BYTE = 0x2f;
 const MAX_SEGMENTS = XENSTORE_ABS_PATH_MAX / 2 + 1;
-
-/** The hash by which a directory finds a child; `salt` keeps a guest from choosing names that collide. */
-export function hashName(name: string, salt: number): number {
-  let h = salt;
-  for (let i = 0; i < name.length; i++) h = Math.imul(h ^ name.charCodeAt(i), 0x01000193);
-  return mix(h);
-}
 
 function mix(h: number): number {
   h = Math.imul(h ^ (h >>> 15), 0x85ebca6b);
   return h ^ (h >>> 13);
 }
 
-/** The path hash of a child, from its parent's and its name's. The root's is 0. */
-export function hashChild(parent: number, name: number): number {
+/** The hash of a path from its parent's and its name's. The root's is 0. */
+function hashChild(parent: number, name: number): number {
   return (Math.imul(parent, 31) + name) | 0;
+}
+
+/** The hash of the absolute path that begins at `start` and ends at a NUL or at `end`; it need not be valid. */
+export function hashPath(bytes: Uint8Array, start: number, end: number, salt: number): number {
+  let prefix = 0;
+  let h = salt;
+  for (let i = start + 1; i < end && bytes[i] !== 0; i++) {
+    if (bytes[i] === SLASH_BYTE) {
+      prefix = hashChild(prefix, mix(h));
+      h = salt;
+    } else h = Math.imul(h ^ bytes[i], 0x01000193);
+  }
+  return hashChild(prefix, mix(h));
 }
 
 /**
@@ -44,9 +52,7 @@ export class Path {
   count = 0;
   readonly starts = new Uint16Array(MAX_SEGMENTS);
   readonly ends = new Uint16Array(MAX_SEGMENTS);
-  /** `hashName` of each name. */
-  readonly hashes = new Int32Array(MAX_SEGMENTS);
-  /** Path hash of each ancestor: [0] of the root, [i] of the path of the first i names. */
+  /** Hash of each ancestor: [0] of the root, [i] of the path of the first i names. */
   readonly prefixHashes = new Int32Array(MAX_SEGMENTS + 1);
   /** Whether the request gave it relative to the domain's home. */
   relative = false;
@@ -54,6 +60,7 @@ export class Path {
   special = false;
   readonly #joined = new Uint8Array(XENSTORE_ABS_PATH_MAX + 32);
 
+  /** @param salt keeps a guest from choosing paths with the same hash */
   constructor(readonly salt: number) {
     this.bytes = this.#joined;
   }
@@ -93,7 +100,7 @@ export class Path {
       this.count = 0;
       return true;
     }
-    const { starts, ends, hashes, prefixHashes, salt } = this;
+    const { starts, ends, prefixHashes, salt } = this;
     let count = 0;
     let prefix = 0;
     let nameStart = start + 1;
@@ -108,19 +115,15 @@ export class Path {
       if (kind === INVALID || i === nameStart) return false;
       starts[count] = nameStart - start;
       ends[count] = i - start;
-      h = mix(h);
-      hashes[count++] = h;
-      prefix = hashChild(prefix, h);
-      prefixHashes[count] = prefix;
+      prefix = hashChild(prefix, mix(h));
+      prefixHashes[++count] = prefix;
       nameStart = i + 1;
       h = salt;
     }
     if (nameStart === end) return false;
     starts[count] = nameStart - start;
     ends[count] = end - start;
-    h = mix(h);
-    hashes[count++] = h;
-    prefixHashes[count] = hashChild(prefix, h);
+    prefixHashes[++count] = hashChild(prefix, mix(h));
     this.count = count;
     return true;
   }
@@ -133,16 +136,11 @@ export class Path {
 
   /** Whether the name at `index` is `name`. */
   nameIs(index: number, name: string): boolean {
-    const from = this.start + this.starts[index];
-    const length = this.ends[index] - this.starts[index];
-    if (name.length !== length) return false;
-    const { bytes } = this;
-    for (let i = 0; i < length; i++) if (bytes[from + i] !== name.charCodeAt(i)) return false;
-    return true;
+    return isText(name, this.bytes, this.start + this.starts[index], this.start + this.ends[index]);
   }
 
   name(index: number): string {
-    return latin1(this.bytes, this.start + this.starts[index], this.start + this.ends[index]);
+    return sharedText(this.bytes, this.start + this.starts[index], this.start + this.ends[index]);
   }
 
   /** Whether the path of the first `count` names is the string `text`. */

@@ -1,6 +1,5 @@
 import { childrenInOrder } from './children.js';
 import type { Connection } from './connection.js';
-import { latin1 } from './latin1.js';
 import {
   CONNECTION_TYPE,
   NODE_ACCESS,
@@ -17,7 +16,7 @@ import { isQuotaName, QUOTA_NAMES } from './quota.js';
 import type { XenStoreServer } from './server.js';
 import { SELF, SPECIAL_NAMES } from './store.js';
 import { ACCESS, type Transaction } from './transaction.js';
-import { findNode } from './tree.js';
+import { takeValue, valueBytes } from './value.js';
 import { ANY_DEPTH } from './watches.js';
 
 const NO_FD = 0xffffffff;
@@ -115,7 +114,7 @@ function saveConnection(
       .u16(watch.token.length + 1)
       .u16(watch.depth)
       .u16(0);
-    writer.text(`${wpath}\0${latin1(watch.token)}\0`).end();
+    writer.text(`${wpath}\0${watch.token}\0`).end();
   }
 }
 
@@ -129,7 +128,7 @@ function* saveNodes(writer: StreamWriter, server: XenStoreServer, root: StoreNod
     const path = paths.pop()!;
     saveNode(writer, server, path, node, 0, 0, 0);
     // In reverse, so that they are written in the order in which they were created.
-    for (const child of childrenInOrder(node.children).reverse()) {
+    for (const child of childrenInOrder(node).reverse()) {
       nodes.push(child);
       paths.push(path === '/' ? `/${child.name}` : `${path}/${child.name}`);
     }
@@ -146,7 +145,7 @@ function saveNode(
   txId: number,
   access: number,
 ): void {
-  const value = node?.value ?? new Uint8Array(0);
+  const value = valueBytes(node?.value ?? '');
   const permissions = node?.permissions ?? [];
   writer.begin(RECORD.NODE_DATA).u32(connectionId).u32(txId);
   writer
@@ -167,7 +166,7 @@ function saveNode(
 /** What a transaction read and changed, as it sees it. */
 function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: number, tx: Transaction): void {
   const path = new Path(server.store.salt);
-  const conflict = tx.conflict(server.store.tree.root, path);
+  const conflict = tx.conflict(server.store.tree, path);
   if (conflict !== undefined) {
     saveNode(writer, server, conflict, undefined, id, tx.id, NODE_ACCESS.STALE);
     return;
@@ -176,11 +175,11 @@ function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: numbe
   for (const [text, flags] of tx.accesses()) {
     if (changed.has(text) || flags === ACCESS.IMPLIED || flags === ACCESS.PARENT) continue;
     path.set(text);
-    saveNode(writer, server, text, findNode(tx.tree.root, path, path.count), id, tx.id, NODE_ACCESS.READ);
+    saveNode(writer, server, text, tx.tree.get(path), id, tx.id, NODE_ACCESS.READ);
   }
   for (const text of changed) {
     path.set(text);
-    const node = findNode(tx.tree.root, path, path.count);
+    const node = tx.tree.get(path);
     saveNode(writer, server, text, node, id, tx.id, node === undefined ? 0 : NODE_ACCESS.WRITE);
   }
 }
@@ -333,7 +332,8 @@ function restoreNode(
     permissions.push(ignored ? { ...parsed, incarnation: 0 } : store.permission(parsed.domid, parsed.access));
   }
   const text = record.text(pathLength);
-  const value = record.raw(valueLength);
+  const bytes = record.raw(valueLength);
+  const value = takeValue(bytes, 0, bytes.length);
   if (connectionId === 0) {
     if (permissions.length > 0) store.restore(text, value, permissions as never as Permissions);
     return;

@@ -2,9 +2,8 @@ import type { XsdErrorName } from '../abi/xs-wire.js';
 import { eachChild } from './children.js';
 import { type Domain, type DomainState, Domains } from './domains.js';
 import { latin1Bytes } from './latin1.js';
-import { EMPTY, StoreNode } from './node.js';
-import { hashChild, hashName, Path } from './path.js';
-import { PathCache } from './path-cache.js';
+import { StoreNode } from './node.js';
+import { Path } from './path.js';
 import {
   accessOf,
   PERM_NONE,
@@ -17,7 +16,8 @@ import {
 } from './permissions.js';
 import { defaultQuotas, isExhausted, type QuotaName, type Quotas } from './quota.js';
 import { ACCESS, Transaction } from './transaction.js';
-import { findNode, Generations, presentNames, Tree, walk } from './tree.js';
+import { Generations, LiveTree, type Tree, walk } from './tree.js';
+import type { Value } from './value.js';
 import { type Watch, Watches } from './watches.js';
 
 /** The result of an operation: '' when it was done, or the error to answer with. */
@@ -52,7 +52,7 @@ export class Store {
   readonly watches = new Watches();
   readonly quotas: Quotas = defaultQuotas();
   /** The live tree. */
-  readonly tree: Tree;
+  readonly tree: LiveTree;
   /** Why the last `get` found nothing. */
   error: Outcome = '';
   /** Transactions that are open. */
@@ -61,18 +61,20 @@ export class Store {
   nodeCount = 1;
   readonly #special = new Map<string, StoreNode>();
   readonly #scratch: Path;
+  readonly #below: Path;
 
   constructor(options: { random: () => number; domainState: (domid: number) => DomainState }) {
     this.salt = Math.floor(options.random() * 0x7fffffff) | 1;
     this.#scratch = new Path(this.salt);
+    this.#below = new Path(this.salt);
     this.domains = new Domains(options.domainState);
     const dom0 = this.domains.add(0);
     dom0.introduced = true;
     dom0.usage.nodes = 1;
     const permissions: Permissions = [this.permission(0, PERM_NONE)];
     const generations = new Generations();
-    this.tree = new Tree(generations, this.#node('', permissions), new PathCache());
-    for (const name of SPECIAL_NAMES) this.#special.set(name, this.#node(name, permissions));
+    this.tree = new LiveTree(generations, specialNode('', permissions));
+    for (const name of SPECIAL_NAMES) this.#special.set(name, specialNode(name, permissions));
   }
 
   /** A permission entry for the domain that has this number now. */
@@ -92,7 +94,7 @@ export class Store {
     const tree = tx === null ? this.tree : tx.tree;
     const node = tree.get(path);
     if (node === undefined) {
-      this.error = this.#whyAbsent(tree.root, path, who, access);
+      this.error = this.#whyAbsent(tree, path, who, access);
       return null;
     }
     if (!who.privileged && (accessOf(node.permissions, who, this.domains) & access) !== access) {
@@ -102,36 +104,42 @@ export class Store {
     return node;
   }
 
-  write(path: Path, who: Requester, tx: Transaction | null, value: Uint8Array): Outcome {
+  write(path: Path, who: Requester, tx: Transaction | null, value: Value): Outcome {
     const node = this.get(path, who, tx, PERM_WRITE, ACCESS.NODE);
     if (node === null) {
       return this.error === 'ENOENT' ? this.#create(path, who, tx, value, 'write') : this.error;
     }
-    const size = nodeSize(value.length, node.childBytes, node.permissions.length);
-    if (this.#exceeds(who, 'node-size', size)) return 'ENOSPC';
-    const growth = value.length - node.value.length;
-    if (this.#lacksMemory(who, node.permissions[0].domid, growth)) return 'ENOMEM';
-    if (tx !== null) tx.changes.push({ kind: 'write', path: path.toString(), value });
-    else this.#addMemory(node.permissions[0].domid, growth);
-    (tx === null ? this.tree : tx.tree).setValue(path, value);
-    if (tx === null) this.#fire(path, null, null);
+    const owner = node.permissions[0].domid;
+    if (!who.privileged) {
+      const size = nodeSize(value.length, node.childBytes, node.permissions.length);
+      if (this.#exceeds(who, 'node-size', size)) return 'ENOSPC';
+      if (this.#lacksMemory(who, owner, value.length - node.value.length)) return 'ENOMEM';
+    }
+    if (tx !== null) {
+      tx.changes.push({ kind: 'write', path: path.toString(), value });
+      tx.tree.setValue(path, node, value);
+      return '';
+    }
+    if (owner !== 0) this.#addMemory(owner, value.length - node.value.length);
+    this.tree.setValue(path, node, value);
+    this.#fire(path, null, null);
     return '';
   }
 
   mkdir(path: Path, who: Requester, tx: Transaction | null): Outcome {
     const node = this.get(path, who, tx, PERM_WRITE, ACCESS.NODE);
     if (node !== null) return '';
-    return this.error === 'ENOENT' ? this.#create(path, who, tx, EMPTY, 'mkdir') : this.error;
+    return this.error === 'ENOENT' ? this.#create(path, who, tx, '', 'mkdir') : this.error;
   }
 
   rm(path: Path, who: Requester, tx: Transaction | null): Outcome {
     const node = this.get(path, who, tx, PERM_WRITE, ACCESS.NODE);
     if (node === null) {
       if (this.error !== 'ENOENT') return this.error;
-      const { root } = tx === null ? this.tree : tx.tree;
+      const tree = tx === null ? this.tree : tx.tree;
       // Whether it is an error depends on the parent.
       if (tx !== null && !this.#note(tx, path, path.count - 1, ACCESS.PARENT, who)) return 'ENOSPC';
-      return findNode(root, path, path.count - 1) === undefined ? 'ENOENT' : '';
+      return tree.find(path, path.count - 1) === undefined ? 'ENOENT' : '';
     }
     if (path.count === 0 || path.special) return 'EINVAL';
     if (tx === null) {
@@ -165,14 +173,13 @@ export class Store {
       tx.changes.push({ kind: 'permissions', path: path.toString(), permissions });
       tx.addNodes(owner, -1);
       tx.addNodes(newOwner, 1);
-      tx.tree.setPermissions(path, permissions);
+      tx.tree.setPermissions(path, node, permissions);
       return '';
     }
     const text = path.toString();
     this.#discount(text, node);
     const before = node.permissions;
-    this.tree.setPermissions(path, permissions);
-    this.#count(text, this.tree.get(path)!);
+    this.#count(text, this.tree.setPermissions(path, node, permissions));
     this.#fire(path, null, before);
     return '';
   }
@@ -194,7 +201,7 @@ export class Store {
    */
   commit(tx: Transaction, who: Requester): { outcome: Outcome; conflict?: string } {
     this.openTransactions--;
-    const conflict = tx.conflict(this.tree.root, this.#scratch);
+    const conflict = tx.conflict(this.tree, this.#scratch);
     if (conflict !== undefined) return { outcome: 'EAGAIN', conflict };
     for (const [domid, delta] of tx.nodeDeltas) {
       const domain = this.domains.get(domid);
@@ -265,7 +272,7 @@ export class Store {
    * Puts a node where nobody asked for it: restoring a saved state. Parents must exist.
    * @throws RangeError for a path that is none
    */
-  restore(text: string, value: Uint8Array, permissions: Permissions): void {
+  restore(text: string, value: Value, permissions: Permissions): void {
     if (text.startsWith('@')) {
       const special = this.#special.get(text);
       if (special !== undefined) special.permissions = permissions;
@@ -276,10 +283,10 @@ export class Store {
     const node = this.tree.get(path);
     if (node !== undefined) {
       this.#discount(text, node);
-      this.tree.setValue(path, value);
-      this.tree.setPermissions(path, permissions);
+      this.tree.setValue(path, node, value);
+      this.tree.setPermissions(path, this.tree.get(path)!, permissions);
     } else {
-      this.tree.create(path, presentNames(this.tree.root, path), value, permissions);
+      this.tree.create(path, this.tree.presentNames(path), value, permissions);
       this.nodeCount++;
     }
     this.#count(text, this.tree.get(path)!);
@@ -308,10 +315,6 @@ export class Store {
     return wrong;
   }
 
-  #node(name: string, permissions: Permissions): StoreNode {
-    return new StoreNode(name, hashName(name, this.salt), 0, EMPTY, permissions, 0, 0, 0);
-  }
-
   #getSpecial(path: Path, who: Requester, access: number): StoreNode | null {
     const node = this.#special.get(path.toString());
     if (node === undefined) this.error = who.privileged ? 'ENOENT' : 'EACCES';
@@ -321,9 +324,9 @@ export class Store {
   }
 
   /** ENOENT, or EACCES for who may not know: the nearest ancestor that exists decides. */
-  #whyAbsent(root: StoreNode, path: Path, who: Requester, access: number): Outcome {
+  #whyAbsent(tree: Tree, path: Path, who: Requester, access: number): Outcome {
     if (who.privileged) return 'ENOENT';
-    const ancestor = findNode(root, path, presentNames(root, path))!;
+    const ancestor = tree.find(path, tree.presentNames(path))!;
     return (accessOf(ancestor.permissions, who, this.domains) & access) === access ? 'ENOENT' : 'EACCES';
   }
 
@@ -344,13 +347,13 @@ export class Store {
     path: Path,
     who: Requester,
     tx: Transaction | null,
-    value: Uint8Array,
+    value: Value,
     kind: 'write' | 'mkdir',
   ): Outcome {
     if (path.special) return 'EINVAL';
     const tree = tx === null ? this.tree : tx.tree;
-    const present = presentNames(tree.root, path);
-    const parent = findNode(tree.root, path, present)!;
+    const present = tree.presentNames(path);
+    const parent = tree.find(path, present)!;
     const permissions = this.#inherit(parent.permissions, who);
     const owner = permissions[0].domid;
     const added = path.count - present;
@@ -420,32 +423,30 @@ export class Store {
         events.set(change.path, { removed: event?.removed ?? null, before: node.permissions });
       }
       this.#discount(change.path, node);
-      tree.setPermissions(path, change.permissions);
-      this.#count(change.path, tree.get(path)!);
+      this.#count(change.path, tree.setPermissions(path, node, change.permissions));
       return;
     }
-    const value = change.kind === 'write' ? change.value : EMPTY;
+    const value = change.kind === 'write' ? change.value : '';
     if (node === undefined) {
-      const present = presentNames(tree.root, path);
-      const parent = findNode(tree.root, path, present)!;
+      const present = tree.presentNames(path);
+      const parent = tree.find(path, present)!;
       tree.create(path, present, value, this.#inherit(parent.permissions, who));
       this.#countCreated(path, present);
     } else if (change.kind === 'write') {
       this.#addMemory(node.permissions[0].domid, value.length - node.value.length);
-      tree.setValue(path, value);
+      tree.setValue(path, node, value);
     }
   }
 
   #countCreated(path: Path, present: number): void {
     this.nodeCount += path.count - present;
-    const { root } = this.tree;
-    const owner = findNode(root, path, path.count)!.permissions[0].domid;
+    const owner = this.tree.get(path)!.permissions[0].domid;
     if (owner === 0) {
       this.domains.get(0)!.usage.nodes += path.count - present;
       return;
     }
     for (let depth = present + 1; depth <= path.count; depth++) {
-      this.#count(path.prefix(depth), findNode(root, path, depth)!);
+      this.#count(path.prefix(depth), this.tree.find(path, depth)!);
     }
   }
 
@@ -511,35 +512,33 @@ export class Store {
     let parent: StoreNode | undefined;
     watches.match(path, watch => {
       if (!watch.owner.privileged) {
-        node ??= removed ?? findNode(this.tree.root, path, path.count);
-        parent ??= findNode(this.tree.root, path, Math.max(path.count - 1, 0));
+        node ??= removed ?? this.tree.get(path);
+        parent ??= this.tree.find(path, Math.max(path.count - 1, 0));
         if (!this.#maySee(watch, node, parent, before)) return;
       }
       watch.owner.watchEvent(watch, path.bytes, path.start, path.end);
     });
-    if (removed !== null && removed.children !== null) this.#fireBelow(path, removed);
+    if (removed !== null && removed.directory !== null) this.#fireBelow(path, removed);
   }
 
   /** Watches on nodes that went with their ancestor are told of their own path. */
   #fireBelow(path: Path, removed: StoreNode): void {
     const nodes = [removed];
     const paths = [path.toString()];
-    const hashes = [path.prefixHashes[path.count]];
     while (nodes.length > 0) {
       const node = nodes.pop() as StoreNode;
       const text = paths.pop() as string;
-      const hash = hashes.pop() as number;
-      if (node !== removed && this.watches.has(hash)) {
-        this.watches.at(hash, text, watch => {
+      if (node !== removed && this.watches.mayHave(node.hash)) {
+        this.#below.set(text);
+        this.watches.at(this.#below, watch => {
           if (!watch.owner.privileged && !this.#maySee(watch, node, undefined, null)) return;
           const epath = latin1Bytes(text);
           watch.owner.watchEvent(watch, epath, 0, epath.length);
         });
       }
-      eachChild(node.children, child => {
+      eachChild(node, child => {
         nodes.push(child);
         paths.push(`${text}/${child.name}`);
-        hashes.push(hashChild(hash, child.hash));
       });
     }
   }
@@ -560,6 +559,11 @@ export class Store {
       (parent !== undefined && reads(parent.permissions))
     );
   }
+}
+
+/** A node that is nobody's child. */
+function specialNode(name: string, permissions: Permissions): StoreNode {
+  return new StoreNode(name, '', 0, 0, '', permissions, 0, 0);
 }
 
 /** What the node-size quota measures. */

@@ -1,7 +1,8 @@
 import type { StoreNode } from './node.js';
 import type { Path } from './path.js';
 import type { Permissions } from './permissions.js';
-import { findNode, Tree } from './tree.js';
+import type { BranchTree, LiveTree } from './tree.js';
+import type { Value } from './value.js';
 
 /** What a transaction depends on, of one path. */
 export const ACCESS = {
@@ -19,7 +20,7 @@ export const ACCESS = {
 
 /** A change, to be made again on the live tree at commit. */
 export type Change =
-  | { readonly kind: 'write'; readonly path: string; readonly value: Uint8Array }
+  | { readonly kind: 'write'; readonly path: string; readonly value: Value }
   | { readonly kind: 'mkdir' | 'rm'; readonly path: string }
   | { readonly kind: 'permissions'; readonly path: string; readonly permissions: Permissions };
 
@@ -34,9 +35,8 @@ interface Access {
  * path: that another path with the same ancestors changed is no conflict.
  */
 export class Transaction {
-  readonly #base: StoreNode;
   /** The tree as the transaction sees it. */
-  readonly tree: Tree;
+  readonly tree: BranchTree;
   readonly changes: Change[] = [];
   readonly #accesses = new Map<string, Access>();
   /** Nodes that the transaction adds to what each domain owns. */
@@ -46,10 +46,9 @@ export class Transaction {
 
   constructor(
     readonly id: number,
-    live: Tree,
+    live: LiveTree,
   ) {
-    this.#base = live.snapshot();
-    this.tree = new Tree(live.generations, this.#base);
+    this.tree = live.branch();
   }
 
   /** Paths it depends on. */
@@ -73,11 +72,6 @@ export class Transaction {
     for (const [path, { flags }] of this.#accesses) yield [path, flags];
   }
 
-  /** The node as the snapshot has it. */
-  original(path: Path): StoreNode | undefined {
-    return findNode(this.#base, path, path.count);
-  }
-
   /** Makes the transaction look as if every node on `path` had been changed since (live update). */
   noteStale(path: string): void {
     this.#accesses.set(path, { flags: STALE, permissions: null });
@@ -91,13 +85,15 @@ export class Transaction {
    * The first path that changed in the live tree in a way that this transaction depends on.
    * @param scratch to parse paths with
    */
-  conflict(live: StoreNode, scratch: Path): string | undefined {
-    if (live === this.#base) return undefined;
+  conflict(live: LiveTree, scratch: Path): string | undefined {
+    const { base, since } = this.tree;
+    if (live.root === base) return undefined;
     for (const [text, access] of this.#accesses) {
       if (access.flags & STALE) return text;
       scratch.set(text);
-      const before = findNode(this.#base, scratch, scratch.count);
-      const now = findNode(live, scratch, scratch.count);
+      const now = live.get(scratch);
+      if (now !== undefined && now.epoch <= since) continue;
+      const before = this.tree.original(scratch);
       if (before !== now && differs(before, now, access)) return text;
     }
     return undefined;

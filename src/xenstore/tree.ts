@@ -1,9 +1,12 @@
-import { childrenInOrder, eachChild, findChild, putChild, removeChild } from './children.js';
+import { childrenInOrder, Directory, eachChild, findChild, putChild, removeChild } from './children.js';
 import { putLatin1 } from './latin1.js';
-import { EMPTY, StoreNode } from './node.js';
+import { StoreNode } from './node.js';
 import type { Path } from './path.js';
-import type { PathCache } from './path-cache.js';
+import { PathTable } from './path-table.js';
 import type { Permissions } from './permissions.js';
+import type { Value } from './value.js';
+
+export const EMPTY = new Uint8Array(0);
 
 /** Hands out epochs and counts changes; one for all trees of a store. */
 export class Generations {
@@ -26,10 +29,13 @@ export class Tree {
   constructor(
     readonly generations: Generations,
     public root: StoreNode,
-    /** For a tree that lives long. */
-    readonly cache: PathCache | null = null,
   ) {
     this.#epoch = generations.nextEpoch();
+  }
+
+  /** The epoch of the nodes that it may change in place. */
+  get epoch(): number {
+    return this.#epoch;
   }
 
   /** The tree as it is now, for ever. */
@@ -39,27 +45,38 @@ export class Tree {
   }
 
   get(path: Path): StoreNode | undefined {
-    const { cache } = this;
-    if (cache === null) return findNode(this.root, path, path.count);
-    const known = cache.get(path);
-    if (known !== undefined) return known;
-    const node = findNode(this.root, path, path.count);
-    if (node !== undefined) cache.put(path, node);
-    return node;
+    return this.find(path, path.count);
   }
 
-  /** Sets the value of a node that exists. */
-  setValue(path: Path, value: Uint8Array): void {
-    const node = this.#own(path, path.count);
-    node.value = value;
-    node.generation = ++this.generations.count;
+  /** The node `depth` names down the path. */
+  find(path: Path, depth: number): StoreNode | undefined {
+    return findFrom(this.root, path, depth);
   }
 
-  /** Sets the permissions of a node that exists. */
-  setPermissions(path: Path, permissions: Permissions): void {
-    const node = this.#own(path, path.count);
-    node.permissions = permissions;
-    node.generation = ++this.generations.count;
+  /** How many names of the path exist. */
+  presentNames(path: Path): number {
+    let node = this.root;
+    for (let i = 0; i < path.count; i++) {
+      const child = findChild(node, path, i);
+      if (child === undefined) return i;
+      node = child;
+    }
+    return path.count;
+  }
+
+  /** Sets the value of a node that exists: `node`, which is at `path`. */
+  setValue(path: Path, node: StoreNode, value: Value): void {
+    const ours = this.#own(path, path.count, node);
+    ours.value = value;
+    ours.generation = ++this.generations.count;
+  }
+
+  /** Sets the permissions of a node that exists. @returns the node as it is then */
+  setPermissions(path: Path, node: StoreNode, permissions: Permissions): StoreNode {
+    const ours = this.#own(path, path.count, node);
+    ours.permissions = permissions;
+    ours.generation = ++this.generations.count;
+    return ours;
   }
 
   /**
@@ -67,72 +84,86 @@ export class Tree {
    * new is built first and then attached in one step.
    * @param present names of the path that exist already
    */
-  create(path: Path, present: number, value: Uint8Array, permissions: Permissions): void {
+  create(path: Path, present: number, value: Value, permissions: Permissions): void {
     const created = ++this.generations.count;
-    const parent = this.#own(path, present);
-    let node: StoreNode | null = null;
-    for (let i = path.count - 1; i >= present; i--) {
-      const above: StoreNode = new StoreNode(
-        path.name(i),
-        path.hashes[i],
-        this.#epoch,
-        node === null ? value : EMPTY,
-        permissions,
-        created,
-        created,
-        created,
+    const parent = this.#own(path, present, undefined);
+    parent.directory ??= new Directory(path.prefix(present), created);
+    const { directory } = parent;
+    let parentPath = directory.path;
+    const nodes: StoreNode[] = [];
+    for (let i = present; i < path.count; i++) {
+      nodes.push(
+        new StoreNode(
+          path.name(i),
+          parentPath,
+          path.prefixHashes[i + 1],
+          this.#epoch,
+          i === path.count - 1 ? value : '',
+          permissions,
+          created,
+          created,
+        ),
       );
-      if (node !== null) {
-        above.children = putChild(null, node, undefined, this.#epoch);
-        above.childBytes = node.name.length + 1;
-      }
-      node = above;
+      if (i < path.count - 1) parentPath = path.prefix(i + 1);
     }
-    if (node === null) return;
-    this.#changeChildren(
-      parent,
-      putChild(parent.children, node, undefined, this.#epoch),
-      node.name.length + 1,
-    );
+    for (let i = nodes.length - 1; i > 0; i--) {
+      nodes[i - 1].directory = new Directory(nodes[i].parentPath, created);
+      this.#attach(nodes[i - 1].directory!, nodes[i]);
+    }
+    this.#attach(directory, nodes[0]);
+    for (const node of nodes) this.added(node);
   }
 
   /** Removes a node other than the root, and what is below it. @returns the removed node */
   remove(path: Path): StoreNode {
-    const parent = this.#own(path, path.count - 1);
-    const node = findChild(parent.children, path, path.count - 1) as StoreNode;
+    const parent = this.#own(path, path.count - 1, undefined);
+    const node = findChild(parent, path, path.count - 1)!;
+    const directory = parent.directory!;
     this.generations.count++;
-    this.cache?.clear();
-    this.#changeChildren(parent, removeChild(parent.children!, node, this.#epoch), -node.name.length - 1);
+    directory.children = removeChild(directory.children!, node, this.#epoch);
+    this.#childrenChanged(directory, -node.name.length - 1);
+    this.removed(node);
     return node;
   }
 
-  #changeChildren(parent: StoreNode, children: StoreNode['children'], bytes: number): void {
-    parent.children = children;
-    parent.childBytes += bytes;
-    parent.childGeneration = this.generations.count;
-    parent.listing = null;
+  /** A node came into the tree. */
+  protected added(_node: StoreNode): void {}
+
+  /** A node was replaced by its copy. */
+  protected replaced(_old: StoreNode, _node: StoreNode): void {}
+
+  /** A node is gone from the tree, and what is below it. */
+  protected removed(_node: StoreNode): void {}
+
+  #attach(directory: Directory, node: StoreNode): void {
+    directory.children = putChild(directory.children, node, undefined, this.#epoch);
+    this.#childrenChanged(directory, node.name.length + 1);
   }
 
-  /** The node `depth` names down the path, made ours together with all above it. */
-  #own(path: Path, depth: number): StoreNode {
+  #childrenChanged(directory: Directory, bytes: number): void {
+    directory.bytes += bytes;
+    directory.generation = this.generations.count;
+    directory.listing = null;
+  }
+
+  /**
+   * The node `depth` names down the path, made ours together with all above it.
+   * @param known what is there, when it is known
+   */
+  #own(path: Path, depth: number, known: StoreNode | undefined): StoreNode {
     const epoch = this.#epoch;
-    if (depth === path.count) {
-      // What is ours has nothing above it that is not.
-      const known = this.cache?.get(path);
-      if (known?.epoch === epoch) return known;
-    }
-    if (this.root.epoch !== epoch) {
-      this.root = this.root.copy(epoch);
-      this.cache?.clear();
-    }
+    // What is ours has nothing above it that is not.
+    const there = known ?? this.find(path, depth);
+    if (there?.epoch === epoch) return there;
+    if (this.root.epoch !== epoch) this.root = this.root.copy(epoch);
     let node = this.root;
     for (let i = 0; i < depth; i++) {
-      let child = findChild(node.children, path, i) as StoreNode;
+      let child = findChild(node, path, i)!;
       if (child.epoch !== epoch) {
-        this.cache?.clear();
         const old = child;
         child = old.copy(epoch);
-        node.children = putChild(node.children, child, old, epoch);
+        node.directory!.children = putChild(node.directory!.children, child, old, epoch);
+        this.replaced(old, child);
       }
       node = child;
     }
@@ -140,35 +171,84 @@ export class Tree {
   }
 }
 
-/** The node `depth` names down the path. */
-export function findNode(root: StoreNode, path: Path, depth: number): StoreNode | undefined {
-  let node: StoreNode | undefined = root;
-  for (let i = 0; i < depth; i++) {
-    node = findChild(node.children, path, i);
-    if (node === undefined) return undefined;
+/** The tree of the store itself, in which every node is found by its path at once. */
+export class LiveTree extends Tree {
+  readonly #nodes = new PathTable<StoreNode>();
+
+  override find(path: Path, depth: number): StoreNode | undefined {
+    return depth === 0 ? this.root : this.#nodes.find(path, depth);
   }
-  return node;
+
+  override presentNames(path: Path): number {
+    let present = path.count;
+    while (present > 0 && this.#nodes.find(path, present) === undefined) present--;
+    return present;
+  }
+
+  /** Fetches the nodes of paths that are asked for next: see `PathTable.fetch`. */
+  fetch(hashes: Int32Array, count: number): void {
+    this.#nodes.fetch(hashes, count);
+  }
+
+  /** A tree of its own that begins as this one is now. */
+  branch(): BranchTree {
+    const before = this.epoch;
+    return new BranchTree(this, this.snapshot(), before);
+  }
+
+  protected override added(node: StoreNode): void {
+    this.#nodes.add(node);
+  }
+
+  protected override replaced(old: StoreNode, node: StoreNode): void {
+    this.#nodes.replace(old, node);
+  }
+
+  protected override removed(node: StoreNode): void {
+    walk(node, '', below => this.#nodes.remove(below));
+  }
 }
 
-/** How many names of the path exist. */
-export function presentNames(root: StoreNode, path: Path): number {
-  let node = root;
-  for (let i = 0; i < path.count; i++) {
-    const child = findChild(node.children, path, i);
-    if (child === undefined) return i;
-    node = child;
+/** A tree that begins as the live one was at some time. */
+export class BranchTree extends Tree {
+  constructor(
+    readonly live: LiveTree,
+    /** What it began as. */
+    readonly base: StoreNode,
+    /** Nodes of the live tree that are younger came into being after this tree did. */
+    readonly since: number,
+  ) {
+    super(live.generations, base);
   }
-  return path.count;
+
+  override find(path: Path, depth: number): StoreNode | undefined {
+    if (this.root !== this.base) return super.find(path, depth);
+    const now = this.live.find(path, depth);
+    return now !== undefined && now.epoch <= this.since ? now : super.find(path, depth);
+  }
+
+  /** The node as it was at the beginning. */
+  original(path: Path): StoreNode | undefined {
+    return findFrom(this.base, path, path.count);
+  }
+}
+
+/** The node `depth` names down the path from the root. */
+function findFrom(root: StoreNode, path: Path, depth: number): StoreNode | undefined {
+  let node: StoreNode | undefined = root;
+  for (let i = 0; i < depth && node !== undefined; i++) node = findChild(node, path, i);
+  return node;
 }
 
 /** The names of the children, each with a NUL: what DIRECTORY answers. */
 export function listChildren(node: StoreNode): Uint8Array {
-  if (node.listing !== null) return node.listing;
-  if (node.children === null) return EMPTY;
-  const listing = new Uint8Array(node.childBytes);
+  const { directory } = node;
+  if (directory === null || directory.children === null) return EMPTY;
+  if (directory.listing !== null) return directory.listing;
+  const listing = new Uint8Array(directory.bytes);
   let at = 0;
-  for (const child of childrenInOrder(node.children)) at = putLatin1(listing, at, child.name) + 1;
-  node.listing = listing;
+  for (const child of childrenInOrder(node)) at = putLatin1(listing, at, child.name) + 1;
+  directory.listing = listing;
   return listing;
 }
 
@@ -181,7 +261,7 @@ export function walk(node: StoreNode, path: string, visit: (node: StoreNode, pat
     const at = paths.pop() as string;
     visit(next, at);
     const below = at === '/' ? at : `${at}/`;
-    eachChild(next.children, child => {
+    eachChild(next, child => {
       nodes.push(child);
       paths.push(below + child.name);
     });
@@ -194,7 +274,7 @@ export function countNodes(node: StoreNode): number {
   const nodes = [node];
   for (let next = nodes.pop(); next !== undefined; next = nodes.pop()) {
     count++;
-    eachChild(next.children, child => nodes.push(child));
+    eachChild(next, child => nodes.push(child));
   }
   return count;
 }

@@ -4,11 +4,12 @@ import fc from 'fast-check';
 import {
   type Children,
   childrenInOrder,
+  Directory,
   findChild,
   putChild,
   removeChild,
 } from '../../src/xenstore/children.js';
-import { EMPTY, StoreNode } from '../../src/xenstore/node.js';
+import { StoreNode } from '../../src/xenstore/node.js';
 import { Path } from '../../src/xenstore/path.js';
 import { PERM_NONE, type Permissions } from '../../src/xenstore/permissions.js';
 
@@ -17,7 +18,14 @@ const NOBODY: Permissions = [{ domid: 0, access: PERM_NONE, incarnation: 0 }];
 
 function nodeOf(name: string, epoch: number, created: number): StoreNode {
   path.set(`/${name}`);
-  return new StoreNode(name, path.hashes[0], epoch, EMPTY, NOBODY, created, created, created);
+  return new StoreNode(name, '/', path.prefixHashes[1], epoch, '', NOBODY, created, created);
+}
+
+function parentOf(children: Children | null): StoreNode {
+  const parent = new StoreNode('', '', 0, 0, '', NOBODY, 0, 0);
+  parent.directory = new Directory('/', 0);
+  parent.directory.children = children;
+  return parent;
 }
 
 test('children, from one to many: as a map, and snapshots stay as they were', () => {
@@ -52,13 +60,14 @@ test('children, from one to many: as a map, and snapshots stay as they were', ()
           model.delete(`n${name}`);
         }
       }
+      const parent = parentOf(children);
       for (let i = 0; i < 400; i++) {
         path.set(`/n${i}`);
-        assert.equal(findChild(children, path, 0), model.get(`n${i}`));
+        assert.equal(findChild(parent, path, 0), model.get(`n${i}`));
       }
       for (const { children: then, nodes } of [...snapshots, { children, nodes: inOrder() }]) {
         assert.deepEqual(
-          childrenInOrder(then).map(node => nodes.indexOf(node)),
+          childrenInOrder(parentOf(then)).map(node => nodes.indexOf(node)),
           nodes.map((_, i) => i),
         );
       }
