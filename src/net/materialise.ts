@@ -304,7 +304,7 @@ export class Materialiser {
       const made = this.newCount[slot];
       let okay = true;
       for (let i = this.firstCopy[slot]; i < this.firstCopy[slot + 1]; i++) {
-        if (batch.status[i] !== GNTST.okay) okay = false;
+        if (batch.status(i) !== GNTST.okay) okay = false;
       }
       if (!okay) {
         if (this.intoHead[slot] === 0) this.giveBack(base, made, pool);

@@ -205,6 +205,6 @@ export class ControlRing {
     if (back) batch.add(COPY_LOCAL, page, 0, domid, gref, 0, length);
     else batch.add(domid, gref, 0, COPY_LOCAL, page, 0, length);
     this.target.platform.grants.copy(batch);
-    return batch.status[0] === 0;
+    return batch.status(0) === 0;
   }
 }

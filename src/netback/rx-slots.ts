@@ -141,8 +141,7 @@ export function planRx(
 
 /** True when every copy of the plan was done. */
 export function rxCopied(plan: RxPlan, batch: CopyBatch): boolean {
-  for (let i = 0; i < plan.copies; i++) if (batch.status[plan.firstCopy + i] !== 0) return false;
-  return true;
+  return batch.done(plan.firstCopy, plan.copies);
 }
 
 function checksumFlags(packet: Packet): number {

@@ -16,7 +16,18 @@ import {
   type Packet,
   PacketPool,
 } from '../net/packet.js';
-import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
+import {
+  COPY_DST_DOMID,
+  COPY_DST_OFFSET,
+  COPY_DST_REF,
+  COPY_LENGTH,
+  COPY_LOCAL,
+  COPY_SRC_DOMID,
+  COPY_SRC_OFFSET,
+  COPY_SRC_REF,
+  COPY_WORDS,
+  CopyBatch,
+} from '../platform/copy-batch.js';
 import { Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { DomainMemory } from '../platform/platform.js';
 import { planRx, RxPlan, respondRx, rxCopied, rxCopiesAtMost, rxSlotsNeeded } from './rx-slots.js';
@@ -185,7 +196,7 @@ function pkt2mbufc(vector: UnitVector): void {
   same(packet.length, size, 'the length of the packet');
   holds(packet.linear <= PACKET_LINEAR_MAX, 'the linear part fits into its buffer');
   let copied = 0;
-  for (let i = 0; i < batch.count; i++) copied += batch.length[i];
+  for (let i = 0; i < batch.count; i++) copied += word(batch, i, COPY_LENGTH);
   same(copied, packet.linear, 'the bytes to be copied to the linear part');
   let rest = 0;
   for (let i = 0; i < packet.fragments; i++) rest += packet.size[i];
@@ -193,6 +204,10 @@ function pkt2mbufc(vector: UnitVector): void {
   if (size > 0)
     sameIfGiven(rxSlotsNeeded(packet) === 1, vector.expect.single_buffer, 'whether one page holds it');
   packet.release();
+}
+
+function word(batch: CopyBatch, copy: number, index: number): number {
+  return batch.words[copy * COPY_WORDS + index];
 }
 
 function gather(vector: UnitVector) {
@@ -213,13 +228,13 @@ function txpkt2gnttab(vector: UnitVector): void {
   const { batch } = gather(vector);
   same(batch.count, vector.expect.n_entries, 'the number of copies');
   for (const [i, entry] of (vector.expect.entries ?? []).entries()) {
-    same(batch.length[i], entry.len, `the length of copy ${i}`);
-    same(batch.srcDomid[i], OTHEREND, `the source of copy ${i}`);
-    same(batch.dstDomid[i], COPY_LOCAL, `the destination of copy ${i}`);
-    same(batch.srcOffset[i], entry.src_offset, `the source offset of copy ${i}`);
-    same(batch.dstRef[i], 100 + entry.dst_buf, `the buffer of copy ${i}`);
-    same(batch.dstOffset[i], entry.dst_offset, `the destination offset of copy ${i}`);
-    sameIfGiven(batch.srcRef[i], entry.src_ref, `the grant of copy ${i}`);
+    same(word(batch, i, COPY_LENGTH), entry.len, `the length of copy ${i}`);
+    same(word(batch, i, COPY_SRC_DOMID), OTHEREND, `the source of copy ${i}`);
+    same(word(batch, i, COPY_DST_DOMID), COPY_LOCAL, `the destination of copy ${i}`);
+    same(word(batch, i, COPY_SRC_OFFSET), entry.src_offset, `the source offset of copy ${i}`);
+    same(word(batch, i, COPY_DST_REF), 100 + entry.dst_buf, `the buffer of copy ${i}`);
+    same(word(batch, i, COPY_DST_OFFSET), entry.dst_offset, `the destination offset of copy ${i}`);
+    sameIfGiven(word(batch, i, COPY_SRC_REF), entry.src_ref, `the grant of copy ${i}`);
   }
 }
 
@@ -287,15 +302,15 @@ function rxpkt2gnttab(vector: UnitVector): void {
   same(batch.count, typeof expect.n_entries === 'number' ? expect.n_entries : 2, 'the number of copies');
   let sum = 0;
   for (let i = 0; i < batch.count; i++) {
-    same(batch.srcDomid[i], COPY_LOCAL, `the source of copy ${i}`);
-    same(batch.dstDomid[i], OTHEREND, `the destination of copy ${i}`);
-    holds(batch.length[i] + batch.dstOffset[i] <= PAGE_SIZE, `copy ${i} stays in its page`);
-    sum += batch.length[i];
+    same(word(batch, i, COPY_SRC_DOMID), COPY_LOCAL, `the source of copy ${i}`);
+    same(word(batch, i, COPY_DST_DOMID), OTHEREND, `the destination of copy ${i}`);
+    holds(word(batch, i, COPY_LENGTH) + word(batch, i, COPY_DST_OFFSET) <= PAGE_SIZE, `copy ${i} stays in its page`);
+    sum += word(batch, i, COPY_LENGTH);
   }
   sameIfGiven(sum, expect.sum_len, 'the sum of the lengths');
   if (expect.entries !== undefined) {
-    same(batch.length[0], expect.entries[0].len, 'the length');
-    same(batch.dstRef[0], vector.input.rx_requests[vector.input.start].gref, 'the grant of the rx request');
+    same(word(batch, 0, COPY_LENGTH), expect.entries[0].len, 'the length');
+    same(word(batch, 0, COPY_DST_REF), vector.input.rx_requests[vector.input.start].gref, 'the grant of the rx request');
   }
 }
 
@@ -308,8 +323,8 @@ function rxpkt2rsp(vector: UnitVector): void {
     return;
   }
   same(batch.count, expect.n_entries, 'the number of copies');
-  batch.status.fill(0);
-  if (input.inject_status) batch.status[input.inject_status.entry] = input.inject_status.status;
+  batch.setAll(0);
+  if (input.inject_status) batch.setStatus(input.inject_status.entry, input.inject_status.status);
   same(respondRx(ring, rxPlan, rxCopied(rxPlan, batch)), expect.consumed, 'consumed');
   same(ring.rspProdPvt, expect.rsp_prod_pvt, 'rsp_prod_pvt');
   same(snapshot(ring, 64), before.split(',').slice(0, 64).join(), 'the published part');

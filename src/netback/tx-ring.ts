@@ -242,11 +242,10 @@ export class TxRing implements PacketOwner {
 
   /** @returns the data slot whose copy failed, or -1 */
   private failedSlot(tx: TxPacket): number {
-    const { status } = this.batch;
-    const end = tx.firstCopy + tx.copies;
+    const { batch } = this;
+    if (batch.done(tx.firstCopy, tx.copies)) return -1;
     let failed = tx.firstCopy;
-    while (failed < end && status[failed] === 0) failed++;
-    if (failed === end) return -1;
+    while (batch.status(failed) === 0) failed++;
     let slot = -1;
     for (let i = tx.firstCopy; i <= failed; i++) {
       do slot++;

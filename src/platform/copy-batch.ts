@@ -4,32 +4,31 @@ import { GNTST } from '../abi/grant-table.js';
 export const COPY_LOCAL = -1;
 
 /**
- * Many grant copies for one call (GNTTABOP_copy), as a struct of arrays that is filled, flushed and
- * cleared without allocating. A side is either local (`domid` COPY_LOCAL, `ref` a page number of the
- * caller's memory) or another domain's grant (`domid`, `ref` a grant reference). Neither side may cross
- * the end of its page.
+ * The words of one copy in `CopyBatch.words`. A side is a domid, or COPY_LOCAL; a grant reference of that domain, or a
+ * page number of the caller's memory; and an offset in that page.
+ */
+export const COPY_SRC_DOMID = 0;
+export const COPY_SRC_REF = 1;
+export const COPY_SRC_OFFSET = 2;
+export const COPY_DST_DOMID = 3;
+export const COPY_DST_REF = 4;
+export const COPY_DST_OFFSET = 5;
+export const COPY_LENGTH = 6;
+/** GNTST status; valid after the flush. */
+export const COPY_STATUS = 7;
+export const COPY_WORDS = 8;
+
+/**
+ * Many grant copies for one call (GNTTABOP_copy), filled, flushed and cleared without allocating. Neither side of a
+ * copy may cross the end of its page.
  */
 export class CopyBatch {
   count = 0;
-  readonly srcDomid: Int32Array;
-  readonly srcRef: Uint32Array;
-  readonly srcOffset: Uint16Array;
-  readonly dstDomid: Int32Array;
-  readonly dstRef: Uint32Array;
-  readonly dstOffset: Uint16Array;
-  readonly length: Uint16Array;
-  /** GNTST status of each copy; valid after the flush. */
-  readonly status: Int16Array;
+  /** COPY_WORDS for each copy, half a cache line; references as int32. */
+  readonly words: Int32Array;
 
   constructor(readonly capacity: number) {
-    this.srcDomid = new Int32Array(capacity);
-    this.srcRef = new Uint32Array(capacity);
-    this.srcOffset = new Uint16Array(capacity);
-    this.dstDomid = new Int32Array(capacity);
-    this.dstRef = new Uint32Array(capacity);
-    this.dstOffset = new Uint16Array(capacity);
-    this.length = new Uint16Array(capacity);
-    this.status = new Int16Array(capacity);
+    this.words = new Int32Array(capacity * COPY_WORDS);
   }
 
   get free(): number {
@@ -56,14 +55,39 @@ export class CopyBatch {
     const i = this.count;
     if (i === this.capacity) throw new RangeError(`the copy batch holds ${this.capacity} copies, no more`);
     this.count = i + 1;
-    this.srcDomid[i] = srcDomid;
-    this.srcRef[i] = srcRef;
-    this.srcOffset[i] = srcOffset;
-    this.dstDomid[i] = dstDomid;
-    this.dstRef[i] = dstRef;
-    this.dstOffset[i] = dstOffset;
-    this.length[i] = length;
-    this.status[i] = GNTST.general_error;
+    const { words } = this;
+    const at = i * COPY_WORDS;
+    words[at + COPY_STATUS] = GNTST.general_error;
+    words[at + COPY_LENGTH] = length;
+    words[at + COPY_DST_OFFSET] = dstOffset;
+    words[at + COPY_DST_REF] = dstRef;
+    words[at + COPY_DST_DOMID] = dstDomid;
+    words[at + COPY_SRC_OFFSET] = srcOffset;
+    words[at + COPY_SRC_REF] = srcRef;
+    words[at + COPY_SRC_DOMID] = srcDomid;
     return i;
+  }
+
+  /** GNTST status of a copy; valid after the flush. */
+  status(index: number): number {
+    return this.words[index * COPY_WORDS + COPY_STATUS];
+  }
+
+  setStatus(index: number, status: number): void {
+    this.words[index * COPY_WORDS + COPY_STATUS] = status;
+  }
+
+  /** Gives all copies one status. */
+  setAll(status: number): void {
+    for (let i = 0; i < this.count; i++) this.setStatus(i, status);
+  }
+
+  /** Whether all of `count` copies from `first` on were done. */
+  done(first: number, count: number): boolean {
+    const { words } = this;
+    for (let i = first; i < first + count; i++) {
+      if (words[i * COPY_WORDS + COPY_STATUS] !== GNTST.okay) return false;
+    }
+    return true;
   }
 }

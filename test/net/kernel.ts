@@ -5,7 +5,7 @@ import { Net, type NetOptions } from '../../src/net/net.js';
 import type { Packet } from '../../src/net/packet.js';
 import { FRAGMENT_LOCAL, PACKET_LINEAR_MAX } from '../../src/net/packet.js';
 import { NETDEV_TX_BUSY, NETDEV_TX_OK } from '../../src/net/tx-queue.js';
-import { COPY_LOCAL, type CopyBatch } from '../../src/platform/copy-batch.js';
+import { COPY_LOCAL, COPY_WORDS, type CopyBatch } from '../../src/platform/copy-batch.js';
 import { Memory, PAGE_SHIFT, PAGE_SIZE } from '../../src/platform/memory.js';
 import type { DomainMemory, GrantMapping, Grants } from '../../src/platform/platform.js';
 import type { Scheduler, Task, Timer } from '../../src/platform/scheduler.js';
@@ -114,20 +114,14 @@ export class TestGrants implements Grants {
     this.batches++;
     for (let i = 0; i < batch.count; i++) {
       this.copies++;
-      const from =
-        batch.srcDomid[i] === COPY_LOCAL
-          ? batch.srcRef[i]
-          : this.foreign.get(`${batch.srcDomid[i]}:${batch.srcRef[i]}`);
-      if (from === undefined || batch.srcOffset[i] + batch.length[i] > PAGE_SIZE) {
-        batch.status[i] = from === undefined ? GNTST.bad_gntref : GNTST.bad_copy_arg;
+      const [srcDomid, srcRef, srcOffset, , dstRef, dstOffset, length] = batch.words.subarray(i * COPY_WORDS);
+      const from = srcDomid === COPY_LOCAL ? srcRef : this.foreign.get(`${srcDomid}:${srcRef}`);
+      if (from === undefined || srcOffset + length > PAGE_SIZE) {
+        batch.setStatus(i, from === undefined ? GNTST.bad_gntref : GNTST.bad_copy_arg);
         continue;
       }
-      memory.copy(
-        (batch.dstRef[i] << PAGE_SHIFT) + batch.dstOffset[i],
-        (from << PAGE_SHIFT) + batch.srcOffset[i],
-        batch.length[i],
-      );
-      batch.status[i] = GNTST.okay;
+      memory.copy((dstRef << PAGE_SHIFT) + dstOffset, (from << PAGE_SHIFT) + srcOffset, length);
+      batch.setStatus(i, GNTST.okay);
     }
   }
 

@@ -396,7 +396,7 @@ export class Hypercalls {
         );
       }
       domain.hypervisor.grants.copy(domain, batch);
-      for (let i = first; i < end; i++) guest.setU16(arg + i * size + status, batch.status[i - first]);
+      for (let i = first; i < end; i++) guest.setU16(arg + i * size + status, batch.status(i - first));
     }
   }
 

@@ -1,5 +1,12 @@
 import { GNTST } from '../../abi/grant-table.js';
-import { COPY_LOCAL, type CopyBatch } from '../copy-batch.js';
+import {
+  COPY_DST_DOMID,
+  COPY_LENGTH,
+  COPY_LOCAL,
+  COPY_SRC_DOMID,
+  COPY_WORDS,
+  type CopyBatch,
+} from '../copy-batch.js';
 import { PAGE_SHIFT } from '../memory.js';
 
 /**
@@ -53,16 +60,18 @@ export class CopySegments {
    */
   encode(batch: CopyBatch, from: number, copyLocal: (index: number) => void): number {
     this.count = 0;
+    const { words } = batch;
     let i = from;
     for (; i < batch.count && this.count < this.capacity; i++) {
-      if (batch.srcDomid[i] === COPY_LOCAL && batch.dstDomid[i] === COPY_LOCAL) {
+      const copy = i * COPY_WORDS;
+      if (words[copy + COPY_SRC_DOMID] === COPY_LOCAL && words[copy + COPY_DST_DOMID] === COPY_LOCAL) {
         copyLocal(i);
         continue;
       }
       const at = this.count * SEGMENT_WORDS;
-      let flags = batch.length[i];
-      if (this.side(at, batch.srcDomid[i], batch.srcRef[i], batch.srcOffset[i])) flags |= SOURCE_GREF;
-      if (this.side(at + 2, batch.dstDomid[i], batch.dstRef[i], batch.dstOffset[i])) flags |= DEST_GREF;
+      let flags = words[copy + COPY_LENGTH];
+      if (this.side(at, words, copy + COPY_SRC_DOMID)) flags |= SOURCE_GREF;
+      if (this.side(at + 2, words, copy + COPY_DST_DOMID)) flags |= DEST_GREF;
       this.words[at + 4] = flags;
       this.words[at + 5] = GNTST.general_error;
       this.index[this.count++] = i;
@@ -73,18 +82,21 @@ export class CopySegments {
   /** Takes over the statuses that the kernel wrote. */
   finish(batch: CopyBatch): void {
     for (let n = 0; n < this.count; n++) {
-      batch.status[this.index[n]] = this.words[n * SEGMENT_WORDS + 5];
+      batch.setStatus(this.index[n], (this.words[n * SEGMENT_WORDS + 5] << 16) >> 16);
     }
   }
 
   /** The ioctl as a whole was refused. */
   fail(batch: CopyBatch): void {
-    for (let n = 0; n < this.count; n++) batch.status[this.index[n]] = GNTST.general_error;
+    for (let n = 0; n < this.count; n++) batch.setStatus(this.index[n], GNTST.general_error);
   }
 
-  /** @returns whether the side is a grant */
-  private side(at: number, domid: number, ref: number, offset: number): boolean {
+  /** Encodes the side of a copy that begins at `from`. @returns whether it is a grant */
+  private side(at: number, copy: Int32Array, from: number): boolean {
     const { words, foreign } = this;
+    let domid = copy[from];
+    let ref = copy[from + 1] >>> 0;
+    const offset = copy[from + 2];
     if (domid === COPY_LOCAL) {
       domid = foreign.domidAt(ref);
       if (domid < 0) {

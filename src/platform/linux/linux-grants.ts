@@ -1,5 +1,16 @@
 import { GNTST } from '../../abi/grant-table.js';
-import type { CopyBatch } from '../copy-batch.js';
+import {
+  COPY_DST_DOMID,
+  COPY_DST_OFFSET,
+  COPY_DST_REF,
+  COPY_LENGTH,
+  COPY_SRC_DOMID,
+  COPY_SRC_OFFSET,
+  COPY_SRC_REF,
+  COPY_STATUS,
+  COPY_WORDS,
+  type CopyBatch,
+} from '../copy-batch.js';
 import { GrantError, HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT } from '../memory.js';
 import type { GrantMapping, Grants } from '../platform.js';
@@ -196,10 +207,13 @@ export class LinuxGrants implements Grants, ForeignPages {
   copy(batch: CopyBatch): void {
     const { segments, counts } = this;
     const { memory } = this.own;
+    const { words } = batch;
     const copyLocal = (i: number): void => {
-      const from = (batch.srcRef[i] << PAGE_SHIFT) + batch.srcOffset[i];
-      memory.copy((batch.dstRef[i] << PAGE_SHIFT) + batch.dstOffset[i], from, batch.length[i]);
-      batch.status[i] = GNTST.okay;
+      const at = i * COPY_WORDS;
+      const from = (words[at + COPY_SRC_REF] << PAGE_SHIFT) + words[at + COPY_SRC_OFFSET];
+      const to = (words[at + COPY_DST_REF] << PAGE_SHIFT) + words[at + COPY_DST_OFFSET];
+      memory.copy(to, from, words[at + COPY_LENGTH]);
+      words[at + COPY_STATUS] = GNTST.okay;
       counts.localCopies++;
     };
     for (let done = 0; done < batch.count; ) {
@@ -207,8 +221,9 @@ export class LinuxGrants implements Grants, ForeignPages {
       done = segments.encode(batch, first, copyLocal);
       if (segments.count === 0) continue;
       for (let i = first; i < done; i++) {
-        counts.copyBytes += batch.length[i];
-        if (batch.srcDomid[i] >= 0 && batch.dstDomid[i] >= 0) counts.grantToGrant++;
+        const at = i * COPY_WORDS;
+        counts.copyBytes += words[at + COPY_LENGTH];
+        if (words[at + COPY_SRC_DOMID] >= 0 && words[at + COPY_DST_DOMID] >= 0) counts.grantToGrant++;
       }
       counts.copyIoctls++;
       counts.copies += segments.count;

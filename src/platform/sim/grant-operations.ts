@@ -12,7 +12,19 @@ import {
   GTF_type_mask,
 } from '../../abi/grant-table.js';
 import { DOMID_SELF } from '../../abi/xen.js';
-import { COPY_LOCAL, type CopyBatch } from '../copy-batch.js';
+import {
+  COPY_DST_DOMID,
+  COPY_DST_OFFSET,
+  COPY_DST_REF,
+  COPY_LENGTH,
+  COPY_LOCAL,
+  COPY_SRC_DOMID,
+  COPY_SRC_OFFSET,
+  COPY_SRC_REF,
+  COPY_STATUS,
+  COPY_WORDS,
+  type CopyBatch,
+} from '../copy-batch.js';
 import { HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../memory.js';
 import type { Domain } from './domain.js';
@@ -21,6 +33,8 @@ import type { Hypervisor } from './hypervisor.js';
 
 const V1_ENTRY_IN_FRAME = GRANT_ENTRIES_PER_FRAME_V1 - 1;
 const V1_FRAME_SHIFT = 9;
+/** Words of a copy in the list that `copyList` takes. */
+const LIST_WORDS = 3;
 
 /** What GNTTABOP_map_grant_ref answers; one object, valid until the next call. */
 export interface MapResult {
@@ -58,11 +72,16 @@ export class GrantOperations {
   private readonly i32: Int32Array;
   private readonly owner: Uint16Array;
   private readonly byDomid: (Domain | null)[];
+  /** A page of copies that are allowed and still to be done: its first word, and the one behind the last. */
+  private readonly list: number;
+  private readonly listEnd: number;
 
   constructor(private readonly hypervisor: Hypervisor) {
     this.i32 = hypervisor.memory.i32;
     this.owner = hypervisor.frames.owner;
     this.byDomid = hypervisor.byDomid;
+    this.list = hypervisor.allocXenFrame() << (PAGE_SHIFT - 2);
+    this.listEnd = this.list + LIST_WORDS * Math.floor(PAGE_SIZE / 4 / LIST_WORDS);
   }
 
   /** The domain that `dom` names in an operation on a whole table, or null. */
@@ -224,30 +243,36 @@ export class GrantOperations {
    * copy gets its own status, and a failed one changes nothing else.
    */
   copy(caller: Domain, batch: CopyBatch): void {
-    const { count, srcDomid, srcRef, srcOffset, dstDomid, dstRef, dstOffset, length, status } = batch;
-    const { copyBytes } = this.hypervisor.memory;
-    // References as int32: as numbers up to 2^32 they would be compared as floating-point numbers.
-    for (let i = 0; i < count; i++) {
-      const bytes = length[i];
-      if (bytes === 0) {
-        status[i] = GNTST.okay;
-        continue;
-      }
-      const from = srcOffset[i];
-      const to = dstOffset[i];
+    const { words } = batch;
+    const { i32, list: first, listEnd } = this;
+    const end = batch.count * COPY_WORDS;
+    let list = first;
+    for (let at = 0; at < end; at += COPY_WORDS) {
+      const bytes = words[at + COPY_LENGTH];
+      const from = words[at + COPY_SRC_OFFSET];
+      const to = words[at + COPY_DST_OFFSET];
       if (from + bytes <= PAGE_SIZE && to + bytes <= PAGE_SIZE) {
-        const source = this.plainAddress(caller, srcDomid[i], srcRef[i] | 0, 0);
-        if (source >= 0) {
-          const dest = this.plainAddress(caller, dstDomid[i], dstRef[i] | 0, GTF_readonly);
-          if (dest >= 0) {
-            copyBytes(dest + to, source + from, bytes);
-            status[i] = GNTST.okay;
-            continue;
-          }
+        const source = this.plainAddress(caller, words[at + COPY_SRC_DOMID], words[at + COPY_SRC_REF], 0);
+        const dest = this.plainAddress(caller, words[at + COPY_DST_DOMID], words[at + COPY_DST_REF], GTF_readonly);
+        if ((source | dest) >= 0) {
+          i32[list] = dest + to;
+          i32[list + 1] = source + from;
+          i32[list + 2] = bytes;
+          list += LIST_WORDS;
+          words[at + COPY_STATUS] = GNTST.okay;
+          if (list < listEnd) continue;
         }
       }
-      status[i] = this.copySlowly(caller, batch, i);
+      // The copies stay in their order.
+      this.copyListed(list);
+      if (list < listEnd) words[at + COPY_STATUS] = this.copySlowly(caller, words, at);
+      list = first;
     }
+    this.copyListed(list);
+  }
+
+  private copyListed(end: number): void {
+    if (end > this.list) this.hypervisor.memory.copyList(this.list << 2, end << 2);
   }
 
   /**
@@ -281,15 +306,17 @@ export class GrantOperations {
     return frame > 0 && frame >>> BANK_SHIFT === 0 ? frame << PAGE_SHIFT : -1;
   }
 
-  private copySlowly(caller: Domain, batch: CopyBatch, i: number): number {
+  /** Does the copy at `at` of a batch's words. @returns its status */
+  private copySlowly(caller: Domain, words: Int32Array, at: number): number {
     const { source, dest, hypervisor } = this;
-    const bytes = batch.length[i];
-    let status = this.claim(source, caller, batch.srcDomid[i], batch.srcRef[i], false);
+    const bytes = words[at + COPY_LENGTH];
+    if (bytes === 0) return GNTST.okay;
+    let status = this.claim(source, caller, words[at + COPY_SRC_DOMID], words[at + COPY_SRC_REF] >>> 0, false);
     if (status !== GNTST.okay) return status;
-    status = this.claim(dest, caller, batch.dstDomid[i], batch.dstRef[i], true);
+    status = this.claim(dest, caller, words[at + COPY_DST_DOMID], words[at + COPY_DST_REF] >>> 0, true);
     if (status === GNTST.okay) {
-      const from = batch.srcOffset[i];
-      const to = batch.dstOffset[i];
+      const from = words[at + COPY_SRC_OFFSET];
+      const to = words[at + COPY_DST_OFFSET];
       if (from + bytes > PAGE_SIZE || to + bytes > PAGE_SIZE) status = GNTST.bad_copy_arg;
       else if (from < source.start || from + bytes > source.end) status = GNTST.general_error;
       else if (to < dest.start || to + bytes > dest.end) status = GNTST.general_error;

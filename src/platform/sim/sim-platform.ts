@@ -135,7 +135,7 @@ class SimGrants extends GuestGrantTable implements Grants {
   }
 
   copy(batch: CopyBatch): void {
-    if (this.domain.dying) batch.status.fill(GNTST.general_error, 0, batch.count);
+    if (this.domain.dying) batch.setAll(GNTST.general_error);
     else this.domain.hypervisor.grants.copy(this.domain, batch);
   }
 }

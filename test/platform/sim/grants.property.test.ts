@@ -201,7 +201,7 @@ class World {
     batch.add(source.domid, source.ref, 0, dest.domid, dest.ref, 0, 1);
     by.domain.platform.grants.copy(batch);
     const expected = source.status !== GNTST.okay ? source.status : dest.status;
-    assert.equal(batch.status[0], expected);
+    assert.equal(batch.status(0), expected);
     if (expected === GNTST.okay) dest.page.value = source.page.value;
   }
 

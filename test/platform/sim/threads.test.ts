@@ -40,7 +40,7 @@ for (const grantVersion of [1, 2] as const) {
         batch.clear();
         for (let i = 0; i < 8; i++) batch.add(COPY_LOCAL, local, 0, guest.domid, gref, 0, PAGE_SIZE);
         dom0.platform.grants.copy(batch);
-        for (let i = 0; i < 8; i++) seen.set(batch.status[i], (seen.get(batch.status[i]) ?? 0) + 1);
+        for (let i = 0; i < 8; i++) seen.set(batch.status(i), (seen.get(batch.status(i)) ?? 0) + 1);
       }
       await new Promise(setImmediate);
     }
