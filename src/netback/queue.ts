@@ -89,8 +89,7 @@ export class Queue {
     const push = () => vif.platform.scheduler.post(this.pushTask);
     const served = (notify: boolean) => this.rxServed(notify);
     const fatal = (reason: string) => this.fatal(reason);
-    const receive = (packet: Packet) => vif.receive(packet, this.napi);
-    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, receive, push, fatal);
+    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, push, fatal);
     this.rx = new RxRing(
       vif,
       vif.dev.txQueues[index],
@@ -221,7 +220,7 @@ export class Queue {
       this.napi.complete(0);
       return 0;
     }
-    const work = this.tx.receive(budget);
+    const work = this.tx.receive(budget, this.napi);
     if (work > 0) {
       this.worked = true;
       // After what the packets set going: their receivers wait for them, while their sender is done.

@@ -304,13 +304,20 @@ function rxpkt2gnttab(vector: UnitVector): void {
   for (let i = 0; i < batch.count; i++) {
     same(word(batch, i, COPY_SRC_DOMID), COPY_LOCAL, `the source of copy ${i}`);
     same(word(batch, i, COPY_DST_DOMID), OTHEREND, `the destination of copy ${i}`);
-    holds(word(batch, i, COPY_LENGTH) + word(batch, i, COPY_DST_OFFSET) <= PAGE_SIZE, `copy ${i} stays in its page`);
+    holds(
+      word(batch, i, COPY_LENGTH) + word(batch, i, COPY_DST_OFFSET) <= PAGE_SIZE,
+      `copy ${i} stays in its page`,
+    );
     sum += word(batch, i, COPY_LENGTH);
   }
   sameIfGiven(sum, expect.sum_len, 'the sum of the lengths');
   if (expect.entries !== undefined) {
     same(word(batch, 0, COPY_LENGTH), expect.entries[0].len, 'the length');
-    same(word(batch, 0, COPY_DST_REF), vector.input.rx_requests[vector.input.start].gref, 'the grant of the rx request');
+    same(
+      word(batch, 0, COPY_DST_REF),
+      vector.input.rx_requests[vector.input.start].gref,
+      'the grant of the rx request',
+    );
   }
 }
 

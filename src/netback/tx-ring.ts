@@ -1,28 +1,39 @@
 import {
-  NETIF_RSP_ERROR,
-  NETIF_RSP_NULL,
   NETIF_TX_SLOT_SIZE,
   NETTXF_CSUM_BLANK,
   NETTXF_DATA_VALIDATED,
+  NETTXF_EXTRA_INFO,
+  NETTXF_MORE_DATA,
 } from '../abi/netif.js';
 import { BackRing } from '../abi/ring.js';
-import { CHECKSUM_UNNECESSARY, GSO_NONE, type Packet, type PacketOwner } from '../net/packet.js';
+import type { Napi } from '../net/napi.js';
+import {
+  CHECKSUM_UNNECESSARY,
+  GSO_NONE,
+  PACKET_LINEAR_MAX,
+  type Packet,
+  type PacketOwner,
+} from '../net/packet.js';
 import { setupChecksum, setupGso } from '../net/xmit.js';
-import { CopyBatch } from '../platform/copy-batch.js';
+import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { CreditLimiter, type Rate } from './credit.js';
 import type { QueueStats, QueueVif } from './queue.js';
 import type { StaticGrants } from './static-grants.js';
 import {
   buildPacket,
-  failTxSlot,
-  readTxPacket,
+  ETH_HLEN,
+  failResponse,
+  indexOfSlot,
   respondTx,
   TX_DROP,
   TX_FATAL,
+  TX_HEAD_BYTES,
   TX_INCOMPLETE,
   TX_SLOTS_MAX,
   TxPacket,
+  takeRequests,
 } from './tx-slots.js';
 
 /** Packets taken from the ring with one batch of copies, and the copies that a batch holds. */
@@ -31,23 +42,37 @@ const BATCH_COPIES = 256;
 /** In a packet's cookie: where the first of its slots is, and from here on how many there are. */
 const COOKIE_SHIFT = 16;
 const COOKIE_START = 1 << COOKIE_SHIFT;
+/** Flags of a first request that has others behind it. */
+const SEVERAL_SLOTS = NETTXF_MORE_DATA | NETTXF_EXTRA_INFO;
+/** Flags that say something of the checksum. */
+const CHECKSUM_FLAGS = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
 
 /**
  * The work space of a batch. Between two polls nothing in it is of use, and no poll begins inside another: all rings
  * have the same one, which stays in the processor's cache.
  */
 const SCRATCH = {
-  read: Array.from({ length: BATCH_PACKETS }, () => new TxPacket()),
+  built: new Array<Packet | null>(BATCH_PACKETS).fill(null),
+  flags: new Uint16Array(BATCH_PACKETS),
+  firstCopy: new Int32Array(BATCH_PACKETS + 1),
   batch: new CopyBatch(BATCH_COPIES),
+  copySlot: new Uint16Array(BATCH_COPIES),
+  tx: new TxPacket(),
 };
 
 /** The backend's end of a tx ring: what the guest sends, and the answers that it is owed. */
 export class TxRing implements PacketOwner {
   readonly ring: BackRing;
-  /** Packets read, of which the first `builtCount` are packets whose heads are being copied. */
-  private readonly read = SCRATCH.read;
+  /** Packets read whose heads are being copied: each with the flags of its first request and its first copy. */
+  private readonly built = SCRATCH.built;
+  private readonly flags = SCRATCH.flags;
+  private readonly firstCopy = SCRATCH.firstCopy;
   private builtCount = 0;
   private readonly batch = SCRATCH.batch;
+  /** Ring index, less what is beyond its size, of the slot that each copy reads. */
+  private readonly copySlot = SCRATCH.copySlot;
+  /** The requests of a packet that is not just one. */
+  private readonly tx = SCRATCH.tx;
 
   /**
    * First words of the responses by the index of their requests, and 1 for each that is to be published when all
@@ -67,7 +92,6 @@ export class TxRing implements PacketOwner {
 
   /**
    * @param domid who granted the ring and the pages on it
-   * @param onPacket takes each packet that the guest sent, and its reference
    * @param onAnswered responses were written outside of `receive`: they are to be pushed
    * @param onFatal the frontend broke the protocol
    */
@@ -77,7 +101,6 @@ export class TxRing implements PacketOwner {
     private readonly domid: number,
     private readonly staticGrants: StaticGrants,
     private readonly stats: QueueStats,
-    private readonly onPacket: (packet: Packet) => void,
     private readonly onAnswered: () => void,
     private readonly onFatal: (reason: string) => void,
   ) {
@@ -107,33 +130,28 @@ export class TxRing implements PacketOwner {
   /**
    * Takes packets from the ring and hands them to the vif.
    * @param budget packets at most
+   * @param napi whose poll it is
    * @returns how many were taken
    */
-  receive(budget: number): number {
+  receive(budget: number, napi: Napi): number {
     this.receiving = true;
-    const work = this.receiveAll(budget);
+    const work = this.receiveAll(budget, napi);
     this.receiving = false;
     return work;
   }
 
-  private receiveAll(budget: number): number {
+  private receiveAll(budget: number, napi: Napi): number {
     let work = 0;
     while (work < budget && !this.stopped) {
       const taken = this.readRequests(Math.min(budget - work, BATCH_PACKETS));
       if (this.builtCount > 0) {
         this.vif.platform.grants.copy(this.batch);
-        this.deliverBuilt();
+        this.deliverBuilt(napi);
       }
       if (taken === 0) break;
       work += taken;
     }
     return work;
-  }
-
-  private deliverBuilt(): void {
-    const { read, builtCount } = this;
-    this.builtCount = 0;
-    for (let i = 0; i < builtCount; i++) this.deliver(read[i]);
   }
 
   /** Reads up to `limit` packets from the ring and plans the copies of their heads. */
@@ -146,29 +164,89 @@ export class TxRing implements PacketOwner {
       );
       return 0;
     }
+    const { i32 } = ring.memory;
+    const usual = this.credit === null && this.staticGrants.size === 0;
     let available = ring.unconsumed(reqProd);
     batch.clear();
     let taken = 0;
     while (available > 0 && taken < limit && batch.free >= TX_SLOTS_MAX) {
-      const tx = this.read[this.builtCount];
-      readTxPacket(ring, ring.reqCons, available, tx);
-      if (tx.verdict === TX_INCOMPLETE || tx.verdict === TX_FATAL) {
-        this.fatal(`tx request ${ring.reqCons >>> 0}: ${tx.reason}`);
-        return taken;
+      const at = ring.slot(ring.reqCons) >>> 2;
+      const gref = i32[at];
+      const word1 = i32[at + 1];
+      const word2 = i32[at + 2];
+      let consumed = 1;
+      if (!usual || ((word1 >>> 16) & SEVERAL_SLOTS) !== 0 || !this.takeOne(gref, word1, word2)) {
+        consumed = this.take(available, gref, word1, word2);
+        if (consumed === 0) break;
       }
-      if (this.credit !== null && !this.credit.take(tx.size)) {
-        this.throttled = true;
-        break;
-      }
-      ring.reqCons = (ring.reqCons + tx.consumed) | 0;
-      available -= tx.consumed;
+      ring.reqCons = (ring.reqCons + consumed) | 0;
+      available -= consumed;
       taken++;
-      respondTx(this.responses, tx);
-      if (tx.verdict === TX_DROP) this.refuse(tx);
-      else if (tx.infos.multicast !== 0) this.changeMulticast(tx);
-      else this.build(tx);
     }
     return taken;
+  }
+
+  /**
+   * Makes the packet of one request; what `take` would do, without anything that the request does not need.
+   * @returns false, having done nothing, when the request is not sound, or there is no packet left
+   */
+  private takeOne(gref: number, word1: number, word2: number): boolean {
+    const offset = word1 & 0xffff;
+    const size = word2 >>> 16;
+    if (size < ETH_HLEN || offset + size > PAGE_SIZE) return false;
+    const packet = this.vif.net.packets.tryGet();
+    if (packet === null) return false;
+    const linear = size <= PACKET_LINEAR_MAX ? size : TX_HEAD_BYTES;
+    const { data } = packet;
+    const { domid, batch, responses } = this;
+    packet.linear = linear;
+    packet.length = linear;
+    if (linear < size) packet.addFragment(domid, gref, offset + linear, size - linear);
+    const copy = batch.add(
+      domid,
+      gref,
+      offset,
+      COPY_LOCAL,
+      data >>> PAGE_SHIFT,
+      data & (PAGE_SIZE - 1),
+      linear,
+    );
+    const slot = this.ring.reqCons & (responses.length - 1);
+    responses[slot] = word2 & 0xffff;
+    this.copySlot[copy] = slot;
+    this.note(packet, copy, word1 >>> 16, slot | (1 << COOKIE_SHIFT));
+    return true;
+  }
+
+  private note(packet: Packet, firstCopy: number, flags: number, cookie: number): void {
+    const i = this.builtCount++;
+    packet.ownerCookie = cookie;
+    this.built[i] = packet;
+    this.flags[i] = flags;
+    this.firstCopy[i] = firstCopy;
+    this.firstCopy[i + 1] = this.batch.count;
+  }
+
+  /**
+   * Takes any packet, from the words of its first request on.
+   * @returns the requests that were consumed: none when the packet has to wait, or the frontend is broken
+   */
+  private take(available: number, gref: number, word1: number, word2: number): number {
+    const { ring, tx, responses } = this;
+    takeRequests(ring, ring.reqCons, available, gref, word1, word2, tx);
+    if (tx.verdict === TX_INCOMPLETE || tx.verdict === TX_FATAL) {
+      this.fatal(`tx request ${ring.reqCons >>> 0}: ${tx.reason}`);
+      return 0;
+    }
+    if (this.credit !== null && !this.credit.take(tx.size)) {
+      this.throttled = true;
+      return 0;
+    }
+    respondTx(responses, tx);
+    if (tx.verdict === TX_DROP) this.refuse(tx);
+    else if (tx.infos.multicast !== 0) this.changeMulticast(tx);
+    else this.build(tx);
+    return tx.consumed;
   }
 
   private refuse(tx: TxPacket): void {
@@ -181,6 +259,97 @@ export class TxRing implements PacketOwner {
   private changeMulticast(tx: TxPacket): void {
     respondTx(this.responses, tx, !this.vif.changeMulticast(tx.infos));
     this.answer(tx.start, tx.consumed);
+  }
+
+  /** Makes the packet: its head is to be copied, the rest stays in the guest's pages. */
+  private build(tx: TxPacket): void {
+    const packet = this.vif.net.packets.tryGet();
+    if (packet === null) {
+      this.refuse(tx);
+      return;
+    }
+    const { batch, ring } = this;
+    const firstCopy = batch.count;
+    buildPacket(tx, packet, this.domid, batch, this.staticGrants);
+    for (let copy = firstCopy, slot = 0; copy < batch.count; slot++) {
+      if (tx.bytes[slot] > 0) this.copySlot[copy++] = indexOfSlot(tx, slot) & (ring.size - 1);
+    }
+    packet.gsoType = tx.infos.gsoType;
+    packet.gsoSize = tx.infos.gsoSize;
+    packet.hashType = tx.infos.hashType;
+    packet.hash = tx.infos.hash;
+    this.note(packet, firstCopy, tx.flags, (tx.start & (ring.size - 1)) | (tx.consumed << COOKIE_SHIFT));
+  }
+
+  private deliverBuilt(napi: Napi): void {
+    const { built, flags, firstCopy, builtCount, batch, answered, vif } = this;
+    const { stats } = vif.dev;
+    this.builtCount = 0;
+    let packets = 0;
+    let bytes = 0;
+    for (let i = 0; i < builtCount; i++) {
+      const packet = built[i]!;
+      const copy = firstCopy[i];
+      if (!batch.done(copy, firstCopy[i + 1] - copy)) {
+        this.dropUncopied(packet, copy);
+        continue;
+      }
+      const cookie = packet.ownerCookie;
+      if (packet.fragments > 0) this.own(packet);
+      else if (cookie >>> COOKIE_SHIFT === 1) answered[cookie & (COOKIE_START - 1)] = 1;
+      else this.answer(cookie & (COOKIE_START - 1), cookie >>> COOKIE_SHIFT);
+      const unusual = (flags[i] & CHECKSUM_FLAGS) | packet.gsoType;
+      if (unusual !== 0 && !this.takeOffloads(packet, flags[i])) {
+        stats.rxErrors++;
+        packet.release();
+        continue;
+      }
+      packets++;
+      bytes += packet.length;
+      vif.receive(packet, napi);
+    }
+    stats.rxPackets += packets;
+    stats.rxBytes += bytes;
+  }
+
+  /** The response is owed when the packet's fragments are no longer needed: the cookie says which. */
+  private own(packet: Packet): void {
+    this.inFlight++;
+    packet.owner = this;
+  }
+
+  /** A copy of the packet failed, the first being `copy`: the slot that it read is answered with ERROR. */
+  private dropUncopied(packet: Packet, copy: number): void {
+    let failed = copy;
+    while (this.batch.status(failed) === 0) failed++;
+    this.stats.txErrors++;
+    this.vif.dev.stats.rxErrors++;
+    failResponse(this.responses, this.copySlot[failed]);
+    this.answer(packet.ownerCookie & (COOKIE_START - 1), packet.ownerCookie >>> COOKIE_SHIFT);
+    packet.release();
+  }
+
+  /** @returns false when the packet claims an offload that its headers do not allow */
+  private takeOffloads(packet: Packet, flags: number): boolean {
+    const { materialiser } = this.vif.net;
+    const blank = (flags & NETTXF_CSUM_BLANK) !== 0;
+    if (packet.gsoType !== GSO_NONE) {
+      if (!blank) this.stats.rxGsoChecksumFixup++;
+      return setupGso(packet, packet.gsoType, packet.gsoSize, !blank, materialiser);
+    }
+    if (blank) return setupChecksum(packet, false, materialiser);
+    packet.checksum = CHECKSUM_UNNECESSARY;
+    return true;
+  }
+
+  packetDone(packet: Packet): void {
+    const start = packet.ownerCookie & (COOKIE_START - 1);
+    const slots = packet.ownerCookie >>> COOKIE_SHIFT;
+    this.inFlight--;
+    if (this.stopped) return;
+    if (packet.failed) for (let i = 0; i < slots; i++) failResponse(this.responses, start + i);
+    this.answer(start, slots);
+    if (!this.receiving) this.onAnswered();
   }
 
   /** The responses to so many requests may be published. */
@@ -202,102 +371,6 @@ export class TxRing implements PacketOwner {
     if (at === ring.rspProdPvt) return false;
     ring.rspProdPvt = at;
     return ring.pushResponses();
-  }
-
-  /** Makes the packet: its head is to be copied, the rest stays in the guest's pages. */
-  private build(tx: TxPacket): void {
-    const packet = this.vif.net.packets.tryGet();
-    if (packet === null) {
-      this.refuse(tx);
-      return;
-    }
-    buildPacket(tx, packet, this.domid, this.batch, this.staticGrants);
-    this.builtCount++;
-  }
-
-  private deliver(tx: TxPacket): void {
-    const packet = tx.packet!;
-    const { dev } = this.vif;
-    tx.packet = null;
-    const failed = this.failedSlot(tx);
-    if (failed >= 0) {
-      this.stats.txErrors++;
-      dev.stats.rxErrors++;
-      failTxSlot(this.responses, tx, failed);
-      this.answer(tx.start, tx.consumed);
-      packet.release();
-      return;
-    }
-    if (packet.fragments === 0) this.answer(tx.start, tx.consumed);
-    else this.own(packet, tx);
-    if (!this.takeOffloads(packet, tx)) {
-      dev.stats.rxErrors++;
-      packet.release();
-      return;
-    }
-    dev.stats.rxPackets++;
-    dev.stats.rxBytes += packet.length;
-    this.onPacket(packet);
-  }
-
-  /** @returns the data slot whose copy failed, or -1 */
-  private failedSlot(tx: TxPacket): number {
-    const { batch } = this;
-    if (batch.done(tx.firstCopy, tx.copies)) return -1;
-    let failed = tx.firstCopy;
-    while (batch.status(failed) === 0) failed++;
-    let slot = -1;
-    for (let i = tx.firstCopy; i <= failed; i++) {
-      do slot++;
-      while (tx.bytes[slot] === 0);
-    }
-    return slot;
-  }
-
-  /** The responses are owed when the packet's fragments are no longer needed: the cookie says which. */
-  private own(packet: Packet, tx: TxPacket): void {
-    this.inFlight++;
-    packet.owner = this;
-    packet.ownerCookie = (tx.start & (this.ring.size - 1)) | (tx.consumed << COOKIE_SHIFT);
-  }
-
-  /** @returns false when the packet claims an offload that its headers do not allow */
-  private takeOffloads(packet: Packet, tx: TxPacket): boolean {
-    const { infos } = tx;
-    const { materialiser } = this.vif.net;
-    const blank = (tx.flags & NETTXF_CSUM_BLANK) !== 0;
-    if (infos.count > 0) {
-      const { gsoType, gsoSize } = infos;
-      packet.hashType = infos.hashType;
-      packet.hash = infos.hash;
-      if (gsoType !== GSO_NONE) {
-        if (!blank) this.stats.rxGsoChecksumFixup++;
-        return setupGso(packet, gsoType, gsoSize, !blank, materialiser);
-      }
-    }
-    if (blank) return setupChecksum(packet, false, materialiser);
-    if ((tx.flags & NETTXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
-    return true;
-  }
-
-  packetDone(packet: Packet): void {
-    this.inFlight--;
-    if (this.stopped) return;
-    const start = packet.ownerCookie & (COOKIE_START - 1);
-    const slots = packet.ownerCookie >>> COOKIE_SHIFT;
-    if (packet.failed) this.failAll(start, slots);
-    this.answer(start, slots);
-    if (!this.receiving) this.onAnswered();
-  }
-
-  /** Makes the responses to a packet's data slots ERROR. */
-  private failAll(start: number, slots: number): void {
-    const { responses } = this;
-    for (let i = 0; i < slots; i++) {
-      const at = (start + i) & (responses.length - 1);
-      const word = responses[at];
-      if (word >> 16 !== NETIF_RSP_NULL) responses[at] = (word & 0xffff) | (NETIF_RSP_ERROR << 16);
-    }
   }
 
   private fatal(reason: string): void {

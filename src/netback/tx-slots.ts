@@ -65,10 +65,6 @@ export class TxPacket {
   readonly infos = new ExtraInfos();
   /** Ring index of the first request. */
   start = 0;
-  /** The packet that was made of the requests, and the copies of its head in their batch. */
-  packet: Packet | null = null;
-  firstCopy = 0;
-  copies = 0;
 }
 
 function fail(tx: TxPacket, verdict: number, reason: string): void {
@@ -83,18 +79,29 @@ function fail(tx: TxPacket, verdict: number, reason: string): void {
  * @param tx takes the result; after TX_INCOMPLETE `consumed` and `slots` are 0
  */
 export function readTxPacket(ring: BackRing, start: number, available: number, tx: TxPacket): void {
-  tx.verdict = TX_OK;
-  if (tx.infos.count !== 0) tx.infos.clear();
   if (available === 0) {
     incomplete(tx, 'no request');
     return;
   }
-  tx.start = start;
   const { i32 } = ring.memory;
   const at = ring.slot(start) >>> 2;
-  tx.gref[0] = i32[at];
-  const word1 = i32[at + 1];
-  const word2 = i32[at + 2];
+  takeRequests(ring, start, available, i32[at], i32[at + 1], i32[at + 2], tx);
+}
+
+/** `readTxPacket` for who has read the words of the first request, of `available` ones that are there. */
+export function takeRequests(
+  ring: BackRing,
+  start: number,
+  available: number,
+  gref: number,
+  word1: number,
+  word2: number,
+  tx: TxPacket,
+): void {
+  tx.verdict = TX_OK;
+  if (tx.infos.count !== 0) tx.infos.clear();
+  tx.start = start;
+  tx.gref[0] = gref;
   tx.offset[0] = word1;
   const flags = word1 >>> 16;
   tx.flags = flags;
@@ -237,13 +244,11 @@ export function buildPacket(
   batch: CopyBatch,
   statics: StaticGrants | null = null,
 ): void {
-  tx.packet = packet;
-  tx.firstCopy = batch.count;
   const linear = tx.size <= PACKET_LINEAR_MAX ? tx.size : TX_HEAD_BYTES;
   packet.linear = linear;
   packet.length = linear;
   const { data } = packet;
-  tx.copies = gatherTx(tx, domid, 0, linear, batch, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), statics);
+  gatherTx(tx, domid, 0, linear, batch, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), statics);
   let skip = linear;
   for (let i = 0; i < tx.slots && packet.length < tx.size; i++) {
     const bytes = tx.bytes[i];
@@ -266,14 +271,19 @@ export function respondTx(responses: Int32Array, tx: TxPacket, error = false): v
   const status = error || tx.verdict !== TX_OK ? NETIF_RSP_ERROR << 16 : NETIF_RSP_OKAY << 16;
   if (slots === 0) return;
   responses[start & mask] = tx.id[0] | status;
-  if (tx.consumed === 1) return;
   const extras = tx.infos.count;
   for (let i = 1; i <= extras; i++) responses[(start + i) & mask] = NETIF_RSP_NULL << 16;
   for (let i = 1; i < slots; i++) responses[(start + extras + i) & mask] = tx.id[i] | status;
 }
 
-/** Makes the response to one data slot of a packet an ERROR. */
-export function failTxSlot(responses: Int32Array, tx: TxPacket, slot: number): void {
-  const index = slot === 0 ? tx.start : tx.start + tx.infos.count + slot;
-  responses[index & (responses.length - 1)] = tx.id[slot] | (NETIF_RSP_ERROR << 16);
+/** Ring index of a data slot: the first has the extra infos behind it. */
+export function indexOfSlot(tx: TxPacket, slot: number): number {
+  return slot === 0 ? tx.start : tx.start + tx.infos.count + slot;
+}
+
+/** Makes the response at a ring index an ERROR, unless it is to an extra info. */
+export function failResponse(responses: Int32Array, index: number): void {
+  const at = index & (responses.length - 1);
+  const word = responses[at];
+  if (word >> 16 !== NETIF_RSP_NULL) responses[at] = (word & 0xffff) | (NETIF_RSP_ERROR << 16);
 }

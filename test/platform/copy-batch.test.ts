@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { GNTST } from '../../src/abi/index.js';
-import { COPY_LENGTH, COPY_LOCAL, COPY_STATUS, COPY_WORDS, CopyBatch, GrantError } from '../../src/platform/index.js';
+import {
+  COPY_LENGTH,
+  COPY_LOCAL,
+  COPY_STATUS,
+  COPY_WORDS,
+  CopyBatch,
+  GrantError,
+} from '../../src/platform/index.js';
 
 test('a batch holds what was added, up to its capacity', () => {
   const batch = new CopyBatch(2);
@@ -11,7 +18,11 @@ test('a batch holds what was added, up to its capacity', () => {
   assert.equal(batch.free, 0);
   assert.deepEqual([...batch.words.subarray(0, COPY_STATUS)], [3, -1, 10, COPY_LOCAL, 20, 30, 40]);
   assert.equal(batch.words[COPY_WORDS + COPY_LENGTH], 0xffff);
-  assert.deepEqual([batch.status(0), batch.status(1)], Array(2).fill(GNTST.general_error), 'until it was flushed');
+  assert.deepEqual(
+    [batch.status(0), batch.status(1)],
+    Array(2).fill(GNTST.general_error),
+    'until it was flushed',
+  );
   assert.equal(batch.done(0, 0), true);
   assert.equal(batch.done(0, 2), false);
   batch.setStatus(0, GNTST.okay);

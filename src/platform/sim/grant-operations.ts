@@ -253,7 +253,12 @@ export class GrantOperations {
       const to = words[at + COPY_DST_OFFSET];
       if (from + bytes <= PAGE_SIZE && to + bytes <= PAGE_SIZE) {
         const source = this.plainAddress(caller, words[at + COPY_SRC_DOMID], words[at + COPY_SRC_REF], 0);
-        const dest = this.plainAddress(caller, words[at + COPY_DST_DOMID], words[at + COPY_DST_REF], GTF_readonly);
+        const dest = this.plainAddress(
+          caller,
+          words[at + COPY_DST_DOMID],
+          words[at + COPY_DST_REF],
+          GTF_readonly,
+        );
         if ((source | dest) >= 0) {
           i32[list] = dest + to;
           i32[list + 1] = source + from;
@@ -311,7 +316,13 @@ export class GrantOperations {
     const { source, dest, hypervisor } = this;
     const bytes = words[at + COPY_LENGTH];
     if (bytes === 0) return GNTST.okay;
-    let status = this.claim(source, caller, words[at + COPY_SRC_DOMID], words[at + COPY_SRC_REF] >>> 0, false);
+    let status = this.claim(
+      source,
+      caller,
+      words[at + COPY_SRC_DOMID],
+      words[at + COPY_SRC_REF] >>> 0,
+      false,
+    );
     if (status !== GNTST.okay) return status;
     status = this.claim(dest, caller, words[at + COPY_DST_DOMID], words[at + COPY_DST_REF] >>> 0, true);
     if (status === GNTST.okay) {

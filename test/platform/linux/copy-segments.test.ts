@@ -82,6 +82,9 @@ describe('segments for IOCTL_GNTDEV_GRANT_COPY', () => {
     assert.equal(s.count, 1);
     s.fail(batch);
     assert.deepEqual(local, [0, 2]);
-    assert.deepEqual([1, 2, 3, 4].map(i => batch.status(i)), [0, -1, -3, -1]);
+    assert.deepEqual(
+      [1, 2, 3, 4].map(i => batch.status(i)),
+      [0, -1, -3, -1],
+    );
   });
 });

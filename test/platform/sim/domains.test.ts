@@ -338,13 +338,10 @@ describe('a domain whose RAM is an emulated PC’s', () => {
       batch.add(pc.domid, 9, 0, a.domid, toA, 0, 1);
       batch.add(pc.domid, 8, 100, pc.domid, 8, 200, 50);
       dom0.platform.grants.copy(batch);
-      assert.deepEqual([0, 1, 2, 3, 4].map(i => batch.status(i)), [
-        GNTST.okay,
-        GNTST.okay,
-        GNTST.general_error,
-        GNTST.bad_page,
-        GNTST.okay,
-      ]);
+      assert.deepEqual(
+        [0, 1, 2, 3, 4].map(i => batch.status(i)),
+        [GNTST.okay, GNTST.okay, GNTST.general_error, GNTST.bad_page, GNTST.okay],
+      );
       assert.equal(ram.u8[3 * PAGE_SIZE + 149], 7);
       assert.equal(ram.u8[3 * PAGE_SIZE + 249], 7);
       const { u8 } = dom0.platform.memory.memory;

@@ -171,7 +171,10 @@ for (const grantVersion of [1, 2] as const) {
       add(GNTST.bad_page, COPY_LOCAL, 0xffffffff, 0, COPY_LOCAL, p0, 0, 64);
       add(GNTST.okay, COPY_LOCAL, p0, 0, COPY_LOCAL, p0, 1, 64);
       dom0.platform.grants.copy(batch);
-      assert.deepEqual(expected.map((_, i) => batch.status(i)), expected);
+      assert.deepEqual(
+        expected.map((_, i) => batch.status(i)),
+        expected,
+      );
       assert.equal(a.grantTable.pinned, 0);
     });
 
