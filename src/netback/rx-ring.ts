@@ -1,9 +1,9 @@
 import { NETIF_RX_SLOT_SIZE } from '../abi/netif.js';
-import { BackRing, RING_REQ_EVENT } from '../abi/ring.js';
-import type { Packet } from '../net/packet.js';
+import { BackRing, RING_REQ_EVENT, ringSize } from '../abi/ring.js';
+import { GSO_NONE, type Packet } from '../net/packet.js';
 import type { TxQueue } from '../net/tx-queue.js';
-import { CopyBatch } from '../platform/copy-batch.js';
-import { PAGE_SIZE } from '../platform/memory.js';
+import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { Task, type Timer } from '../platform/scheduler.js';
 import { PacketQueue } from './packet-queue.js';
@@ -11,10 +11,9 @@ import type { QueueStats, QueueVif } from './queue.js';
 import {
   planRx,
   RX_SLOTS_MAX,
-  RxPlan,
   respondRx,
   respondRxError,
-  rxCopied,
+  rxChecksumFlags,
   rxCopiesAtMost,
   rxSlotsNeeded,
 } from './rx-slots.js';
@@ -37,17 +36,25 @@ const RX_POLL_MS = 5;
 
 /** The work space of a batch, which all rings share: nothing in it is of use from one look at a ring to the next. */
 const SCRATCH = {
-  plans: Array.from({ length: BATCH_PACKETS }, () => new RxPlan()),
+  plans: new Array<Packet | null>(BATCH_PACKETS).fill(null),
+  slots: new Uint8Array(BATCH_PACKETS),
+  firstCopy: new Int32Array(BATCH_PACKETS + 1),
   batch: new CopyBatch(BATCH_COPIES),
+  ids: new Uint16Array(ringSize(PAGE_SIZE, NETIF_RX_SLOT_SIZE)),
 };
 
 /** The backend's end of an rx ring: what goes to the guest, and what waits until the guest takes it. */
 export class RxRing {
   readonly ring: BackRing;
   readonly waiting = new PacketQueue();
+  /** Packets that are being copied: each with the rx requests that it takes, and its first copy. */
   private readonly plans = SCRATCH.plans;
+  private readonly slots = SCRATCH.slots;
+  private readonly firstCopy = SCRATCH.firstCopy;
   private readonly batch = SCRATCH.batch;
   private planned = 0;
+  /** Ids of the requests that were read, by the slot of the ring. */
+  private readonly ids = SCRATCH.ids;
   /** The frontend's producer index when an event was last accounted for. */
   private reqProdSeen = 0;
   /** Slots that the last head of the queue wanted in vain, 0 when it had enough; and since when. */
@@ -82,7 +89,7 @@ export class RxRing {
 
   /** Looks at the ring soon. */
   schedule(): void {
-    this.vif.platform.scheduler.post(this.task);
+    if (!this.task.queued) this.vif.platform.scheduler.post(this.task);
   }
 
   /** Nothing more is read or written; packets that wait, which hold slots of their senders, are let go. */
@@ -124,40 +131,68 @@ export class RxRing {
 
   private run(): void {
     if (this.stopped) return;
-    const { ring, waiting } = this;
+    const { ring, waiting, batch } = this;
     const { xdpHeadroom } = this.vif;
     const before = ring.rspProdPvt;
-    let reqProd = ring.reqProd();
+    const usual = xdpHeadroom === 0 && this.staticGrants.size === 0;
+    let available = 0;
     for (let packet = waiting.head; packet !== null; packet = waiting.head) {
-      const needed = rxSlotsNeeded(packet, xdpHeadroom);
-      if (needed > ring.unconsumed(reqProd)) {
-        reqProd = ring.reqProd();
-        if (needed > ring.unconsumed(reqProd)) {
-          this.requestEvent(needed);
-          reqProd = ring.reqProd();
-          if (needed > ring.unconsumed(reqProd)) break;
-        }
+      const one = usual && packet.length <= PAGE_SIZE && packet.gsoType === GSO_NONE && packet.hashType < 0;
+      const needed = one ? 1 : rxSlotsNeeded(packet, xdpHeadroom);
+      if (needed > available) {
+        available = this.available(needed);
+        if (needed > available) break;
       }
-      if (ring.requestOverflow(reqProd)) {
-        this.copy();
-        this.fatal(
-          `the rx ring claims ${(reqProd - ring.rspProdPvt) >>> 0} requests, it has ${ring.size} slots`,
-        );
-        break;
-      }
-      if (this.planned === BATCH_PACKETS || this.batch.free < rxCopiesAtMost(packet, xdpHeadroom)) {
-        this.copy();
-      }
+      const copies = one ? 1 + packet.fragments : rxCopiesAtMost(packet, xdpHeadroom);
+      if (this.planned === BATCH_PACKETS || batch.free < copies) this.copy();
       waiting.shift();
-      const plan = this.plans[this.planned++];
-      planRx(packet, ring, ring.reqCons, this.domid, this.batch, plan, this.staticGrants, xdpHeadroom);
+      if (one) this.planOne(packet);
+      else planRx(packet, ring, ring.reqCons, this.domid, batch, this.ids, this.staticGrants, xdpHeadroom);
+      this.plans[this.planned] = packet;
+      this.slots[this.planned++] = needed;
+      this.firstCopy[this.planned] = batch.count;
       ring.reqCons = (ring.reqCons + needed) | 0;
+      available -= needed;
     }
     this.copy();
     if (this.stopped) return;
     if (waiting.length > 0 || this.wanted > 0) this.supervise(ring.rspProdPvt !== before);
     this.queue.completed(this.queue.dql.inflight - waiting.bytes);
     this.onServed(ring.rspProdPvt !== before && ring.pushResponses());
+  }
+
+  /** rx requests that are there; asks for an event when that is less than `needed`, and is 0 when they cannot be. */
+  private available(needed: number): number {
+    const { ring } = this;
+    let reqProd = ring.reqProd();
+    if (needed > ring.unconsumed(reqProd)) {
+      this.requestEvent(needed);
+      reqProd = ring.reqProd();
+    }
+    if (!ring.requestOverflow(reqProd)) return ring.unconsumed(reqProd);
+    if (needed <= ring.unconsumed(reqProd)) {
+      this.copy();
+      const claimed = (reqProd - ring.rspProdPvt) >>> 0;
+      this.fatal(`the rx ring claims ${claimed} requests, it has ${ring.size} slots`);
+    }
+    return 0;
+  }
+
+  /** `planRx` for a packet that goes into one page, without anything that such a packet does not need. */
+  private planOne(packet: Packet): void {
+    const { ring, batch, domid } = this;
+    const { i32 } = ring.memory;
+    const at = ring.slot(ring.reqCons) >>> 2;
+    const gref = i32[at + 1];
+    const { data, linear, fragments } = packet;
+    this.ids[ring.reqCons & (ring.size - 1)] = i32[at];
+    batch.add(COPY_LOCAL, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), domid, gref, 0, linear);
+    let filled = linear;
+    for (let i = 0; i < fragments; i++) {
+      const size = packet.size[i];
+      batch.add(packet.source[i], packet.ref[i], packet.offset[i], domid, gref, filled, size);
+      filled += size;
+    }
   }
 
   /**
@@ -238,39 +273,56 @@ export class RxRing {
 
   /** Does the planned copies, writes the responses and lets go of the packets. */
   private copy(): void {
-    const { batch, plans, planned } = this;
+    const { ring, batch, plans, planned, slots, firstCopy } = this;
     if (planned === 0) return;
     this.vif.platform.grants.copy(batch);
-    const { stats } = this.vif.dev;
+    const { i32 } = ring.memory;
+    const { xdpHeadroom } = this.vif;
+    let at = ring.rspProdPvt;
+    let packets = 0;
+    let bytes = 0;
     for (let i = 0; i < planned; i++) {
-      const plan = plans[i];
-      const packet = plan.packet!;
-      if (this.finish(plan, packet, i === planned - 1)) {
-        stats.txPackets++;
-        stats.txBytes += packet.length;
-      } else {
-        this.stats.rxCopyErrors++;
-        stats.txErrors++;
+      const packet = plans[i]!;
+      const copy = firstCopy[i];
+      if (!batch.done(copy, firstCopy[i + 1] - copy)) {
+        at = this.refuse(packet, at, slots[i], i === planned - 1);
+        continue;
       }
-      plan.packet = null;
+      if (slots[i] === 1) {
+        const word = ring.slot(at) >>> 2;
+        i32[word] = this.ids[at & (ring.size - 1)];
+        i32[word + 1] = rxChecksumFlags(packet) | (packet.length << 16);
+      } else respondRx(ring, packet, at, slots[i], this.ids, xdpHeadroom);
+      at = (at + slots[i]) | 0;
+      packets++;
+      bytes += packet.length;
       packet.release();
     }
+    ring.rspProdPvt = at;
+    const { stats } = this.vif.dev;
+    stats.txPackets += packets;
+    stats.txBytes += bytes;
     this.planned = 0;
     batch.clear();
   }
 
-  /** @returns whether the guest got the packet */
-  private finish(plan: RxPlan, packet: Packet, last: boolean): boolean {
-    const copied = rxCopied(plan, this.batch);
-    const answered = respondRx(this.ring, plan, copied);
-    if (copied) return true;
+  /**
+   * A copy failed: the guest gets an ERROR for the packet's first request, at `start`.
+   * @param last whether no other packet's requests are behind
+   * @returns the index behind what was answered
+   */
+  private refuse(packet: Packet, start: number, slots: number, last: boolean): number {
+    this.stats.rxCopyErrors++;
+    this.vif.dev.stats.txErrors++;
     // Either side's grant can be the bad one: a sender that granted nothing gets ERROR, too.
     this.vif.net.materialiser.materialiseOne(packet);
-    if (answered === plan.slots) return false;
+    packet.release();
     // Requests with others planned behind them must be answered where they are; the last can be kept.
-    if (last) this.ring.reqCons = (plan.start + answered) | 0;
-    else respondRxError(this.ring, plan, answered);
-    return false;
+    const answered = last ? 1 : slots;
+    respondRxError(this.ring, start, answered, this.ids);
+    const end = (start + answered) | 0;
+    if (last) this.ring.reqCons = end;
+    return end;
   }
 
   /** Packets that stay must not hold other guests' slots: their data comes home, or they are dropped. */

@@ -12,13 +12,7 @@ import {
   xdpExtraWord0,
 } from '../abi/netif.js';
 import type { BackRing } from '../abi/ring.js';
-import {
-  CHECKSUM_PARTIAL,
-  CHECKSUM_UNNECESSARY,
-  FRAGMENT_LOCAL,
-  GSO_NONE,
-  type Packet,
-} from '../net/packet.js';
+import { CHECKSUM_NONE, CHECKSUM_PARTIAL, FRAGMENT_LOCAL, GSO_NONE, type Packet } from '../net/packet.js';
 import { COPY_LOCAL, type CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { StaticGrants } from './static-grants.js';
@@ -61,27 +55,15 @@ export function rxCopiesAtMost(packet: Packet, headroom = 0): number {
   return 1 + packet.fragments + dataSlots(packet, headroom);
 }
 
-/** What `planRx` decided for one packet; reused from packet to packet. */
-export class RxPlan {
-  /** Index of the first rx request. */
-  start = 0;
-  /** rx requests taken, the extra info's included. */
-  slots = 0;
-  firstCopy = 0;
-  copies = 0;
-  /** Bytes before the data of each page. */
-  headroom = 0;
-  packet: Packet | null = null;
-  readonly id = new Uint16Array(RX_SLOTS_MAX);
-}
-
 /**
  * Reads the rx requests for a packet, each once, and adds the copies that fill their pages. The caller
  * made sure that `rxSlotsNeeded` requests and `rxCopiesAtMost` places in the batch are free.
  *
  * @param domid who granted the rx pages
+ * @param ids takes the id of each request, by the slot of the ring
  * @param statics grants that are mapped, whose pages are written directly
  * @param headroom bytes to leave before the data of each page
+ * @returns rx requests taken, those for extra infos included
  */
 export function planRx(
   packet: Packet,
@@ -89,88 +71,72 @@ export function planRx(
   start: number,
   domid: number,
   batch: CopyBatch,
-  plan: RxPlan,
+  ids: Uint16Array,
   statics: StaticGrants | null = null,
   headroom = 0,
-): void {
+): number {
   const { i32 } = ring.memory;
+  const { source, ref, offset, size } = packet;
+  const mask = ring.size - 1;
   const extras = extraInfos(packet, headroom);
-  plan.packet = packet;
-  plan.headroom = headroom;
-  plan.start = start;
-  plan.firstCopy = batch.count;
   let at = ring.slot(start) >>> 2;
-  plan.id[0] = i32[at];
+  ids[start & mask] = i32[at];
   let gref = i32[at + 1];
-  let slots = 1;
+  let next = start + 1;
   // An extra info's request gives up its place in the ring; its page stays untouched.
-  for (; slots <= extras; slots++) plan.id[slots] = i32[ring.slot(start + slots) >>> 2];
+  for (; next <= start + extras; next++) ids[next & mask] = i32[ring.slot(next) >>> 2];
+  let mapped = statics === null ? -1 : statics.pageOf(gref, true);
   let filled = headroom;
   for (let i = -1; i < packet.fragments; i++) {
-    const local = i < 0 || packet.source[i] === FRAGMENT_LOCAL;
-    const source = local ? COPY_LOCAL : packet.source[i];
-    const ref = i < 0 ? packet.data >>> PAGE_SHIFT : packet.ref[i];
-    let offset = i < 0 ? packet.data & (PAGE_SIZE - 1) : packet.offset[i];
-    let left = i < 0 ? packet.linear : packet.size[i];
+    const from = i < 0 || source[i] === FRAGMENT_LOCAL ? COPY_LOCAL : source[i];
+    const page = i < 0 ? packet.data >>> PAGE_SHIFT : ref[i];
+    let begin = i < 0 ? packet.data & (PAGE_SIZE - 1) : offset[i];
+    let left = i < 0 ? packet.linear : size[i];
     while (left > 0) {
       if (filled === PAGE_SIZE) {
-        at = ring.slot(start + slots) >>> 2;
-        plan.id[slots++] = i32[at];
+        at = ring.slot(next) >>> 2;
+        ids[next++ & mask] = i32[at];
         gref = i32[at + 1];
+        mapped = statics === null ? -1 : statics.pageOf(gref, true);
         filled = headroom;
       }
       const take = Math.min(left, PAGE_SIZE - filled);
-      const mapped = statics === null ? -1 : statics.pageOf(gref, true);
-      batch.add(
-        source,
-        ref,
-        offset,
-        mapped < 0 ? domid : COPY_LOCAL,
-        mapped < 0 ? gref : mapped,
-        filled,
-        take,
-      );
+      if (mapped < 0) batch.add(from, page, begin, domid, gref, filled, take);
+      else batch.add(from, page, begin, COPY_LOCAL, mapped, filled, take);
       filled += take;
-      offset += take;
+      begin += take;
       left -= take;
     }
   }
-  plan.slots = slots;
-  plan.copies = batch.count - plan.firstCopy;
+  return (next - start) | 0;
 }
 
-/** True when every copy of the plan was done. */
-export function rxCopied(plan: RxPlan, batch: CopyBatch): boolean {
-  return batch.done(plan.firstCopy, plan.copies);
-}
-
-function checksumFlags(packet: Packet): number {
-  if (packet.checksum === CHECKSUM_PARTIAL) return NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
-  return packet.checksum === CHECKSUM_UNNECESSARY ? NETRXF_DATA_VALIDATED : 0;
+/** Flags of a packet's first response that tell what is known of its checksum. */
+export function rxChecksumFlags(packet: Packet): number {
+  const { checksum } = packet;
+  if (checksum === CHECKSUM_NONE) return 0;
+  return checksum === CHECKSUM_PARTIAL ? NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED : NETRXF_DATA_VALIDATED;
 }
 
 /**
- * Writes the responses of one planned packet at the ring indexes of its requests. Only `rspProdPvt` moves.
- * When a copy failed this is one ERROR response for the first request, and the others are left alone.
- *
- * @returns the requests that are answered
+ * Writes the responses of one packet, at the indexes of its requests from `start` on. Publishes nothing.
+ * @param ids of the requests, as `planRx` left them
  */
-export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number {
+export function respondRx(
+  ring: BackRing,
+  packet: Packet,
+  start: number,
+  slots: number,
+  ids: Uint16Array,
+  headroom = 0,
+): void {
   const { i32 } = ring.memory;
-  const packet = plan.packet!;
-  const { headroom } = plan;
-  let at = ring.slot(plan.start) >>> 2;
-  if (!copied) {
-    i32[at] = plan.id[0];
-    i32[at + 1] = NETIF_RSP_ERROR << 16;
-    ring.rspProdPvt = (plan.start + 1) | 0;
-    return 1;
-  }
+  const mask = ring.size - 1;
   const extras = extraInfos(packet, headroom);
   let left = packet.length;
-  let flags = checksumFlags(packet) | (extras > 0 ? NETRXF_EXTRA_INFO : 0);
-  for (let i = 0; i < plan.slots; i++) {
-    at = ring.slot(plan.start + i) >>> 2;
+  let flags = rxChecksumFlags(packet) | (extras > 0 ? NETRXF_EXTRA_INFO : 0);
+  for (let i = 0; i < slots; i++) {
+    const at = ring.slot(start + i) >>> 2;
     if (i > 0 && i <= extras) {
       if (i === extras && headroom > 0) {
         i32[at] = xdpExtraWord0(headroom);
@@ -181,12 +147,10 @@ export function respondRx(ring: BackRing, plan: RxPlan, copied: boolean): number
     const bytes = Math.min(left, PAGE_SIZE - headroom);
     left -= bytes;
     if (left > 0) flags |= NETRXF_MORE_DATA;
-    i32[at] = plan.id[i] | (headroom << 16);
+    i32[at] = ids[(start + i) & mask] | (headroom << 16);
     i32[at + 1] = flags | (bytes << 16);
     flags = 0;
   }
-  ring.rspProdPvt = (plan.start + plan.slots) | 0;
-  return plan.slots;
 }
 
 function writeExtraInfo(i32: Int32Array, at: number, packet: Packet, gso: boolean, more: boolean): void {
@@ -199,13 +163,12 @@ function writeExtraInfo(i32: Int32Array, at: number, packet: Packet, gso: boolea
   }
 }
 
-/** Answers `slots` requests from `plan.id[first]` on with ERROR, each as a packet of its own. */
-export function respondRxError(ring: BackRing, plan: RxPlan, first: number): void {
+/** Answers so many requests with ERROR, each as a packet of its own. */
+export function respondRxError(ring: BackRing, start: number, slots: number, ids: Uint16Array): void {
   const { i32 } = ring.memory;
-  for (let i = first; i < plan.slots; i++) {
-    const at = ring.slot(plan.start + i) >>> 2;
-    i32[at] = plan.id[i];
+  for (let i = 0; i < slots; i++) {
+    const at = ring.slot(start + i) >>> 2;
+    i32[at] = ids[(start + i) & (ring.size - 1)];
     i32[at + 1] = NETIF_RSP_ERROR << 16;
   }
-  ring.rspProdPvt = (plan.start + plan.slots) | 0;
 }

@@ -30,7 +30,7 @@ import {
 } from '../platform/copy-batch.js';
 import { Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { DomainMemory } from '../platform/platform.js';
-import { planRx, RxPlan, respondRx, rxCopied, rxCopiesAtMost, rxSlotsNeeded } from './rx-slots.js';
+import { planRx, respondRx, respondRxError, rxCopiesAtMost, rxSlotsNeeded } from './rx-slots.js';
 import {
   buildPacket,
   gatherTx,
@@ -290,10 +290,10 @@ function plan(vector: UnitVector) {
   const before = snapshot(ring);
   const packet = packetOf(memory, input.pkt_len, input.buffers ?? [], input.tso_segsz ?? null);
   const batch = new CopyBatch(PAGES);
-  const rxPlan = new RxPlan();
-  if (packet.length > 0) planRx(packet, ring, input.start, OTHEREND, batch, rxPlan);
+  const ids = new Uint16Array(ring.size);
+  const slots = packet.length > 0 ? planRx(packet, ring, input.start, OTHEREND, batch, ids) : 0;
   holds(batch.count <= rxCopiesAtMost(packet), 'the copies fit into the room that was asked for');
-  return { ring, before, packet, batch, rxPlan };
+  return { ring, before, packet, batch, slots, ids };
 }
 
 function rxpkt2gnttab(vector: UnitVector): void {
@@ -322,7 +322,7 @@ function rxpkt2gnttab(vector: UnitVector): void {
 }
 
 function rxpkt2rsp(vector: UnitVector): void {
-  const { ring, before, packet, batch, rxPlan } = plan(vector);
+  const { ring, before, packet, batch, slots, ids } = plan(vector);
   const { expect, input } = vector;
   if (packet.length === 0) {
     same(rxSlotsNeeded(packet), expect.consumed, 'consumed');
@@ -332,8 +332,10 @@ function rxpkt2rsp(vector: UnitVector): void {
   same(batch.count, expect.n_entries, 'the number of copies');
   batch.setAll(0);
   if (input.inject_status) batch.setStatus(input.inject_status.entry, input.inject_status.status);
-  same(respondRx(ring, rxPlan, rxCopied(rxPlan, batch)), expect.consumed, 'consumed');
-  same(ring.rspProdPvt, expect.rsp_prod_pvt, 'rsp_prod_pvt');
+  const copied = batch.done(0, batch.count);
+  if (copied) respondRx(ring, packet, input.start, slots, ids);
+  else respondRxError(ring, input.start, 1, ids);
+  same(copied ? slots : 1, expect.consumed, 'consumed');
   same(snapshot(ring, 64), before.split(',').slice(0, 64).join(), 'the published part');
   for (const [index, response] of Object.entries(expect.responses)) checkRx(ring, Number(index), response);
   for (const [index, slot] of Object.entries(expect.untouched ?? {})) {

@@ -9,7 +9,7 @@ import {
   NETRXF_MORE_DATA,
 } from '../../src/abi/index.js';
 import { CHECKSUM_PARTIAL, GSO_TCPV4, PacketPool } from '../../src/net/packet.js';
-import { planRx, RxPlan, respondRx } from '../../src/netback/rx-slots.js';
+import { planRx, respondRx } from '../../src/netback/rx-slots.js';
 import { CopyBatch, PAGE_SIZE } from '../../src/platform/index.js';
 import { plainMemory } from '../support/memory.js';
 
@@ -22,9 +22,10 @@ test('the flags of a response are the rx ones, more_data on all data slots but t
   packet.gsoSize = 1448;
   packet.checksum = CHECKSUM_PARTIAL;
   const batch = new CopyBatch(64);
-  const rxPlan = new RxPlan();
-  planRx(packet, ring, 0, 5, batch, rxPlan);
-  respondRx(ring, rxPlan, true);
+  const ids = new Uint16Array(ring.size);
+  const slots = planRx(packet, ring, 0, 5, batch, ids);
+  assert.equal(slots, 4);
+  respondRx(ring, packet, 0, slots, ids);
   const flags = (index: number) => ring.memory.i32[(ring.slot(index) >>> 2) + 1] & 0xffff;
   const partial = NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
   assert.equal(flags(0), partial | NETRXF_EXTRA_INFO | NETRXF_MORE_DATA);

@@ -33,8 +33,12 @@ import type { Hypervisor } from './hypervisor.js';
 
 const V1_ENTRY_IN_FRAME = GRANT_ENTRIES_PER_FRAME_V1 - 1;
 const V1_FRAME_SHIFT = 9;
-/** Words of a copy in the list that `copyList` takes. */
+/**
+ * Copies that are allowed and still to be done are listed in frame 0, which is never anybody's, as `copyList` takes
+ * them: so many words each, up to the last that fits.
+ */
 const LIST_WORDS = 3;
+const LIST_END = LIST_WORDS * Math.floor(PAGE_SIZE / 4 / LIST_WORDS);
 
 /** What GNTTABOP_map_grant_ref answers; one object, valid until the next call. */
 export interface MapResult {
@@ -72,16 +76,10 @@ export class GrantOperations {
   private readonly i32: Int32Array;
   private readonly owner: Uint16Array;
   private readonly byDomid: (Domain | null)[];
-  /** A page of copies that are allowed and still to be done: its first word, and the one behind the last. */
-  private readonly list: number;
-  private readonly listEnd: number;
-
   constructor(private readonly hypervisor: Hypervisor) {
     this.i32 = hypervisor.memory.i32;
     this.owner = hypervisor.frames.owner;
     this.byDomid = hypervisor.byDomid;
-    this.list = hypervisor.allocXenFrame() << (PAGE_SHIFT - 2);
-    this.listEnd = this.list + LIST_WORDS * Math.floor(PAGE_SIZE / 4 / LIST_WORDS);
   }
 
   /** The domain that `dom` names in an operation on a whole table, or null. */
@@ -244,9 +242,9 @@ export class GrantOperations {
    */
   copy(caller: Domain, batch: CopyBatch): void {
     const { words } = batch;
-    const { i32, list: first, listEnd } = this;
+    const { i32 } = this;
     const end = batch.count * COPY_WORDS;
-    let list = first;
+    let list = 0;
     for (let at = 0; at < end; at += COPY_WORDS) {
       const bytes = words[at + COPY_LENGTH];
       const from = words[at + COPY_SRC_OFFSET];
@@ -265,19 +263,19 @@ export class GrantOperations {
           i32[list + 2] = bytes;
           list += LIST_WORDS;
           words[at + COPY_STATUS] = GNTST.okay;
-          if (list < listEnd) continue;
+          if (list < LIST_END) continue;
         }
       }
       // The copies stay in their order.
       this.copyListed(list);
-      if (list < listEnd) words[at + COPY_STATUS] = this.copySlowly(caller, words, at);
-      list = first;
+      if (list < LIST_END) words[at + COPY_STATUS] = this.copySlowly(caller, words, at);
+      list = 0;
     }
     this.copyListed(list);
   }
 
   private copyListed(end: number): void {
-    if (end > this.list) this.hypervisor.memory.copyList(this.list << 2, end << 2);
+    if (end > 0) this.hypervisor.memory.copyList(0, end << 2);
   }
 
   /**
