@@ -29,6 +29,11 @@ export class GrantedPool {
     return gref !== 0 ? gref : this.grant(index);
   }
 
+  /** The reference of a page, 0 before its first use. */
+  knownGref(index: number): number {
+    return this.grefs[index];
+  }
+
   /** Gives all pages back: those in use when their packets are released, or the backend lets go of them. */
   retire(): void {
     this.pages.retire((page, index) => {

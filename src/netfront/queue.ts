@@ -4,6 +4,8 @@ import {
   NETIF_TX_SLOT_SIZE,
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
+  NETRXF_EXTRA_INFO,
+  NETRXF_MORE_DATA,
   XEN_NETIF_MAX_TX_SIZE,
 } from '../abi/netif.js';
 import { FrontRing, initSharedRing } from '../abi/ring.js';
@@ -14,15 +16,15 @@ import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
 import { CHECKSUM_UNNECESSARY, FRAGMENT_LOCAL, GSO_NONE, MAX_FRAGMENTS, type Packet } from '../net/packet.js';
 import { PagePool } from '../net/page-pool.js';
-import { NETDEV_TX_BUSY, NETDEV_TX_OK } from '../net/tx-queue.js';
+import { NETDEV_TX_BUSY, NETDEV_TX_OK, type TxQueue } from '../net/tx-queue.js';
 import { setupChecksum, setupGso } from '../net/xmit.js';
 import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
 import type { Timer } from '../platform/scheduler.js';
 import { GrantedPool } from './granted-pool.js';
-import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
-import { txSlotsNeeded, writeTxPacket } from './tx-slots.js';
+import { RX_SLOTS_MAX, RxPacket, takeResponses } from './rx-slots.js';
+import { txChecksumFlags, txSlotsNeeded, writeTxPacket, writeTxRequest } from './tx-slots.js';
 
 /** Slots of a packet at most: what every backend must take, and a GSO extra info. */
 const TX_SLOTS_MAX = 19;
@@ -32,6 +34,10 @@ const RX_TARGET_MIN = 32;
 const RX_PULL_BYTES = 128;
 const RX_REFILL_RETRY_MS = 100;
 const ETH_HLEN = 14;
+/** Flags of a first response that has others behind it. */
+const SEVERAL_SLOTS = NETRXF_MORE_DATA | NETRXF_EXTRA_INFO;
+/** Flags that say something of the checksum. */
+const CHECKSUM_FLAGS = NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
 
 /** What the device tells a queue and hears from it. */
 export interface QueueDevice {
@@ -71,6 +77,9 @@ export class Queue {
   readonly stats = new QueueStats();
   readonly publication: QueuePublication;
   private readonly txPool: PagePool;
+  /** The pool whose pages are sent as they are; null when all is copied, since who filled a page may have left more in it. */
+  private readonly directPool: PagePool | null;
+  private readonly txQueue: TxQueue;
   private readonly tx: FrontRing;
   private readonly rx: FrontRing;
   private readonly txPage: number;
@@ -163,6 +172,8 @@ export class Queue {
     }
     const slots = this.tx.size;
     this.txPool = granted.pages;
+    this.directPool = device.trusted ? this.txPool : null;
+    this.txQueue = dev.txQueues[index];
     this.freeIds = Uint16Array.from({ length: slots }, (_, i) => slots - 1 - i);
     this.freeIdCount = slots;
     this.txPackets = new Array<Packet | null>(slots).fill(null);
@@ -180,7 +191,7 @@ export class Queue {
   start(): void {
     this.carrying = true;
     // A connection before this one may have ended with its ring full.
-    this.device.dev.txQueues[this.index].wake();
+    this.txQueue.wake();
     this.napi.enable();
     this.refill();
     this.napi.schedule();
@@ -194,7 +205,7 @@ export class Queue {
     this.stopped = true;
     this.carrying = false;
     const { dev, irqs, reclaimer, platform } = this.device;
-    dev.txQueues[this.index].resetLimit();
+    this.txQueue.resetLimit();
     this.napi.disable();
     dev.napiDel(this.napi);
     irqs.unbindFromIrqhandler(this.txIrq);
@@ -259,13 +270,42 @@ export class Queue {
 
   /** ndo_start_xmit: writes the requests; `flush` publishes them. */
   startXmit(packet: Packet): number {
+    const { tx, txQueue } = this;
+    const room = tx.free >= TX_SLOTS_MAX && this.freeIdCount >= TX_SLOTS_MAX;
+    if (!this.carrying || !room || !this.sendOne(packet)) return this.startXmitAny(packet);
+    const { stats } = this.device.dev;
+    stats.txPackets++;
+    stats.txBytes += packet.length;
+    txQueue.sent(packet.length);
+    if (tx.free < TX_SLOTS_MAX) txQueue.stop();
+    return NETDEV_TX_OK;
+  }
+
+  /**
+   * Writes the request of a packet that is just one page; what `startXmitAny` would do, without anything that such a
+   * packet does not need.
+   * @returns false, having done nothing, for any other packet
+   */
+  private sendOne(packet: Packet): boolean {
+    const { linearPoolIndex: index, linear } = packet;
+    if (packet.pool !== this.directPool || packet.fragments > 0 || packet.gsoType !== GSO_NONE) return false;
+    const gref = index >= 0 && linear > 0 ? this.granted.knownGref(index) : 0;
+    if (gref === 0) return false;
+    const { tx } = this;
+    const id = this.freeIds[--this.freeIdCount];
+    this.txPackets[id] = packet;
+    this.firstId[id] = id;
+    this.unanswered[id] = 1;
+    const offset = packet.data & (PAGE_SIZE - 1);
+    writeTxRequest(tx, tx.reqProdPvt, gref, offset, txChecksumFlags(packet), id, linear);
+    tx.reqProdPvt = (tx.reqProdPvt + 1) | 0;
+    return true;
+  }
+
+  private startXmitAny(packet: Packet): number {
     const { dev } = this.device;
-    if (!this.carrying) {
-      dev.stats.txDropped++;
-      packet.release();
-      return NETDEV_TX_OK;
-    }
-    const queue = dev.txQueues[this.index];
+    if (!this.carrying) return this.drop(packet);
+    const { txQueue: queue } = this;
     // The first request tells the size in 16 bits.
     if (packet.length > XEN_NETIF_MAX_TX_SIZE) return this.drop(packet);
     const inPool = this.isGranted(packet);
@@ -300,9 +340,7 @@ export class Queue {
 
   /** True when every byte is in pages of `txPool`, and not in more of them than a packet may have slots. */
   private isGranted(packet: Packet): boolean {
-    // A page that somebody else filled may hold more than the packet.
-    if (!this.device.trusted) return false;
-    if (packet.pool !== this.txPool || txSlotsNeeded(packet) > TX_SLOTS_MAX) return false;
+    if (packet.pool !== this.directPool || txSlotsNeeded(packet) > TX_SLOTS_MAX) return false;
     if (packet.linear > 0 && packet.linearPoolIndex < 0) return false;
     for (let i = 0; i < packet.fragments; i++) {
       if (packet.source[i] !== FRAGMENT_LOCAL || packet.poolIndex[i] < 0) return false;
@@ -439,7 +477,7 @@ export class Queue {
 
   /** Tells the stack what it may send again, once for all responses. */
   private completed(): void {
-    const queue = this.device.dev.txQueues[this.index];
+    const { txQueue: queue } = this;
     queue.completed(this.completedBytes);
     this.completedBytes = 0;
     if (queue.stopped && this.tx.free >= TX_SLOTS_MAX && this.freeIdCount >= TX_SLOTS_MAX) queue.wake();
@@ -461,27 +499,78 @@ export class Queue {
       this.broken(`rx rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
       return 0;
     }
+    const { i32 } = ring.memory;
+    const { stats } = this.device.dev;
+    const usual = this.rxGranted === null;
     let work = 0;
+    let packets = 0;
+    let bytes = 0;
     while (work < budget && ring.rspCons !== rspProd && !this.stopped) {
-      const { response } = this;
-      readRxPacket(ring, ring.rspCons, (rspProd - ring.rspCons) | 0, response);
+      const at = ring.slot(ring.rspCons) >>> 2;
+      const word0 = i32[at];
+      const word1 = i32[at + 1];
       work++;
-      if (!this.revoke(response.consumed)) break;
-      const packet = response.reason === '' ? this.build() : null;
-      this.recycle(ring.rspCons, response.consumed);
-      ring.rspCons = (ring.rspCons + response.consumed) | 0;
-      const { dev } = this.device;
-      if (packet === null) dev.stats.rxErrors++;
-      else {
-        dev.stats.rxPackets++;
-        dev.stats.rxBytes += packet.length;
-        this.napi.receive(packet);
-      }
+      let packet: Packet | null = null;
+      if (usual && (word1 & SEVERAL_SLOTS) === 0) packet = this.takeOne(word0 >>> 16, word1);
+      if (packet === null) packet = this.takeAny((rspProd - ring.rspCons) | 0, word0, word1);
+      else if ((word1 & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word1))
+        packet = this.refuse(packet);
+      if (packet === null) continue;
+      packets++;
+      bytes += packet.length;
+      this.napi.receive(packet);
     }
+    stats.rxPackets += packets;
+    stats.rxBytes += bytes;
     if (((ring.reqProdPvt - ring.rspCons) | 0) < this.rxTarget >>> 1) {
       this.rxTarget = Math.min(this.rxTarget * 2, ring.size);
     }
     return work;
+  }
+
+  /**
+   * Makes the packet of one response; what `takeAny` would do, but for the checksum, without anything that such a
+   * packet does not need.
+   * @returns null, with the response not consumed, when something is amiss
+   */
+  private takeOne(offset: number, word1: number): Packet | null {
+    const bytes = word1 >> 16;
+    if (bytes < ETH_HLEN || offset + bytes > PAGE_SIZE) return null;
+    const { rx: ring, rxPool, rxPosted, device } = this;
+    const slot = ring.rspCons & (ring.size - 1);
+    if (!device.platform.grants.end(this.rxGrefs[slot])) return null;
+    const packet = device.net.packets.tryGet();
+    if (packet === null) return null;
+    const index = rxPosted[slot];
+    rxPosted[slot] = -1;
+    ring.rspCons = (ring.rspCons + 1) | 0;
+    packet.pool = rxPool;
+    packet.linearPoolIndex = index;
+    packet.data = (rxPool.pages[index] << PAGE_SHIFT) + offset;
+    packet.linear = bytes;
+    packet.length = bytes;
+    return packet;
+  }
+
+  private refuse(packet: Packet): null {
+    this.device.dev.stats.rxErrors++;
+    packet.release();
+    return null;
+  }
+
+  /**
+   * Takes any packet, from the words of its first response on.
+   * @returns null when there is none: it was not sound, or the backend is broken
+   */
+  private takeAny(available: number, word0: number, word1: number): Packet | null {
+    const { rx: ring, response } = this;
+    takeResponses(ring, ring.rspCons, available, word0, word1, response);
+    if (!this.revoke(response.consumed)) return null;
+    const packet = response.reason === '' ? this.build() : null;
+    this.recycle(ring.rspCons, response.consumed);
+    ring.rspCons = (ring.rspCons + response.consumed) | 0;
+    if (packet === null) this.device.dev.stats.rxErrors++;
+    return packet;
   }
 
   /** Ends the grants of the next slots: only then are their pages safe from the backend. */
@@ -550,15 +639,17 @@ export class Queue {
   /** @returns false when the packet claims an offload that its headers do not allow */
   private takeOffloads(packet: Packet): boolean {
     const { flags, infos } = this.response;
-    const { materialiser } = this.device.net;
-    const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
     packet.hashType = infos.hashType;
     packet.hash = infos.hash;
-    if (infos.gsoType !== GSO_NONE) {
-      if (!blank) this.stats.rxGsoChecksumFixup++;
-      return setupGso(packet, infos.gsoType, infos.gsoSize, !blank, materialiser);
-    }
-    if (blank) return setupChecksum(packet, false, materialiser);
+    if (infos.gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
+    const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
+    if (!blank) this.stats.rxGsoChecksumFixup++;
+    return setupGso(packet, infos.gsoType, infos.gsoSize, !blank, this.device.net.materialiser);
+  }
+
+  /** @returns false when the packet has no checksum where one is said to be blank */
+  private takeChecksum(packet: Packet, flags: number): boolean {
+    if ((flags & NETRXF_CSUM_BLANK) !== 0) return setupChecksum(packet, false, this.device.net.materialiser);
     if ((flags & NETRXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
     return true;
   }

@@ -41,12 +41,29 @@ export class RxPacket {
  */
 export function readRxPacket(ring: FrontRing, start: number, available: number, rx: RxPacket): void {
   const { i32 } = ring.memory;
+  const at = ring.slot(start) >>> 2;
+  takeResponses(ring, start, available, i32[at], i32[at + 1], rx);
+}
+
+/** `readRxPacket` for who has read the words of the first response. */
+export function takeResponses(
+  ring: FrontRing,
+  start: number,
+  available: number,
+  word0: number,
+  word1: number,
+  rx: RxPacket,
+): void {
+  const { i32 } = ring.memory;
   rx.slots = 0;
   rx.size = 0;
   rx.reason = '';
-  rx.infos.clear();
-  let next = 0;
-  let more = true;
+  if (rx.infos.count !== 0) rx.infos.clear();
+  const flags = word1 & 0xffff;
+  rx.flags = flags;
+  let next = (flags & NETRXF_EXTRA_INFO) === 0 ? 1 : readRxExtras(ring, start, available, rx);
+  takeSlot(rx, start, word0 >>> 16, word1 >> 16);
+  let more = (flags & NETRXF_MORE_DATA) !== 0;
   while (more) {
     if (next >= available) {
       rx.reason = 'more_data past the last response';
@@ -55,16 +72,10 @@ export function readRxPacket(ring: FrontRing, start: number, available: number, 
     const index = (start + next) | 0;
     const at = ring.slot(index) >>> 2;
     const offset = i32[at] >>> 16;
-    const word1 = i32[at + 1];
-    const flags = word1 & 0xffff;
-    const status = word1 >> 16;
+    const word = i32[at + 1];
     next++;
-    if (rx.slots === 0) {
-      rx.flags = flags;
-      if ((flags & NETRXF_EXTRA_INFO) !== 0) next = readRxExtras(ring, start, available, rx);
-    }
-    takeSlot(rx, index, offset, status);
-    more = (flags & NETRXF_MORE_DATA) !== 0;
+    takeSlot(rx, index, offset, word >> 16);
+    more = (word & NETRXF_MORE_DATA) !== 0;
   }
   rx.consumed = next;
 }

@@ -7,16 +7,18 @@ import {
   NETTXF_MORE_DATA,
 } from '../abi/netif.js';
 import type { FrontRing } from '../abi/ring.js';
-import { CHECKSUM_PARTIAL, CHECKSUM_UNNECESSARY, GSO_NONE, type Packet } from '../net/packet.js';
+import { CHECKSUM_NONE, CHECKSUM_PARTIAL, GSO_NONE, type Packet } from '../net/packet.js';
 
 /** Ring slots that `writeTxPacket` takes for a packet: one a fragment, and one for a GSO extra info. */
 export function txSlotsNeeded(packet: Packet): number {
   return (packet.linear > 0 ? 1 : 0) + packet.fragments + (packet.gsoType === GSO_NONE ? 0 : 1);
 }
 
-function checksumFlags(packet: Packet): number {
-  if (packet.checksum === CHECKSUM_PARTIAL) return NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
-  return packet.checksum === CHECKSUM_UNNECESSARY ? NETTXF_DATA_VALIDATED : 0;
+/** Flags of a packet's first request that tell what is known of its checksum. */
+export function txChecksumFlags(packet: Packet): number {
+  const { checksum } = packet;
+  if (checksum === CHECKSUM_NONE) return 0;
+  return checksum === CHECKSUM_PARTIAL ? NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED : NETTXF_DATA_VALIDATED;
 }
 
 /** Writes one tx request; the fields are packed as abi/netif.ts draws them. */
@@ -60,7 +62,7 @@ export function writeTxPacket(
     const more = i + 1 < slots ? NETTXF_MORE_DATA : 0;
     // The first request tells the size of the whole packet, the others their own.
     const size = i === 0 ? packet.length : packet.size[fragment];
-    const flags = i === 0 ? checksumFlags(packet) | (extra ? NETTXF_EXTRA_INFO : 0) | more : more;
+    const flags = i === 0 ? txChecksumFlags(packet) | (extra ? NETTXF_EXTRA_INFO : 0) | more : more;
     writeTxRequest(ring, index++, grefs[i], offset, flags, ids[i], size);
     if (i === 0 && extra) {
       const at = ring.slot(index++) >>> 2;
