@@ -12,8 +12,12 @@ import type { Irqs } from '../events/index.js';
 import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
+import { Task } from '../platform/scheduler.js';
 import { ALL_HASH_TYPES, HASH_KEY_SIZE, HASH_MAPPING_SIZE, type HashConfig } from './hash.js';
 import type { StaticGrants } from './static-grants.js';
+
+/** Requests answered in one go: each may map a page full of grants, and others want their turn. */
+const SERVED_AT_ONCE = 8;
 
 /** Where the control ring and its event channel are. */
 export interface ControlConnection {
@@ -41,6 +45,9 @@ export class ControlRing {
   private readonly irq: number;
   private readonly page: number;
   private readonly batch = new CopyBatch(1);
+  private readonly task: Task;
+  /** The runs since the last end of interrupt answered something. */
+  private worked = false;
   private stopped = false;
   /** `data` of the response to be written. */
   private data = 0;
@@ -55,9 +62,10 @@ export class ControlRing {
     const { ring, domid, port } = connection;
     this.ring = new BackRing(ring.memory, ring.address, NETIF_CTRL_SLOT_SIZE);
     this.ring.attach();
+    this.task = new Task(`${name} control`, () => this.serve());
     this.page = platform.memory.allocPage();
     try {
-      const handler = () => this.serve();
+      const handler = () => platform.scheduler.post(this.task);
       this.irq = irqs.bindInterdomainEvtchnToIrqhandlerLateeoi(domid, port, handler, `${name}-ctrl`).irq;
     } catch (error) {
       platform.memory.freePage(this.page);
@@ -71,22 +79,27 @@ export class ControlRing {
     this.target.platform.memory.freePage(this.page);
   }
 
-  /** Answers what is on the ring: at most a ring of requests, then the frontend must have taken the answers. */
+  /** Answers some of what is on the ring; with more there it posts itself again. */
   private serve(): void {
     const { ring } = this;
-    let served = 0;
-    do {
-      const reqProd = ring.reqProd();
-      if (ring.requestOverflow(reqProd)) {
-        this.stopped = true;
-        this.target.fatal(`the control ring claims ${(reqProd - ring.rspProdPvt) >>> 0} requests`);
-        return;
-      }
-      for (let left = ring.unconsumed(reqProd); left > 0 && !this.stopped; left--, served++) this.answer();
-      if (this.stopped) return;
-      if (ring.pushResponses()) this.target.irqs.notifyRemoteViaIrq(this.irq);
-    } while (served < ring.size && ring.finalCheckForRequests());
-    this.target.irqs.lateEoi(this.irq, served === 0);
+    if (this.stopped) return;
+    const reqProd = ring.reqProd();
+    if (ring.requestOverflow(reqProd)) {
+      this.stopped = true;
+      this.target.fatal(`the control ring claims ${(reqProd - ring.rspProdPvt) >>> 0} requests`);
+      return;
+    }
+    const count = Math.min(ring.unconsumed(reqProd), SERVED_AT_ONCE);
+    for (let i = 0; i < count && !this.stopped; i++) this.answer();
+    if (this.stopped) return;
+    if (count > 0) this.worked = true;
+    if (ring.pushResponses()) this.target.irqs.notifyRemoteViaIrq(this.irq);
+    if (ring.finalCheckForRequests()) {
+      this.target.platform.scheduler.post(this.task);
+      return;
+    }
+    this.target.irqs.lateEoi(this.irq, !this.worked);
+    this.worked = false;
   }
 
   private answer(): void {
