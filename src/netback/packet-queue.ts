@@ -5,6 +5,8 @@ export class PacketQueue {
   length = 0;
   /** Bytes of all packets in the queue. */
   bytes = 0;
+  /** Pages that the settled packets hold. */
+  pages = 0;
   private slots: (Packet | null)[] = new Array<Packet | null>(64).fill(null);
   /** When each of the settled packets was. */
   private times = new Float64Array(64);
@@ -35,7 +37,10 @@ export class PacketQueue {
     this.first = (this.first + 1) & (this.slots.length - 1);
     this.length--;
     this.bytes -= packet.length;
-    if (this.settled > 0) this.settled--;
+    if (this.settled > 0) {
+      this.settled--;
+      this.pages -= pagesOf(packet);
+    }
     return packet;
   }
 
@@ -59,6 +64,7 @@ export class PacketQueue {
         const at = (this.first + kept++) & mask;
         slots[at] = next;
         times[at] = time;
+        this.pages += pagesOf(next);
       }
     }
     const removed = this.length - kept;
@@ -79,4 +85,9 @@ export class PacketQueue {
     this.times = times;
     this.first = 0;
   }
+}
+
+/** Pages of a packet that is all local, its own and those that it shares with its parent. */
+function pagesOf(packet: Packet): number {
+  return packet.fragments + (packet.linearPoolIndex < 0 ? 0 : 1);
 }

@@ -32,6 +32,8 @@ export interface QueueVif {
   readonly rxNotify: boolean;
   /** Bytes to leave before the data of each rx page. */
   readonly xdpHeadroom: number;
+  /** Pages held by packets that wait for the guest, on all its queues. */
+  readonly waitingPages: number;
   /** The guest has not posted the rx requests that it needs for too long, or does so again. */
   rxStalled(stalled: boolean): void;
   /** Takes a packet that the guest sent, in a poll of `napi`; the reference too. */
@@ -157,6 +159,11 @@ export class Queue {
   /** Packets from the guest whose responses are owed. */
   get inFlight(): number {
     return this.tx.inFlight;
+  }
+
+  /** Pages held by packets that wait for the guest. */
+  get waitingPages(): number {
+    return this.rx.waiting.pages;
   }
 
   /** The rings' indexes in the page and ours, a line a ring, and what waits. */

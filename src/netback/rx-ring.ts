@@ -325,10 +325,21 @@ export class RxRing {
     return end;
   }
 
-  /** Packets that stay must not hold other guests' slots: their data comes home, or they are dropped. */
+  /**
+   * Packets that stay must not hold other guests' slots: their data comes home, or they are dropped. They are, too,
+   * when those that wait for this guest hold as many pages as half of what is free: however many guests take nothing,
+   * and however much is sent to them, there are pages left for the others.
+   */
   private keepWaiting(now: number): void {
-    const { waiting } = this;
-    const dropped = waiting.replace(packet => this.vif.net.materialiser.own(packet), now);
+    const { waiting, vif } = this;
+    const { pages, materialiser } = vif.net;
+    const others = vif.waitingPages - waiting.pages;
+    const keep = (packet: Packet): Packet | null => {
+      if (others + waiting.pages <= pages.available >>> 1) return materialiser.own(packet);
+      packet.release();
+      return null;
+    };
+    const dropped = waiting.replace(keep, now);
     this.stats.rxQueueDrops += dropped;
     this.vif.dev.stats.txDropped += dropped;
   }

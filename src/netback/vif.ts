@@ -184,6 +184,10 @@ export class Vif implements QueueVif, ControlTarget {
     this.updateCarrier();
   }
 
+  get waitingPages(): number {
+    return this.queues.reduce((sum, queue) => sum + queue.waitingPages, 0);
+  }
+
   get rxNotify(): boolean {
     return this.frontend.rxNotify;
   }

@@ -31,6 +31,7 @@ export class Dom {
   constructor(
     readonly domain: Domain,
     platform = domain.platform,
+    pageLimit?: number,
   ) {
     const { scheduler, memory, grants } = platform;
     this.platform = platform;
@@ -41,6 +42,7 @@ export class Dom {
       grants,
       log: line => platform.log(line),
       random: () => platform.random(),
+      pageLimit,
     });
     this.reclaimer = new GrantReclaimer(platform);
   }
@@ -94,13 +96,15 @@ export class DataPath {
   readonly dom0: Dom;
   readonly bridge: Bridge;
 
-  constructor(seed = 1) {
+  /** @param pageLimit pages that packets of domain 0 may take together */
+  constructor(seed = 1, pageLimit?: number) {
     this.scheduler = new SeededScheduler(seed, {
       yieldToMicrotasks: () => new Promise(resolve => setImmediate(resolve)),
     });
     const { random } = this.scheduler;
     this.hypervisor = new Hypervisor({ scheduler: this.scheduler, random, memoryBytes: 64 << 20 });
-    this.dom0 = new Dom(this.hypervisor.createDomain({ name: 'dom0', privileged: true }));
+    const domain = this.hypervisor.createDomain({ name: 'dom0', privileged: true });
+    this.dom0 = new Dom(domain, domain.platform, pageLimit);
     this.bridge = new Bridge(this.dom0.net, 'xenbr0');
     this.dom0.net.register(this.bridge as NetDevice);
     this.bridge.open();
