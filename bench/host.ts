@@ -6,10 +6,14 @@ import { type Domain, EventLoopScheduler, Hypervisor } from '../src/platform/sim
 import { type SimXenstored, startSimXenstored } from '../src/toolstack/sim-xenstored.js';
 import { streamPair, XenStoreClient } from '../src/xenstore/index.js';
 
-/** A guest whose eth0 is connected. */
-export interface BenchGuest {
+/** A domain with a kernel. */
+export interface BenchDomain {
   readonly domain: Domain;
   readonly kernel: Kernel;
+}
+
+/** A guest whose eth0 is connected. */
+export interface BenchGuest extends BenchDomain {
   readonly dev: NetDevice;
 }
 
@@ -56,7 +60,13 @@ export class BenchHost {
 
   /** A new domain with one vif on the bridge; resolves when both ends are Connected. */
   async guest(name: string): Promise<BenchGuest> {
-    const { xs, dom0 } = this;
+    const [guest] = await this.connect([await this.createDomain(name)]);
+    return guest;
+  }
+
+  /** A new domain with a kernel, and no vif yet. */
+  async createDomain(name: string): Promise<BenchDomain> {
+    const { xs } = this;
     const domain = this.hypervisor.createDomain({ name });
     const { domid, platform } = domain;
     const home = `/local/domain/${domid}`;
@@ -65,22 +75,40 @@ export class BenchHost {
     this.xenstored.server.introduce(domid, platform.memory.gfn(domain.storePage), domain.storePort);
     const kernel = await bootKernel(platform, { name });
     await registerNetfront(kernel);
-    const back = await this.addVif(domid);
-    const vif = await until(`vif${domid}.0`, () => dom0.net.byName(`vif${domid}.0`));
-    this.bridge.addPort(vif);
-    vif.open();
-    await xs.write(`${back}/hotplug-status`, 'connected');
-    const dev = await until(`eth0 of ${name}`, () => {
-      const eth0 = kernel.net.byName('eth0');
-      return eth0?.carrierOk && vif.carrierOk ? eth0 : undefined;
-    });
-    return { domain, kernel, dev };
+    return { domain, kernel };
   }
 
-  private async addVif(domid: number): Promise<string> {
+  /** Gives each domain a vif on the bridge; resolves when both ends of all are Connected. */
+  async connect(domains: readonly BenchDomain[]): Promise<BenchGuest[]> {
+    const { dom0, xs, bridge } = this;
+    const hotplugged: Promise<void>[] = [];
+    const stop = dom0.net.monitor(({ event, device: vif }) => {
+      if (event !== 'REGISTER' || !vif.name.startsWith('vif')) return;
+      bridge.addPort(vif);
+      vif.open();
+      const back = `/local/domain/0/backend/vif/${vif.name.slice('vif'.length).replace('.', '/')}`;
+      hotplugged.push(xs.write(`${back}/hotplug-status`, 'connected'));
+    });
+    for (const { domain } of domains) await this.addVif(domain.domid);
+    const guests: BenchGuest[] = [];
+    for (const { domain, kernel } of domains) {
+      const vif = await until(`vif${domain.domid}.0`, () => dom0.net.byName(`vif${domain.domid}.0`));
+      const dev = await until(`eth0 of ${kernel.name}`, () => {
+        const eth0 = kernel.net.byName('eth0');
+        return eth0?.carrierOk && vif.carrierOk ? eth0 : undefined;
+      });
+      guests.push({ domain, kernel, dev });
+    }
+    stop();
+    await Promise.all(hotplugged);
+    return guests;
+  }
+
+  private async addVif(domid: number): Promise<void> {
     const front = `/local/domain/${domid}/device/vif/0`;
     const back = `/local/domain/0/backend/vif/${domid}/0`;
-    const mac = `00:16:3e:00:00:${domid.toString(16).padStart(2, '0')}`;
+    const [high, low] = [domid >> 8, domid & 0xff].map(byte => byte.toString(16).padStart(2, '0'));
+    const mac = `00:16:3e:00:${high}:${low}`;
     const keys = {
       [front]: { backend: back, 'backend-id': 0, state: 1, handle: 0, mac },
       [back]: {
@@ -91,6 +119,7 @@ export class BenchHost {
         handle: 0,
         mac,
         bridge: 'xenbr0',
+        'hotplug-status': '',
       },
     };
     await this.xs.transaction(async t => {
@@ -100,7 +129,6 @@ export class BenchHost {
         for (const [key, value] of Object.entries(values)) await t.write(`${path}/${key}`, String(value));
       }
     });
-    return back;
   }
 }
 

@@ -9,6 +9,8 @@ import { root, setUp } from '../scripts/setup.mjs';
 const SIZES = [64, 1500, 4096, 65535];
 const RING_MS = 250;
 const TCP_SECONDS = 1;
+const VIFS = [1, 10, 100, 1000];
+const SCALE_MS = 500;
 const built = join(root, 'dist/bench/c');
 
 function fail(message) {
@@ -106,11 +108,48 @@ function tcp(title, flags) {
   ];
 }
 
+/** What is left of one vif's throughput, and what each of many takes. */
+function scale() {
+  const name = vifs => `${vifs} vif${vifs === 1 ? '' : 's'}`;
+  const run = vifs =>
+    measure([node, '--expose-gc', join(root, 'dist/bench/scale.js'), String(vifs), String(SCALE_MS)]);
+  const cost = ({ cpuSeconds, packets }) => (cpuSeconds / packets) * 1e6;
+  const kib = ({ heap, buffers, pages }) => heap + buffers + pages;
+  return [
+    {
+      title: 'vifs on one bridge',
+      contenders: Object.fromEntries(VIFS.map(vifs => [name(vifs), () => run(vifs)])),
+      values: {
+        'core-µs/packet': { of: ({ one }) => cost(one), show: fixed(3) },
+        'all send': { of: ({ all }) => cost(all), show: fixed(3) },
+        'core-ms/connect': {
+          of: ({ connect, vifs }) => (connect.cpuSeconds / vifs) * 1e3,
+          show: fixed(2),
+        },
+        's for all': { of: ({ connect }) => connect.seconds, show: fixed(2) },
+        'KiB/vif': { of: ({ vifKib }) => kib(vifKib), show: fixed(0) },
+        'KiB/kernel': { of: ({ domainKib }) => kib(domainKib), show: fixed(0) },
+        'tasks/idle s': { of: ({ idle }) => idle.tasks + idle.timers, show: fixed(0) },
+        'core-ms/idle s': { of: ({ idle }) => idle.cpuSeconds * 1e3, show: fixed(2) },
+      },
+      comparisons: ['one', 'all'].flatMap(senders =>
+        VIFS.slice(1).map(vifs => ({
+          name: `throughput, ${senders === 'one' ? 'one sends' : 'all send'}`,
+          who: name(vifs),
+          against: name(1),
+          of: run => 1 / cost(run[senders]),
+        })),
+      ),
+    },
+  ];
+}
+
 const BENCHMARKS = {
   ring: () => ring('ring', []),
   fresh: () => ring('ring, fresh grants', ['--fresh']),
   tcp: () => tcp('TCP, TSO', []),
   'tcp-no-tso': () => tcp('TCP, no TSO', ['--no-tso']),
+  scale,
 };
 
 function parseArguments(argv) {
@@ -142,10 +181,11 @@ function compete({ title, contenders, values, comparisons }, rounds) {
       Object.entries(values).map(([value, { of: get }]) => [value, median(of.map(get))]),
     );
   }
-  const ratios = comparisons.map(({ name, against, of }) => ({
+  const ratios = comparisons.map(({ name, who = 'pvnet', against, of }) => ({
     name,
+    who,
     against,
-    ratio: median(runs.pvnet.map((run, i) => of(run) / of(runs[against][i]))),
+    ratio: median(runs[who].map((run, i) => of(run) / of(runs[against][i]))),
   }));
   return { title, medians, ratios };
 }
@@ -155,10 +195,10 @@ function print({ title, medians, ratios }, values) {
     const cells = Object.entries(values).map(
       ([value, { show }]) => `${show(of[value]).padStart(9)} ${value}`,
     );
-    console.log(`${title.padEnd(26)} ${name.padEnd(7)}${cells.join('  ')}`);
+    console.log(`${title.padEnd(26)} ${name.padEnd(9)}${cells.join('  ')}`);
   }
-  for (const { name, against, ratio } of ratios) {
-    console.log(`${''.padEnd(26)} pvnet : ${against.padEnd(7)} ${ratio.toFixed(2)}  ${name}`);
+  for (const { name, who, against, ratio } of ratios) {
+    console.log(`${''.padEnd(26)} ${who} : ${against.padEnd(9)} ${ratio.toFixed(2)}  ${name}`);
   }
 }
 
