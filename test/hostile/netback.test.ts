@@ -13,6 +13,7 @@ import {
 import type { HostileFrontend } from '../../src/mock/index.js';
 import { GSO_TCPV4, GSO_TCPV6 } from '../../src/net/index.js';
 import { RX_QUEUE_BYTES_MAX, RX_QUEUE_PACKETS_MAX, RX_STALL_MS } from '../../src/netback/rx-ring.js';
+import { TxRing } from '../../src/netback/tx-ring.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
 import { Attacker, Bystanders, holdings } from '../support/hostile.js';
@@ -336,7 +337,7 @@ describe('netback and a hostile frontend: the packet is dropped', () => {
     ['was revoked', -1],
   ] as const) {
     dropped(
-      `XSA-361…367: the grant of a slot ${what}: ERROR for that slot alone`,
+      `XSA-361, XSA-362, XSA-365, XSA-367: the grant of a slot ${what}: ERROR for that slot alone`,
       205,
       ({ attacker, by }) => {
         const { front } = attacker;
@@ -573,7 +574,7 @@ describe('netback and a hostile frontend: resources', () => {
       assert.ok(runs() - before < 40, `${runs() - before} handler runs`);
     }));
 
-  test('XSA-361…367: rx requests whose grants cannot be written are answered with ERROR, others work', () =>
+  test('XSA-361, XSA-362, XSA-365, XSA-367: rx requests whose grants cannot be written are answered with ERROR, others work', () =>
     scene(402, async ({ attacker }) => {
       const { front, vif } = attacker;
       const readonly = front.grantPage(true);
@@ -669,6 +670,53 @@ describe('netback and a hostile frontend: resources', () => {
         assert.equal(front.rxPackets().length, 2);
         front.rxPackets();
       }
+    }));
+
+  test('XSA-424: whatever drops a packet in the middle of a poll, the poll is not entered again, and all is answered', () =>
+    scene(410, async ({ attacker, path }) => {
+      const sender = path.guest({ mtu: 9000 });
+      const { vif } = attacker;
+      attacker.front.packet(attacker.frame([...sender.dev.address], 46));
+      await attacker.strike();
+      const receive = TxRing.prototype.receive;
+      let depth = 0;
+      let deepest = 0;
+      TxRing.prototype.receive = function (budget, napi) {
+        deepest = Math.max(deepest, ++depth);
+        const work = receive.call(this, budget, napi);
+        depth--;
+        return work;
+      };
+      try {
+        const dropped: number[] = [];
+        const send = async (destination: readonly number[]) => {
+          const before = vif.dev.stats.txDropped;
+          for (let i = 0; i < 300; i++) {
+            // Fragments stay the sender's: whoever drops the packet answers it.
+            const bytes = buildFrame({ destination, payload: new Uint8Array(5000) });
+            sender.dev.xmit(packetFrom(sender.dev, bytes));
+            if (i % 8 === 7) await path.scheduler.runReady();
+          }
+          await path.scheduler.runReady();
+          dropped.push(vif.dev.stats.txDropped - before);
+          assert.equal(sender.vif.queues[0].inFlight, 0, 'packets that are not answered');
+        };
+        vif.multicastControl = true;
+        await send([1, 0, 0x5e, 0, 0, 9]);
+        vif.multicastControl = false;
+        await send(attacker.mac);
+        vif.dev.carrierOff();
+        await send(attacker.mac);
+        vif.dev.carrierOn();
+        assert.equal(dropped[0], 300, 'groups that nobody asked for');
+        assert.ok(dropped[1] > 100, `${dropped[1]} beyond the queue's bound`);
+        assert.equal(deepest, 1);
+      } finally {
+        TxRing.prototype.receive = receive;
+      }
+      sender.disconnect();
+      path.bridge.removePort(sender.vif.dev as never);
+      sender.dom.domain.destroy();
     }));
 
   test('a disabled vif lets go of what waited for it', () =>

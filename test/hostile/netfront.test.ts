@@ -95,7 +95,7 @@ function broken(name: string, seed: number, attack: (scene: Scene) => void, reas
   }
 }
 
-describe('netfront and a hostile backend: the device is broken', () => {
+describe('XSA-376: netfront and a hostile backend: the device is broken', () => {
   const tx = (words: (victim: Victim) => [id: number, status: number][]) => {
     return ({ victim }: Scene) => {
       for (const [id, status] of words(victim)) victim.back.respondTx(id, status);
@@ -219,7 +219,7 @@ describe('netfront and a hostile backend: the device is broken', () => {
     }));
 });
 
-describe('netfront and a hostile backend: the packet is dropped', () => {
+describe('XSA-376: netfront and a hostile backend: the packet is dropped', () => {
   function dropped(name: string, seed: number, build: (victim: Victim) => void, errors = 1): void {
     test(name, () =>
       scene(seed, async ({ victim }) => {
