@@ -2,6 +2,7 @@
 import { cachedFiles, readGuestFile, readV86Module } from '../src/guests/linux/files.js';
 import { LinuxGuest } from '../src/guests/linux/guest.js';
 import { linuxOf } from '../src/guests/linux/kind.js';
+import { spawnNodeWorker } from '../src/guests/linux/spawn-node-worker.js';
 import { parseDomain } from '../src/toolstack/domain-config.js';
 import { writeDomain } from '../src/toolstack/domain-store.js';
 import { Host } from '../src/toolstack/host.js';
@@ -63,6 +64,7 @@ async function ownCard(host: Host, type: 'virtio' | 'ne2k'): Promise<number> {
   const files = cachedFiles()!;
   const modules = type === 'virtio' ? 'virtio_pci,virtio_net' : 'ne2k-pci';
   const guest = await LinuxGuest.create({
+    spawn: spawnNodeWorker,
     module: readV86Module(),
     kernel: readGuestFile(files.kernel, 'the kernel'),
     ramdisk: readGuestFile(files.ramdisk, 'the ramdisk'),
@@ -70,7 +72,7 @@ async function ownCard(host: Host, type: 'virtio' | 'ne2k'): Promise<number> {
     vgaBios: readGuestFile(files.vgaBios, 'the VGA BIOS'),
     memoryMib: MEMORY_MIB,
     extra: `pvnet.modules=${modules}`,
-    networkCard: { type, onFrame: () => {} },
+    networkCard: type,
   });
   const domain = host.hypervisor.createDomain({ name: type, ...guest.domainOptions });
   await writeDomain(host.xs, { domid: domain.domid, name: type, uuid: type, memoryMib: MEMORY_MIB });

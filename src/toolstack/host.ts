@@ -279,12 +279,18 @@ export class Host {
   private async build(config: DomainConfig, continued?: Continuation): Promise<HostedDomain> {
     const { hypervisor, xs } = this;
     const machine = await MACHINE_KINDS[config.guest.kind]?.(config);
-    const domain = hypervisor.createDomain({
-      name: config.name,
-      domid: continued?.domid,
-      maxPages: machine === undefined ? config.memory * PAGES_PER_MIB : undefined,
-      ...machine?.domainOptions,
-    });
+    let domain: Domain;
+    try {
+      domain = hypervisor.createDomain({
+        name: config.name,
+        domid: continued?.domid,
+        maxPages: machine === undefined ? config.memory * PAGES_PER_MIB : undefined,
+        ...machine?.domainOptions,
+      });
+    } catch (error) {
+      await machine?.destroy();
+      throw error;
+    }
     const uuid = continued?.uuid ?? this.uuid();
     const identity = { domid: domain.domid, name: config.name, uuid, memoryMib: config.memory };
     const hosted: HostedDomain = { domain, config, identity, vifs: new Map(), booted: null };

@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { CONTROL_BYTES, ControlBlock, WORD } from '../../src/guests/linux/control-block.js';
 import { cpio, S_IFDIR, S_IFREG } from '../../src/guests/linux/cpio.js';
 import { LinuxGuestError } from '../../src/guests/linux/files.js';
 import { ForeignPages } from '../../src/guests/linux/foreign-pages.js';
-import type { Machine, MmioHandler } from '../../src/guests/linux/machine.js';
+import { ForeignWindow } from '../../src/guests/linux/foreign-window.js';
 import { decodeSaved, encodeSaved, savedAsJson, savedFromJson } from '../../src/guests/linux/snapshot.js';
 import { Memory } from '../../src/platform/memory.js';
+import { BANK_SHIFT } from '../../src/platform/sim/frame-table.js';
 import { makeHost } from '../platform/sim/host.js';
 
 const PAGE = 4096;
@@ -96,39 +98,38 @@ describe('an emulated PC’s RAM', () => {
 
 test('pages of other domains: writable ones are live, read-only ones are what they were when mapped', () => {
   const ram = new Memory(new SharedArrayBuffer(8 * PAGE));
-  const foreign: boolean[] = [];
-  let mmio: MmioHandler | null = null;
-  const machine = {
-    ram,
-    pages: 8,
-    mapMmio: (_address: number, _bytes: number, handler: MmioHandler) => {
-      mmio = handler;
-    },
-    setForeign: (any: boolean) => foreign.push(any),
-    written: () => {},
-  } as unknown as Machine;
-  const mapped = new ForeignPages(machine);
+  const control = new ControlBlock(new SharedArrayBuffer(CONTROL_BYTES), 0);
+  const written: number[] = [];
+  const foreign = new ForeignPages(ram, control, address => written.push(address));
+  const window = new ForeignWindow(control);
   const other = new Memory(new SharedArrayBuffer(4 * PAGE));
+  const BANK = 3;
+  const frame = (BANK << BANK_SHIFT) | 1;
+  const seenAt = (gfn: number) => (gfn ^ control.pages[gfn]) * PAGE;
 
-  assert.ok(mapped.map(2, other, PAGE, false));
-  const window = mapped.translatePage(2) * PAGE;
-  assert.notEqual(window, 2 * PAGE);
-  assert.equal(mapped.translatePage(3), 3);
-  mmio!.write32(window + 8, 0x01020304);
+  assert.ok(foreign.map(2, frame, other, PAGE, false));
+  const at = seenAt(2);
+  assert.notEqual(at, 2 * PAGE);
+  assert.equal(seenAt(3), 3 * PAGE);
+  assert.equal(window.read32(at), -1, 'a bank that this thread has not been told of');
+  window.setBank(BANK, other);
+  window.write32(at + 8, 0x01020304);
   assert.equal(other.u32[(PAGE + 8) / 4], 0x01020304);
   other.u8[PAGE + 8] = 0xff;
-  assert.equal(mmio!.read8(window + 8), 0xff);
-  assert.equal(mmio!.read32(window + 9) & 0xff, 0x03);
-  assert.ok(!mapped.map(2, other, 0, false), 'a page is replaced once');
-  assert.ok(!mapped.map(8, other, 0, false), 'beyond the RAM there is none');
-  mapped.unmap(2);
-  assert.equal(mapped.translatePage(2), 2);
-  assert.equal(mmio!.read32(window + 8), -1);
-  assert.deepEqual(foreign, [true, false]);
+  assert.equal(window.read8(at + 8), 0xff);
+  assert.equal(window.read32(at + 9) & 0xff, 0x03);
+  assert.ok(!foreign.map(2, frame, other, 0, false), 'a page is replaced once');
+  assert.ok(!foreign.map(8, frame, other, 0, false), 'beyond the RAM there is none');
+  assert.equal(foreign.shown, 1);
+  foreign.hide(2);
+  assert.equal(seenAt(2), 2 * PAGE);
+  assert.equal(window.read32(at + 8), -1);
+  assert.equal(control.words[WORD.pagesChanged], 2);
 
   other.u8[2 * PAGE] = 7;
-  assert.ok(mapped.map(4, other, 2 * PAGE, true));
+  assert.ok(foreign.map(4, frame + 1, other, 2 * PAGE, true));
   other.u8[2 * PAGE] = 8;
   assert.equal(ram.u8[4 * PAGE], 7);
-  assert.equal(mapped.mapped, 0);
+  assert.deepEqual(written, [4 * PAGE]);
+  assert.equal(foreign.shown, 0);
 });

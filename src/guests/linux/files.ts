@@ -71,8 +71,11 @@ export function readOurRamdisk(): Uint8Array {
   return Buffer.concat([packages, ourArchive()]);
 }
 
-/** v86.wasm of the installed package. */
+let v86Module: Uint8Array | null = null;
+
+/** v86.wasm of the installed package; the same array each time. */
 export function readV86Module(): Uint8Array {
   const main = createRequire(import.meta.url).resolve('v86');
-  return readGuestFile(join(dirname(main), 'v86.wasm'), 'the emulator');
+  v86Module ??= readGuestFile(join(dirname(main), 'v86.wasm'), 'the emulator');
+  return v86Module;
 }

@@ -1,14 +1,25 @@
 import type { Irqs } from '../../events/index.js';
-import type { Platform } from '../../platform/index.js';
-import type { Domain, DomainOptions } from '../../platform/sim/index.js';
-import type { SavedHypercalls } from './hypercalls.js';
-import { Machine, type MachineOptions } from './machine.js';
-import { Personality } from './personality.js';
+import { PAGE_SIZE, type Platform } from '../../platform/index.js';
+import { BANK_SHIFT, type Domain, type DomainOptions } from '../../platform/sim/index.js';
+import { MACHINE_CALL, WORD } from './control-block.js';
+import { ForeignPages } from './foreign-pages.js';
+import { GuestMemory } from './guest-memory.js';
+import { GuestThread, type GuestThreadPort } from './guest-thread.js';
+import { AGAIN, Hypercalls, type SavedHypercalls } from './hypercalls.js';
+import { compileV86, type MachineParts } from './machine.js';
 import { PvConsole } from './pv-console.js';
+import type { WebAssemblyModule } from './webassembly.js';
 
 /** Output that a console keeps for whoever looks later. */
 const SCROLLBACK_BYTES = 64 << 10;
 const MIN_MEMORY_MIB = 64;
+
+/** Where the guest finds its rings: pages below the BIOS. */
+const STORE_GFN = 0xfef00;
+const CONSOLE_GFN = 0xfef01;
+/** What a guest's thread knows as the bank of machine memory. */
+const MACHINE_BANK = 0;
+const NOWHERE = -1;
 
 /** Options of every boot: no Plug-and-Play BIOS, no self-tests, nothing that an emulator pays for and nobody needs. */
 const COMMAND_LINE =
@@ -18,6 +29,8 @@ const UP = 'pvnet: up after';
 const VIF_UP = /pvnet: vif (\d+) is /g;
 
 export interface LinuxGuestOptions {
+  /** Starts the thread that it is to run in. */
+  readonly spawn: () => GuestThreadPort;
   /** v86.wasm. */
   readonly module: Uint8Array;
   readonly kernel: Uint8Array;
@@ -28,7 +41,7 @@ export interface LinuxGuestOptions {
   /** Words for the end of the kernel's command line. */
   readonly extra?: string;
   /** One of v86's own network cards, to compare with. */
-  readonly networkCard?: MachineOptions['networkCard'];
+  readonly networkCard?: MachineParts['networkCard'];
 }
 
 /** A guest that was suspended and then saved. */
@@ -50,6 +63,7 @@ export class LinuxGuest {
   /** Milliseconds of the host's clock from `start` until the guest's init was done; null until then. */
   bootMs: number | null = null;
   private domain: Domain | null = null;
+  private hypercalls!: Hypercalls;
   private console: PvConsole | null = null;
   private output = '';
   /** What came since the last end of a line. */
@@ -65,30 +79,38 @@ export class LinuxGuest {
   private readonly upWaiters: (() => void)[] = [];
 
   private constructor(
-    readonly machine: Machine,
-    readonly personality: Personality,
+    private readonly thread: GuestThread,
     readonly memoryMib: number,
   ) {
-    this.domainOptions = Personality.domainOptions(machine);
+    this.domainOptions = {
+      wordBits: 32,
+      storeGfn: STORE_GFN,
+      consoleGfn: CONSOLE_GFN,
+      bank: {
+        memory: thread.ram,
+        pages: thread.ram.u8.length / PAGE_SIZE,
+        threaded: true,
+        written: (address, bytes) => thread.written(address, bytes),
+        deliver: port => thread.deliver(port),
+      },
+    };
   }
 
+  /** @throws V86PatchError for another v86 than this was made for; what the thread fails of */
   static async create(options: LinuxGuestOptions): Promise<LinuxGuest> {
     const memoryMib = Math.max(options.memoryMib, MIN_MEMORY_MIB);
-    let guest: LinuxGuest | null = null;
-    const personality = new Personality(text => guest?.emit(text));
-    const machine = await Machine.create({
-      module: options.module,
+    const memoryBytes = memoryMib << 20;
+    const thread = await GuestThread.create(options.spawn, {
+      module: await compiledModule(options.module, memoryBytes),
       bios: options.bios,
       vgaBios: options.vgaBios,
       kernel: options.kernel,
       ramdisk: options.ramdisk,
       commandLine: `${COMMAND_LINE} ${options.extra ?? ''}`.trim(),
-      memoryBytes: memoryMib << 20,
-      host: personality,
+      memoryBytes,
       networkCard: options.networkCard,
     });
-    guest = new LinuxGuest(machine, personality, memoryMib);
-    return guest;
+    return new LinuxGuest(thread, memoryMib);
   }
 
   /**
@@ -103,29 +125,97 @@ export class LinuxGuest {
     const { hypervisor } = domain;
     this.domain = domain;
     this.startedAt = hypervisor.scheduler.now();
-    this.personality.attach(this.machine, domain);
+    this.attach(domain);
     this.console = new PvConsole(dom0, domain, bytes => this.emit(this.decoder.decode(bytes)));
-    // A domain that has shut down or suspended does not run on.
     this.unlisten = hypervisor.onDomainChange(changed => {
-      if (changed === domain && domain.state !== 'running') void this.machine.stop();
+      // A domain that has shut down or suspended does not run on.
+      if (changed === domain && domain.state !== 'running') void this.thread.stop();
+      if (changed.state === 'dead' && changed.bank !== MACHINE_BANK) this.thread.forget(changed.bank);
     });
     if (saved !== null) {
-      await this.machine.restore(saved.machine);
-      this.personality.hypercalls!.restore(saved.hypercalls);
+      await this.thread.restore(saved.machine);
+      this.hypercalls.restore(saved.hypercalls);
       this.isUp = true;
       for (const devid of saved.vifs) this.vifsUp.add(devid);
     }
-    this.machine.run();
+    this.publish();
+    await this.thread.run();
+  }
+
+  /** Joins the machine with its domain. */
+  private attach(domain: Domain): void {
+    const { thread } = this;
+    const { hypervisor } = domain;
+    const memory = new GuestMemory(thread.ram);
+    const foreign = new ForeignPages(thread.ram, thread.control, (at, bytes) => thread.written(at, bytes));
+    const reaches = (bank: number): boolean =>
+      bank === MACHINE_BANK || thread.reaches(bank, hypervisor.memoryOf(bank << BANK_SHIFT));
+    this.hypercalls = new Hypercalls({
+      domain,
+      ram: thread.ram,
+      memory,
+      foreign,
+      reaches,
+      onConsole: text => this.emit(text),
+    });
+    const { words } = thread.control;
+    thread.attach(
+      {
+        send: port => hypervisor.events.send(domain, port),
+        call: (number, a, b, c) => {
+          memory.setRegisters(words[WORD.cr0], words[WORD.cr3], words[WORD.cr4]);
+          const result = this.call(number, a, b, c);
+          this.publish();
+          return result;
+        },
+        serial: text => this.emit(text),
+        failed: error => {
+          domain.log(`its emulator failed: ${error.stack ?? error.message}`);
+          domain.shutdown('crash');
+        },
+      },
+      hypervisor.scheduler,
+    );
+    thread.reaches(MACHINE_BANK, hypervisor.memory);
+    foreign.show(STORE_GFN, domain.storePage);
+    foreign.show(CONSOLE_GFN, domain.consolePage);
+  }
+
+  private call(number: number, a: number, b: number, c: number): number | typeof AGAIN {
+    const domain = this.domain!;
+    if (domain.state !== 'running') return AGAIN;
+    switch (number) {
+      case MACHINE_CALL.halted:
+        // What is left to do after power-off without ACPI.
+        domain.shutdown('poweroff');
+        return 0;
+      case MACHINE_CALL.reset:
+        domain.shutdown('reboot');
+        return 0;
+      default:
+        return this.hypercalls.call(number, a, b, c);
+    }
+  }
+
+  /** Tells the guest's thread what it needs to know of the domain. */
+  private publish(): void {
+    const { words } = this.thread.control;
+    const { ram } = this.thread;
+    const { sharedMemory, sharedInfo, vcpus } = this.domain!;
+    const [vcpu] = vcpus;
+    words[WORD.vector] = this.hypercalls.vector;
+    words[WORD.sharedInfo] = sharedMemory === ram ? sharedInfo : NOWHERE;
+    words[WORD.vcpuInfo] = vcpu.memory === ram ? vcpu.info : NOWHERE;
   }
 
   /** The state of a guest whose domain is suspended. */
   async save(): Promise<SavedLinux> {
-    await this.machine.stop();
+    await this.thread.stop();
     return {
       memoryMib: this.memoryMib,
-      hypercalls: this.personality.hypercalls!.saved,
+      hypercalls: this.hypercalls.saved,
       vifs: [...this.vifsUp],
-      machine: await this.machine.save(),
+      machine: await this.thread.save(),
     };
   }
 
@@ -133,9 +223,9 @@ export class LinuxGuest {
    * Goes on after a suspend, in a domain that runs again.
    * @param cancelled what its kernel is told: whether the suspend was called off, or its devices must connect anew
    */
-  resume(cancelled: boolean): void {
-    this.personality.hypercalls!.resumed = cancelled ? 1 : 0;
-    this.machine.run();
+  async resume(cancelled: boolean): Promise<void> {
+    this.hypercalls.resumed = cancelled ? 1 : 0;
+    await this.thread.run();
   }
 
   private emit(text: string): void {
@@ -199,6 +289,18 @@ export class LinuxGuest {
     this.wakeWaiters();
     this.unlisten?.();
     this.console?.close();
-    await this.machine.destroy();
+    await this.thread.destroy();
   }
+}
+
+/** v86 that was compiled, by what it was compiled from and how much RAM it is for. */
+const compiled = new WeakMap<Uint8Array, Map<number, Promise<WebAssemblyModule>>>();
+
+/** Compiled once for all guests of the same size: their threads share the code. */
+function compiledModule(module: Uint8Array, memoryBytes: number): Promise<WebAssemblyModule> {
+  const sizes = compiled.get(module) ?? new Map<number, Promise<WebAssemblyModule>>();
+  compiled.set(module, sizes);
+  const known = sizes.get(memoryBytes) ?? compileV86(module, memoryBytes);
+  sizes.set(memoryBytes, known);
+  return known;
 }

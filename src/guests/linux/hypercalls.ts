@@ -62,9 +62,7 @@ import type { Domain } from '../../platform/sim/index.js';
 import { PAGE_IN_BANK } from '../../platform/sim/index.js';
 import type { ForeignPages } from './foreign-pages.js';
 import type { GuestMemory } from './guest-memory.js';
-
-/** The Xen that a guest is told of: 4.17. */
-export const XEN_VERSION = { major: 4, minor: 17, extra: '.0' } as const;
+import { XEN_VERSION } from './xen-version.js';
 
 /** Copies that are done at a time. */
 const COPY_BATCH = 64;
@@ -90,6 +88,8 @@ export interface HypercallsOptions {
   readonly ram: Memory;
   readonly memory: GuestMemory;
   readonly foreign: ForeignPages;
+  /** Whether the guest's thread can reach a memory bank of the hypervisor's; if not, it soon will. */
+  readonly reaches: (bank: number) => boolean;
   /** Gets what the guest writes to Xen's own console, a piece at a time. */
   readonly onConsole: (text: string) => void;
 }
@@ -224,9 +224,10 @@ export class Hypercalls {
         if (!status && frame >= table.frames.length && !table.grow(frame + 1)) return -ERRNO.EINVAL;
         const found = (status ? table.statusFrames : table.frames)[frame];
         if (found === undefined || gfn < domain.ramPages || gfn > PAGE_IN_BANK) return -ERRNO.EINVAL;
+        this.options.foreign.hide(domain.hypervisor.frames.gfn[found]);
         domain.removeFromPhysmap(found);
         domain.addToPhysmap(gfn, found, false);
-        return 0;
+        return this.options.foreign.show(gfn, found) ? 0 : -ERRNO.ENOMEM;
       }
       default:
         return -ERRNO.EINVAL;
@@ -280,11 +281,12 @@ export class Hypercalls {
 
   // ---- grant_table_op ----
 
-  private grantTableOp(command: number, arg: number, count: number): number {
+  private grantTableOp(command: number, arg: number, count: number): number | typeof AGAIN {
     const { guest, domain } = this;
     const { grants } = domain.hypervisor;
     switch (command) {
       case GNTTABOP.map_grant_ref:
+        if (!this.reachesGranters(arg, count)) return AGAIN;
         for (let i = 0; i < count; i++) this.map(arg + i * GNTTAB_MAP_GRANT_REF.size);
         return 0;
       case GNTTABOP.unmap_grant_ref:
@@ -321,6 +323,16 @@ export class Hypercalls {
     }
   }
 
+  /** The guest's thread can reach the memory of all whose grants are to be mapped. */
+  private reachesGranters(arg: number, count: number): boolean {
+    const { guest, domain, options } = this;
+    for (let i = 0; i < count; i++) {
+      const dom = guest.u16(arg + i * GNTTAB_MAP_GRANT_REF.size + GNTTAB_MAP_GRANT_REF.dom);
+      if (!options.reaches(domain.hypervisor.domain(dom)?.bank ?? 0)) return false;
+    }
+    return true;
+  }
+
   private map(at: number): void {
     const { guest, domain } = this;
     const { hypervisor } = domain;
@@ -336,7 +348,7 @@ export class Hypercalls {
     if (status === GNTST.okay && (flags & GNTMAP_host_map) !== 0) {
       const readonly = (flags & GNTMAP_readonly) !== 0;
       const address = (frame & PAGE_IN_BANK) * PAGE_SIZE;
-      if (this.options.foreign.map(gfn, hypervisor.memoryOf(frame), address, readonly)) {
+      if (this.options.foreign.map(gfn, frame, hypervisor.memoryOf(frame), address, readonly)) {
         this.mappedAt.set(handle, gfn);
       } else {
         grants.unmap(domain, handle);
@@ -361,7 +373,7 @@ export class Hypercalls {
     const device = this.isSet(at + GNTTAB_UNMAP_GRANT_REF.dev_bus_addr);
     const status = domain.hypervisor.grants.unmap(domain, handle, host, device);
     if (status === GNTST.okay && host && gfn !== undefined) {
-      this.options.foreign.unmap(gfn);
+      this.options.foreign.hide(gfn);
       this.mappedAt.delete(handle);
     }
     guest.setU16(at + GNTTAB_UNMAP_GRANT_REF.status, status);

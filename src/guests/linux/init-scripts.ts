@@ -173,10 +173,25 @@ connect() {
   ip link set $1 up
   xs_write backend/vif/$2/$3/hotplug-status connected
 }
+# Backends that came while this kernel was being restored from a snapshot: the bus has not heard of them.
+announce() {
+  xs_list backend/vif || return
+  for domid in $value; do
+    xs_list backend/vif/$domid || continue
+    for devid in $value; do
+      [ -e /sys/bus/xen-backend/devices/vif-$domid-$devid ] && continue
+      xs_read backend/vif/$domid/$devid/state && [ "$value" = 1 ] && xs_write backend/vif/$domid/$devid/state 1
+    done
+  done
+}
 xs_open
 xs_watch backend/vif
 while xs_event backend/vif; do
-  case $path in backend/vif/*/*/state) ;; *) continue ;; esac
+  case $path in
+    backend/vif) announce; continue ;;
+    backend/vif/*/*/state) ;;
+    *) continue ;;
+  esac
   ids=\${path#backend/vif/}
   ids=\${ids%/state}
   xs_read $path && [ "$value" = 2 ] || continue

@@ -8,6 +8,7 @@ import type { Guest, GuestConsole } from '../guest.js';
 import { cachedFiles, readGuestFile, readOurRamdisk, readV86Module, requireFiles } from './files.js';
 import { LinuxGuest, type SavedLinux } from './guest.js';
 import { readSnapshot, savedAsJson, savedFromJson, snapshotPath, writeSnapshot } from './snapshot.js';
+import { spawnNodeWorker } from './spawn-node-worker.js';
 
 /** What a driver domain loads: the other drivers, and a bridge to put vifs on. */
 const DRIVER_DOMAIN = 'pvnet.modules=xen-netfront,xen-netback,bridge';
@@ -35,6 +36,7 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
   const ramdisk = spec.ramdisk === undefined ? undefined : readGuestFile(spec.ramdisk, 'the ramdisk');
   const extra = extraWords(spec);
   const linux = await LinuxGuest.create({
+    spawn: spawnNodeWorker,
     module: readV86Module(),
     kernel,
     ramdisk: ours ? readOurRamdisk() : ramdisk,
@@ -53,9 +55,7 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
       return {
         kernel: null,
         guest,
-        async resume(cancelled) {
-          linux.resume(cancelled);
-        },
+        resume: cancelled => linux.resume(cancelled),
       };
     },
     destroy: () => linux.destroy(),

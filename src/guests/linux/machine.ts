@@ -1,9 +1,11 @@
 import { V86 } from 'v86';
 import { Memory, PAGE_SIZE } from '../../platform/index.js';
+import { CONTROL_BYTES, ControlBlock, WORD } from './control-block.js';
 import { HOOK, patchV86, shareImportedMemory } from './v86-module.js';
 import {
   type WebAssemblyGlobal,
   type WebAssemblyMemory,
+  type WebAssemblyModule,
   type WebAssemblyTable,
   webAssembly,
 } from './webassembly.js';
@@ -11,12 +13,14 @@ import {
 /** General registers by their x86 number. */
 export const REGISTER = { eax: 0, ecx: 1, edx: 2, ebx: 3, esp: 4, ebp: 5, esi: 6, edi: 7 } as const;
 
-/** Memory of v86's own beside the guest's RAM: its tables, compiled code, the screen. */
-const EMULATOR_BYTES = 96 << 20;
+/** Memory of v86's own beside the guest's RAM: its tables, compiled code, the screen; and the control block. */
+const EMULATOR_BYTES = (96 << 20) + CONTROL_BYTES;
 const VGA_BYTES = 2 << 20;
 const WASM_PAGE_BYTES = 65536;
 /** Where v86 keeps its functions for compiled code in the table (WASM_TABLE_OFFSET). */
 const COMPILED_CODE_IN_TABLE = 1024;
+/** More instructions than v86 does before it looks at the time again. */
+const INSTRUCTIONS_PER_ROUND = 1 << 20;
 /** v86 hands memory-mapped registers out in blocks of this size. */
 const MMIO_BLOCK_BYTES = 1 << 17;
 
@@ -30,14 +34,12 @@ export interface MachineHost {
   readMsr(machine: Machine): boolean;
   /** VMCALL or VMMCALL in ring 0: number in eax, arguments in ebx, ecx, edx, esi, edi; the result into eax. */
   hypercall(machine: Machine): void;
-  /** The processor takes interrupts, and `setUpcall(true)` was called. @returns the vector, or 0 for none */
+  /** The processor takes interrupts, and there may be an event. @returns the vector, or 0 for none */
   upcallVector(machine: Machine): number;
   /** The processor halted with interrupts off, as after power-off: it will not go on. */
   halted(machine: Machine): void;
   /** The machine is to be reset, by its keyboard controller or PCI bus. */
   reset(machine: Machine): void;
-  /** Which page to use in place of a guest-physical one; asked while `setForeign(true)`. */
-  translatePage(page: number): number;
 }
 
 /** Reads and writes of memory-mapped registers, by guest-physical address. */
@@ -48,22 +50,29 @@ export interface MmioHandler {
   write32(address: number, value: number): void;
 }
 
-export interface MachineOptions {
-  /** v86.wasm as it comes in the package. */
-  module: Uint8Array;
-  bios: Uint8Array;
-  vgaBios: Uint8Array;
+/** What a machine is made of; it can be posted to the thread that is to run it. */
+export interface MachineParts {
+  /** As `compileV86` gives it for this size of memory. */
+  readonly module: WebAssemblyModule;
+  readonly bios: Uint8Array;
+  readonly vgaBios: Uint8Array;
   /** A Linux kernel with the boot protocol (bzImage). */
-  kernel: Uint8Array;
-  ramdisk?: Uint8Array | undefined;
-  commandLine: string;
+  readonly kernel: Uint8Array;
+  readonly ramdisk?: Uint8Array | undefined;
+  readonly commandLine: string;
   /** Guest RAM: a multiple of 128 KiB. */
-  memoryBytes: number;
-  host: MachineHost;
-  /** Gets each byte of the first serial port. */
-  onSerial?: (byte: number) => void;
-  /** One of v86's own network cards, to compare with, and who gets what it sends. */
-  networkCard?: { type: 'virtio' | 'ne2k'; onFrame: (frame: Uint8Array) => void } | undefined;
+  readonly memoryBytes: number;
+  /** One of v86's own network cards, to compare with; what it sends goes nowhere. */
+  readonly networkCard?: 'virtio' | 'ne2k' | undefined;
+}
+
+/** Patches and compiles v86.wasm, as it comes in the package, for machines with that much RAM. */
+export function compileV86(module: Uint8Array, memoryBytes: number): Promise<WebAssemblyModule> {
+  return webAssembly.compile(patchV86(module, maximumPages(memoryBytes)).module);
+}
+
+function maximumPages(memoryBytes: number): number {
+  return Math.ceil((memoryBytes + EMULATOR_BYTES) / WASM_PAGE_BYTES);
 }
 
 interface CpuIo {
@@ -96,9 +105,10 @@ interface Cpu {
   readonly devices: { readonly pci: { register_device(device: object): void } };
   readonly reg32: Int32Array;
   readonly cpl: Uint8Array;
-  readonly in_hlt: Uint8Array;
+  readonly cr: Int32Array;
   readonly instruction_pointer: Int32Array;
   readonly previous_ip: Int32Array;
+  readonly instruction_counter: Int32Array;
   readonly mem8: Uint8Array;
   translate_address_system_read(virtual: number): number;
   reboot_internal: () => void;
@@ -106,9 +116,10 @@ interface Cpu {
 
 interface Exports {
   readonly memory: WebAssemblyMemory;
+  readonly xen_events: WebAssemblyGlobal;
   readonly xen_upcall: WebAssemblyGlobal;
-  readonly xen_foreign: WebAssemblyGlobal;
-  handle_irqs(): void;
+  readonly xen_pages: WebAssemblyGlobal;
+  main_loop(): number;
   full_clear_tlb(): void;
   jit_dirty_cache(start: number, end: number): void;
   codegen_finalize_finished(index: number, start: number, stateFlags: number): void;
@@ -124,14 +135,13 @@ interface Environment {
 }
 
 interface Emulator {
-  readonly v86: { readonly cpu: Cpu; readonly idle: boolean; next_tick(delayMs: number): void };
+  readonly v86: {
+    readonly cpu: Cpu;
+    yield: (delayMs: number) => void;
+    save_state(): ArrayBuffer;
+    restore_state(state: ArrayBuffer): void;
+  };
   add_listener(event: string, listener: (value: never) => void): void;
-  run(): Promise<void>;
-  stop(): Promise<void>;
-  destroy(): Promise<void>;
-  save_state(): Promise<ArrayBuffer>;
-  restore_state(state: ArrayBuffer): Promise<void>;
-  serial0_send(text: string): void;
 }
 
 /** A port of a device that the machine does not have by itself; widths that are left out read as all ones. */
@@ -144,33 +154,52 @@ export interface PortHandler {
   write32?(value: number): void;
 }
 
-/** An emulated PC that a hypervisor of ours serves. */
+/** An emulated PC that a hypervisor of ours serves, in the thread that runs it. */
 export class Machine {
   /** The guest's RAM: guest-physical address 0 is its byte 0. Shared between threads, and never moves. */
   readonly ram: Memory;
   readonly pages: number;
   private readonly cpu: Cpu;
-  /** The processor is running, so that what it must see next it will see without being woken. */
-  private inHook = false;
+  // v86's own views are proxies that make an array at each access.
+  private readonly registers: Int32Array;
+  private readonly controlRegisters: Int32Array;
+  private readonly privilegeLevel: Uint8Array;
+  private readonly instructionPointer: Int32Array;
+  private readonly previousInstruction: Int32Array;
+  private readonly instructionCounter: Int32Array;
   /** Where the instruction is that is being done for the guest. */
   private instructionAt = 0;
 
   private constructor(
     private readonly emulator: Emulator,
     private readonly exports: Exports,
+    private readonly compiler: Compiler,
+    readonly control: ControlBlock,
     private readonly host: MachineHost,
   ) {
     this.cpu = emulator.v86.cpu;
+    const { buffer } = exports.memory;
     const { byteOffset, length } = this.cpu.mem8;
-    this.ram = new Memory(exports.memory.buffer, byteOffset, length);
+    this.ram = new Memory(buffer, byteOffset, length);
     this.pages = length / PAGE_SIZE;
+    const words = (view: Int32Array, count: number) => new Int32Array(buffer, view.byteOffset, count);
+    this.registers = words(this.cpu.reg32, 8);
+    this.controlRegisters = words(this.cpu.cr, 8);
+    this.privilegeLevel = new Uint8Array(buffer, this.cpu.cpl.byteOffset, 1);
+    this.instructionPointer = words(this.cpu.instruction_pointer, 1);
+    this.previousInstruction = words(this.cpu.previous_ip, 1);
+    this.instructionCounter = words(this.cpu.instruction_counter, 1);
   }
 
-  /** A machine that has not run yet. */
-  static create(options: MachineOptions): Promise<Machine> {
-    const maximumPages = Math.ceil((options.memoryBytes + EMULATOR_BYTES) / WASM_PAGE_BYTES);
+  /**
+   * A machine that has not run yet.
+   * @param onSerial gets each byte of the first serial port
+   */
+  static create(parts: MachineParts, host: MachineHost, onSerial: (byte: number) => void): Promise<Machine> {
     let machine: Machine | null = null;
     let exports: Exports | null = null;
+    let compiler: Compiler | null = null;
+    let control: ControlBlock | null = null;
 
     const instantiate = async (imports: { env: Environment }): Promise<unknown> => {
       const { env } = imports;
@@ -182,28 +211,27 @@ export class Machine {
       const onHalt = env.cpu_event_halt;
       env.cpu_event_halt = () => {
         onHalt();
-        if (machine !== null) options.host.halted(machine);
+        if (machine !== null) host.halted(machine);
       };
-      const { module } = patchV86(options.module, maximumPages);
-      let compile: Environment['codegen_finalize'];
-      env.codegen_finalize = (...code) => compile(...code);
-      const { instance } = await webAssembly.instantiate(module, { env });
+      env.codegen_finalize = (...code) => compiler!.compile(...code);
+      const instance = await webAssembly.instantiate(parts.module, { env });
       exports = instance.exports as unknown as Exports;
-      compile = compiler(exports, env.__indirect_function_table, maximumPages);
+      compiler = new Compiler(exports, env.__indirect_function_table, maximumPages(parts.memoryBytes));
+      control = makeControlBlock(exports);
       return exports;
     };
 
     const Emulator = V86 as unknown as new (options: Record<string, unknown>) => Emulator;
     const emulator = new Emulator({
       wasm_fn: instantiate,
-      bios: { buffer: arrayBuffer(options.bios) },
-      vga_bios: { buffer: arrayBuffer(options.vgaBios) },
-      bzimage: { buffer: arrayBuffer(options.kernel) },
-      initrd: options.ramdisk === undefined ? undefined : { buffer: arrayBuffer(options.ramdisk) },
-      cmdline: options.commandLine,
-      memory_size: options.memoryBytes,
+      bios: { buffer: arrayBuffer(parts.bios) },
+      vga_bios: { buffer: arrayBuffer(parts.vgaBios) },
+      bzimage: { buffer: arrayBuffer(parts.kernel) },
+      initrd: parts.ramdisk === undefined ? undefined : { buffer: arrayBuffer(parts.ramdisk) },
+      cmdline: parts.commandLine,
+      memory_size: parts.memoryBytes,
       vga_memory_size: VGA_BYTES,
-      net_device: { type: options.networkCard?.type ?? 'none' },
+      net_device: { type: parts.networkCard ?? 'none' },
       autostart: false,
       // With ACPI the platform device is taken away again by hot-plug.
       acpi: false,
@@ -212,14 +240,13 @@ export class Machine {
       disable_speaker: true,
       log_level: 0,
     });
-    const { onSerial, networkCard } = options;
-    if (networkCard !== undefined)
-      emulator.add_listener('net0-send', networkCard.onFrame as (v: never) => void);
-    if (onSerial !== undefined) emulator.add_listener('serial0-output-byte', onSerial as (v: never) => void);
+    emulator.add_listener('serial0-output-byte', onSerial as (value: never) => void);
     return new Promise(resolve => {
       emulator.add_listener('emulator-ready', () => {
-        const made = new Machine(emulator, exports!, options.host);
-        emulator.v86.cpu.reboot_internal = () => options.host.reset(made);
+        const made = new Machine(emulator, exports!, compiler!, control!, host);
+        // The machine runs by `slice` alone.
+        emulator.v86.yield = () => {};
+        emulator.v86.cpu.reboot_internal = () => host.reset(made);
         machine = made;
         resolve(made);
       });
@@ -227,34 +254,28 @@ export class Machine {
   }
 
   private onHook(hook: number): number {
-    if (hook >= HOOK.page) return this.host.translatePage(hook - HOOK.page);
-    this.inHook = true;
-    try {
-      switch (hook) {
-        case HOOK.cpuid:
-          return this.host.cpuid(this) ? 1 : 0;
-        case HOOK.wrmsr:
-          return this.host.writeMsr(this) ? 1 : 0;
-        case HOOK.rdmsr:
-          return this.host.readMsr(this) ? 1 : 0;
-        case HOOK.invalidOpcode:
-          return this.isHypercall() ? 1 : 0;
-        case HOOK.upcall:
-          return this.host.upcallVector(this);
-        default:
-          return 0;
-      }
-    } finally {
-      this.inHook = false;
+    switch (hook) {
+      case HOOK.cpuid:
+        return this.host.cpuid(this) ? 1 : 0;
+      case HOOK.wrmsr:
+        return this.host.writeMsr(this) ? 1 : 0;
+      case HOOK.rdmsr:
+        return this.host.readMsr(this) ? 1 : 0;
+      case HOOK.invalidOpcode:
+        return this.isHypercall() ? 1 : 0;
+      case HOOK.upcall:
+        return this.host.upcallVector(this);
+      default:
+        return 0;
     }
   }
 
   /** VMCALL is 0f 01 c1, VMMCALL 0f 01 d9; v86 has moved the instruction pointer past it or not yet. */
   private isHypercall(): boolean {
     const { cpu } = this;
-    if (cpu.cpl[0] !== 0) return false;
+    if (this.privilegeLevel[0] !== 0) return false;
     const { u8 } = this.ram;
-    for (const at of [cpu.previous_ip[0], cpu.instruction_pointer[0] - 3]) {
+    for (const at of [this.previousInstruction[0], this.instructionPointer[0] - 3]) {
       const physical = cpu.translate_address_system_read(at);
       if (u8[physical] !== 0x0f || u8[physical + 1] !== 0x01) continue;
       if (u8[physical + 2] !== 0xc1 && u8[physical + 2] !== 0xd9) continue;
@@ -266,16 +287,17 @@ export class Machine {
   }
 
   register(number: number): number {
-    return this.cpu.reg32[number] >>> 0;
+    return this.registers[number] >>> 0;
   }
 
   setRegister(number: number, value: number): void {
-    this.cpu.reg32[number] = value;
+    this.registers[number] = value;
   }
 
-  /** Has the processor do its current instruction once more, when it goes on. */
+  /** Has the processor do its current instruction once more, when it goes on; the slice ends soon. */
   repeatInstruction(): void {
-    this.cpu.instruction_pointer[0] = this.instructionAt;
+    this.instructionPointer[0] = this.instructionAt;
+    this.instructionCounter[0] += INSTRUCTIONS_PER_ROUND;
   }
 
   /** The physical address behind a kernel address of the guest's. */
@@ -283,24 +305,25 @@ export class Machine {
     return this.cpu.translate_address_system_read(virtual) >>> 0;
   }
 
-  /** Has the host asked for a vector whenever the processor takes interrupts. */
-  setUpcall(wanted: boolean): void {
-    this.exports.xen_upcall.value = wanted ? 1 : 0;
-    // A processor that waits for an interrupt has one; one that runs looks for itself.
-    if (wanted && !this.inHook && this.cpu.in_hlt[0] !== 0) {
-      this.exports.handle_irqs();
-      this.wake();
-    }
+  /** A control register of the processor. */
+  controlRegister(number: 0 | 3 | 4): number {
+    return this.controlRegisters[number];
   }
 
-  private wake(): void {
-    const { v86 } = this.emulator;
-    if (v86.idle) v86.next_tick(0);
+  /**
+   * Has the host asked for a vector when the processor takes interrupts and this byte of RAM is not zero, or
+   * WORD.events of the control block is not.
+   * @param address guest-physical, of vcpu_info's evtchn_upcall_pending; -1: it is never asked
+   */
+  watchUpcall(address: number): void {
+    const { control, exports } = this;
+    const never = control.addressOf(WORD.zero);
+    exports.xen_events.value = address < 0 ? never : control.addressOf(WORD.events);
+    exports.xen_upcall.value = address < 0 ? never : this.ram.u8.byteOffset + address;
   }
 
-  /** Has the host asked about every page that is looked up from here on. */
-  setForeign(any: boolean): void {
-    this.exports.xen_foreign.value = any ? 1 : 0;
+  /** The control block's `pages` has changed. */
+  pagesChanged(): void {
     this.exports.full_clear_tlb();
   }
 
@@ -344,51 +367,72 @@ export class Machine {
     this.cpu.devices.pci.register_device(device);
   }
 
-  run(): void {
-    void this.emulator.run();
+  /**
+   * Runs the processor for about a millisecond, or until it halts.
+   * @returns how many milliseconds it has nothing to do then; 0 when it goes on
+   */
+  slice(): number {
+    return this.exports.main_loop();
   }
 
-  /** Lets the current slice end; then nothing runs until `run`. */
-  stop(): Promise<void> {
-    return this.emulator.stop();
+  /** Code that is being compiled, for which the event loop must have its turn. */
+  get compiling(): number {
+    return this.compiler.running;
   }
 
-  async destroy(): Promise<void> {
-    await this.emulator.destroy();
+  /** The state of the machine, between two slices. */
+  save(): ArrayBuffer {
+    return this.emulator.v86.save_state();
   }
 
-  sendSerial(text: string): void {
-    this.emulator.serial0_send(text);
-  }
-
-  /** The state of the machine; it must be stopped. */
-  async save(): Promise<Uint8Array> {
-    return new Uint8Array(await this.emulator.save_state());
-  }
-
-  async restore(state: Uint8Array): Promise<void> {
-    await this.emulator.restore_state(arrayBuffer(state));
+  restore(state: Uint8Array): void {
+    this.emulator.v86.restore_state(arrayBuffer(state));
     this.exports.full_clear_tlb();
   }
 }
 
+/** Memory for the control block behind all that v86 has, and the patch's globals for a machine without a domain. */
+function makeControlBlock(exports: Exports): ControlBlock {
+  const address = exports.memory.grow(CONTROL_BYTES / WASM_PAGE_BYTES) * WASM_PAGE_BYTES;
+  const control = new ControlBlock(exports.memory.buffer, address);
+  exports.xen_events.value = control.addressOf(WORD.zero);
+  exports.xen_upcall.value = control.addressOf(WORD.zero);
+  exports.xen_pages.value = control.pagesAddress;
+  return control;
+}
+
 /** v86's codegen_finalize for modules that import shared memory: what the guest's code was compiled to. */
-function compiler(
-  exports: Exports,
-  table: WebAssemblyTable,
-  maximumPages: number,
-): Environment['codegen_finalize'] {
-  const imports: Record<string, unknown> = { m: exports.memory };
-  for (const [name, value] of Object.entries(exports)) {
-    if (!name.startsWith('_') && !name.startsWith('zstd') && !name.endsWith('_js')) imports[name] = value;
+class Compiler {
+  /** Compilations under way. */
+  running = 0;
+  private readonly imports: Record<string, unknown>;
+
+  constructor(
+    private readonly exports: Exports,
+    private readonly table: WebAssemblyTable,
+    private readonly maximumPages: number,
+  ) {
+    this.imports = { m: exports.memory };
+    for (const [name, value] of Object.entries(exports)) {
+      if (!name.startsWith('_') && !name.startsWith('zstd') && !name.endsWith('_js')) {
+        this.imports[name] = value;
+      }
+    }
   }
-  return (index, start, stateFlags, code, length) => {
-    const module = shareImportedMemory(new Uint8Array(exports.memory.buffer, code, length), maximumPages);
-    void webAssembly.instantiate(module, { e: imports }).then(({ instance }) => {
+
+  compile(index: number, start: number, stateFlags: number, code: number, length: number): void {
+    const { exports, table } = this;
+    const module = shareImportedMemory(
+      new Uint8Array(exports.memory.buffer, code, length),
+      this.maximumPages,
+    );
+    this.running++;
+    void webAssembly.instantiate(module, { e: this.imports }).then(({ instance }) => {
+      this.running--;
       table.set(index + COMPILED_CODE_IN_TABLE, instance.exports['f']);
       exports.codegen_finalize_finished(index, start, stateFlags);
     });
-  };
+  }
 }
 
 function arrayBuffer(bytes: Uint8Array): ArrayBuffer {

@@ -1,16 +1,13 @@
-import { XEN_CPUID_FIRST_LEAF, XEN_CPUID_SIGNATURE, XEN_PLATFORM } from '../../abi/hvm.js';
-import { PAGE_SHIFT } from '../../platform/index.js';
-import type { Domain, DomainOptions } from '../../platform/sim/index.js';
-import { ForeignPages } from './foreign-pages.js';
-import { GuestMemory } from './guest-memory.js';
-import { AGAIN, Hypercalls, XEN_VERSION } from './hypercalls.js';
-import { type Machine, type MachineHost, type MmioHandler, REGISTER } from './machine.js';
-
-/** Where the guest finds its rings, as pages of memory-mapped registers below the BIOS. */
-const STORE_GFN = 0xfef00;
-const CONSOLE_GFN = 0xfef01;
-const SPECIAL_PAGES_AT = STORE_GFN * 4096;
-const SPECIAL_PAGES_BYTES = 1 << 17;
+import { EVTCHNOP } from '../../abi/event-channel.js';
+import { SCHEDOP, XEN_CPUID_FIRST_LEAF, XEN_CPUID_SIGNATURE, XEN_PLATFORM } from '../../abi/hvm.js';
+import { HYPERVISOR } from '../../abi/xen.js';
+import type { Memory } from '../../platform/index.js';
+import { PAGE_SIZE } from '../../platform/index.js';
+import { CALL, MACHINE_CALL, PORT_WORDS, WINDOW_PAGES, WORD, WRITTEN_ENTRIES } from './control-block.js';
+import { ForeignWindow, WINDOW_ADDRESS } from './foreign-window.js';
+import { type Machine, type MachineHost, REGISTER } from './machine.js';
+import { SharedInfo } from './shared-info.js';
+import { XEN_VERSION } from './xen-version.js';
 
 /** The platform device's BARs: ports, and where the guest puts its grant table. */
 const PLATFORM_SLOT = 3;
@@ -20,51 +17,86 @@ const PLATFORM_MMIO = 0xf200_0000;
 const PLATFORM_MMIO_BYTES = 1 << 24;
 
 const CPUID_LEAVES = 3;
+/** Looks at whether a hypercall was answered, before going to sleep until it is: about 20 µs. */
+const SPINS = 2000;
 
 /**
- * What makes an emulated PC an HVM domain: answers CPUID as Xen does, takes hypercalls, injects the event
- * vector, and has the xen-platform device. Above it is a domain of the simulated host like any other.
+ * What makes an emulated PC an HVM domain, in the thread that runs it: answers CPUID as Xen does, passes hypercalls on
+ * to the host's thread, injects the event vector, and has the xen-platform device.
+ *
+ * What needs no hypervisor is done here: sending on a port that is known to be open is only noted for the host's thread,
+ * and unmasking one is a matter of the guest's own memory.
  */
 export class Personality implements MachineHost {
-  private domain: Domain | null = null;
-  hypercalls: Hypercalls | null = null;
-  foreign: ForeignPages | null = null;
+  private machine!: Machine;
+  private sharedInfo!: SharedInfo;
+  private window!: ForeignWindow;
+  /** 1 for a port of the guest's that is open: only the guest itself closes it. */
+  private readonly open = new Uint8Array(32 * PORT_WORDS);
+  private pagesChanged = 0;
 
-  /** @param onConsole gets what the guest writes to Xen's own console */
-  constructor(private readonly onConsole: (text: string) => void) {}
+  /** @param knock wakes the host's thread, which sleeps */
+  constructor(private readonly knock: () => void) {}
 
-  /** What a domain must be created with to be this machine. */
-  static domainOptions(machine: Machine): Partial<DomainOptions> {
-    return {
-      wordBits: 32,
-      storeGfn: STORE_GFN,
-      consoleGfn: CONSOLE_GFN,
-      bank: {
-        memory: machine.ram,
-        pages: machine.pages,
-        // The processor runs in this thread, between two tasks: nobody races it.
-        threaded: false,
-        written: (address, bytes) => machine.written(address, bytes),
-      },
-    };
+  /** Becomes the host of a machine that has not run yet. */
+  attach(machine: Machine): void {
+    this.machine = machine;
+    this.sharedInfo = new SharedInfo(machine.ram);
+    this.window = new ForeignWindow(machine.control);
+    machine.mapMmio(WINDOW_ADDRESS, WINDOW_PAGES * PAGE_SIZE, this.window);
+    addPlatformDevice(machine);
   }
 
-  /** Joins machine and domain; the machine has not run yet. */
-  attach(machine: Machine, domain: Domain): void {
-    this.domain = domain;
-    this.foreign = new ForeignPages(machine);
-    this.hypercalls = new Hypercalls({
-      domain,
-      ram: machine.ram,
-      memory: new GuestMemory(machine),
-      foreign: this.foreign,
-      onConsole: this.onConsole,
-    });
-    const pages = new PhysmapPages(domain);
-    machine.mapMmio(SPECIAL_PAGES_AT, SPECIAL_PAGES_BYTES, pages);
-    machine.mapMmio(PLATFORM_MMIO, PLATFORM_MMIO_BYTES, pages);
-    addPlatformDevice(machine);
-    domain.onUpcall(0, () => machine.setUpcall(true));
+  /** A bank of the hypervisor's memory, for pages of it that the guest sees. */
+  setBank(bank: number, memory: Memory | null): void {
+    this.window.setBank(bank, memory);
+  }
+
+  /** Before the machine runs for the first time, or again after its domain was suspended. */
+  start(): void {
+    this.open.fill(0);
+    this.refresh();
+  }
+
+  /** Takes what the host's thread has left: before each slice, and whenever the guest may see it. */
+  takeMail(): void {
+    const { words } = this.machine.control;
+    if (words[WORD.writtenProd] !== words[WORD.writtenCons]) this.dropCode();
+    if (words[WORD.events] === 0 || this.sharedInfo.upcallPending < 0) return;
+    Atomics.store(words, WORD.events, 0);
+    for (let i = 0; i < PORT_WORDS; i++) {
+      const ports = Atomics.exchange(words, WORD.eventWords + i, 0);
+      if (ports !== 0) this.sharedInfo.deliver(i, ports);
+    }
+  }
+
+  /** The host wrote to these pages: what was compiled from them is no longer what is there. */
+  private dropCode(): void {
+    const { machine } = this;
+    const { words } = machine.control;
+    const prod = Atomics.load(words, WORD.writtenProd);
+    const first = words[WORD.writtenCons];
+    for (let cons = first; cons !== prod; cons = (cons + 1) | 0) {
+      const page = words[WORD.written + (cons & (WRITTEN_ENTRIES - 1))];
+      machine.written(page * PAGE_SIZE, PAGE_SIZE);
+    }
+    // The ring may have gone round meanwhile.
+    const missed = ((Atomics.load(words, WORD.writtenProd) - first) | 0) > WRITTEN_ENTRIES;
+    if (missed) machine.written(0, machine.ram.u8.length);
+    Atomics.store(words, WORD.writtenCons, prod);
+  }
+
+  /** Takes up what a hypercall may have changed. */
+  private refresh(): void {
+    const { machine, sharedInfo } = this;
+    const { words } = machine.control;
+    sharedInfo.place(words[WORD.sharedInfo], words[WORD.vcpuInfo]);
+    machine.watchUpcall(words[WORD.vector] === 0 ? -1 : sharedInfo.upcallPending);
+    const changed = Atomics.load(words, WORD.pagesChanged);
+    if (changed !== this.pagesChanged) {
+      this.pagesChanged = changed;
+      machine.pagesChanged();
+    }
   }
 
   cpuid(machine: Machine): boolean {
@@ -99,82 +131,102 @@ export class Personality implements MachineHost {
   }
 
   hypercall(machine: Machine): void {
-    const { domain, hypercalls } = this;
-    const result =
-      domain?.state === 'running'
-        ? hypercalls!.call(
-            machine.register(REGISTER.eax),
-            machine.register(REGISTER.ebx),
-            machine.register(REGISTER.ecx),
-            machine.register(REGISTER.edx),
-          )
-        : AGAIN;
-    if (result === AGAIN) machine.repeatInstruction();
-    else machine.setRegister(REGISTER.eax, result);
-    if (this.isPending()) machine.setUpcall(true);
+    const number = machine.register(REGISTER.eax);
+    const a = machine.register(REGISTER.ebx);
+    const b = machine.register(REGISTER.ecx);
+    if (number === HYPERVISOR.event_channel_op && this.eventChannelOp(a, b)) {
+      machine.setRegister(REGISTER.eax, 0);
+      return;
+    }
+    if (number === HYPERVISOR.sched_op && (a === SCHEDOP.yield || a === SCHEDOP.block)) {
+      machine.setRegister(REGISTER.eax, 0);
+      return;
+    }
+    const { words } = machine.control;
+    this.call(number, a, b, machine.register(REGISTER.edx));
+    if (words[WORD.again] !== 0) {
+      machine.repeatInstruction();
+      return;
+    }
+    const result = words[WORD.result];
+    machine.setRegister(REGISTER.eax, result);
+    if (number === HYPERVISOR.event_channel_op && result === 0) this.learn(a, b);
+  }
+
+  /** @returns false when it is for the hypervisor to do */
+  private eventChannelOp(command: number, arg: number): boolean {
+    if (command !== EVTCHNOP.send && command !== EVTCHNOP.unmask) return false;
+    const port = this.port(arg);
+    if (this.open[port] !== 1 || this.sharedInfo.upcallPending < 0) return false;
+    if (command === EVTCHNOP.unmask) {
+      this.sharedInfo.unmask(port);
+      return true;
+    }
+    const { words } = this.machine.control;
+    Atomics.or(words, WORD.sendWords + (port >>> 5), 1 << (port & 31));
+    if (Atomics.exchange(words, WORD.sends, 1) === 0) this.wakeHost();
+    return true;
+  }
+
+  /** Remembers which ports are open from what succeeded. */
+  private learn(command: number, arg: number): void {
+    switch (command) {
+      case EVTCHNOP.send:
+      case EVTCHNOP.unmask:
+        this.open[this.port(arg)] = 1;
+        break;
+      case EVTCHNOP.close:
+        this.open[this.port(arg)] = 0;
+        break;
+      case EVTCHNOP.reset:
+        this.open.fill(0);
+        break;
+    }
+  }
+
+  /** The first field of the structs of those operations; a number that is no port for one that cannot be read. */
+  private port(arg: number): number {
+    const { machine } = this;
+    return (arg & 3) === 0 ? (machine.ram.u32[machine.physical(arg) >>> 2] ?? -1) : -1;
+  }
+
+  /** Has the host's thread do a hypercall, and waits until it has. */
+  private call(number: number, a: number, b: number, c: number): void {
+    const { machine } = this;
+    const { words } = machine.control;
+    // It may look at the guest's event bits.
+    this.takeMail();
+    words[WORD.number] = number;
+    words[WORD.a] = a;
+    words[WORD.b] = b;
+    words[WORD.c] = c;
+    words[WORD.cr0] = machine.controlRegister(0);
+    words[WORD.cr3] = machine.controlRegister(3);
+    words[WORD.cr4] = machine.controlRegister(4);
+    Atomics.store(words, WORD.call, CALL.asked);
+    this.wakeHost();
+    for (let i = 0; i < SPINS && Atomics.load(words, WORD.call) === CALL.asked; i++);
+    while (Atomics.load(words, WORD.call) === CALL.asked) Atomics.wait(words, WORD.call, CALL.asked);
+    this.takeMail();
+    this.refresh();
+  }
+
+  private wakeHost(): void {
+    if (Atomics.exchange(this.machine.control.words, WORD.asleep, 0) === 1) this.knock();
   }
 
   /** What is left to do after power-off without ACPI. */
   halted(): void {
-    this.domain?.shutdown('poweroff');
+    this.call(MACHINE_CALL.halted, 0, 0, 0);
   }
 
   reset(): void {
-    this.domain?.shutdown('reboot');
+    this.call(MACHINE_CALL.reset, 0, 0, 0);
   }
 
-  upcallVector(machine: Machine): number {
-    const vector = this.hypercalls?.vector ?? 0;
-    if (vector !== 0 && this.isPending()) return vector;
-    machine.setUpcall(false);
-    return 0;
-  }
-
-  translatePage(page: number): number {
-    return this.foreign!.translatePage(page);
-  }
-
-  private isPending(): boolean {
-    const vcpu = this.domain?.vcpus[0];
-    if (vcpu === undefined || this.domain?.state !== 'running') return false;
-    return vcpu.memory.u8[vcpu.info + this.domain.layout.vcpu.evtchn_upcall_pending] !== 0;
-  }
-}
-
-/** Pages of machine memory that the guest sees: its rings with the toolstack, its grant table. */
-class PhysmapPages implements MmioHandler {
-  constructor(private readonly domain: Domain) {}
-
-  /** Byte address in machine memory, or -1 where nothing is. */
-  private at(address: number): number {
-    const frame = this.domain.physmap[address >>> PAGE_SHIFT] ?? 0;
-    return frame === 0 ? -1 : Math.abs(frame) * 4096 + (address & 4095);
-  }
-
-  read8(address: number): number {
-    const at = this.at(address);
-    return at < 0 ? 0xff : this.domain.hypervisor.memory.u8[at];
-  }
-
-  write8(address: number, value: number): void {
-    const at = this.at(address);
-    if (at >= 0) this.domain.hypervisor.memory.u8[at] = value;
-  }
-
-  read32(address: number): number {
-    const at = this.at(address);
-    if (at < 0) return -1;
-    if ((at & 3) === 0) return this.domain.hypervisor.memory.i32[at >>> 2];
-    let value = 0;
-    for (let i = 0; i < 4; i++) value |= this.read8(address + i) << (8 * i);
-    return value;
-  }
-
-  write32(address: number, value: number): void {
-    const at = this.at(address);
-    if (at < 0) return;
-    if ((at & 3) === 0) this.domain.hypervisor.memory.i32[at >>> 2] = value;
-    else for (let i = 0; i < 4; i++) this.write8(address + i, (value >>> (8 * i)) & 0xff);
+  upcallVector(): number {
+    this.takeMail();
+    return this.sharedInfo.isPending ? this.machine.control.words[WORD.vector] : 0;
   }
 }
 

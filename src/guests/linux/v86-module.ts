@@ -35,14 +35,17 @@ export const HOOK = {
   rdmsr: 0x1000_0002,
   /** An invalid opcode, VMCALL among them. Nonzero: it was a hypercall, and the instruction is done. */
   invalidOpcode: 0x1000_0003,
-  /** The processor can take an interrupt, and `xen_upcall` is set. Answers the vector, or 0 for none. */
+  /** The processor can take an interrupt, and there may be an event. Answers the vector, or 0 for none. */
   upcall: 0x1000_0004,
-  /** Plus a guest-physical page number while `xen_foreign` is set: answers the page to use in its place. */
-  page: 0x2000_0000,
 } as const;
 
-/** Globals that the patch adds and exports: 32-bit, mutable, 0 at first. */
-export const XEN_GLOBALS = ['xen_upcall', 'xen_foreign'] as const;
+/**
+ * Globals that the patch adds and exports: 32-bit, mutable, 0 at first. They are addresses in the module's memory, and
+ * must be set before it runs: of a word that is not zero when events wait for the guest; of its vcpu_info's byte
+ * evtchn_upcall_pending; and of a word for each guest-physical page, its number XOR the number of the page to use in its
+ * place.
+ */
+export const XEN_GLOBALS = ['xen_events', 'xen_upcall', 'xen_pages'] as const;
 
 /** The import that carries hooks. */
 const HOOK_IMPORT = 'io_port_read32';
@@ -95,8 +98,8 @@ export interface PatchSites {
 
 /**
  * Makes v86.wasm a machine that a hypervisor can serve: hooks CPUID, the MSRs, VMCALL, interrupt
- * acknowledgement and physical addresses into the host through the import `io_port_read32`, and makes its memory
- * shared, so that every thread may reach the guest's RAM.
+ * acknowledgement into the host through the import `io_port_read32`, has physical addresses looked up in a table, and
+ * makes its memory shared, so that every thread may reach the guest's RAM.
  *
  * A hooked function's body moves to the end of the code section, and a trampoline takes its place.
  *
@@ -124,7 +127,7 @@ export function patchV86(
 
   const firstOwn = imports.functions.size;
   const firstGlobal = imports.globals + globals.count;
-  const [upcallGlobal, foreignGlobal] = XEN_GLOBALS.map((_, i) => firstGlobal + i);
+  const [eventsGlobal, upcallGlobal, pagesGlobal] = XEN_GLOBALS.map((_, i) => firstGlobal + i);
   const callHook = (hook: number) => [OP.i32_const, ...signed(hook), OP.call, ...unsigned(hookImport)];
 
   const byExport = (name: string) => {
@@ -173,7 +176,9 @@ export function patchV86(
   // biome-ignore format: one instruction a line
   code[acknowledge - firstOwn] = join([
     1, 1, I32, // locals: one i32, the vector
-    OP.global_get, ...unsigned(upcallGlobal),
+    OP.global_get, ...unsigned(eventsGlobal), OP.i32_load, 2, 0,
+    OP.global_get, ...unsigned(upcallGlobal), OP.i32_load8_u, 0, 0,
+    OP.i32_or,
     OP.if, EMPTY_BLOCK,
     ...callHook(HOOK.upcall),
     OP.local_tee, 1,
@@ -196,14 +201,13 @@ export function patchV86(
   code[walk - firstOwn] = join(
     walkBody.subarray(0, translationAt),
     [
-      OP.global_get, ...unsigned(foreignGlobal),
-      OP.if, EMPTY_BLOCK,
-      OP.local_get, 2, OP.i32_const, 12, OP.i32_shr_u,
-      OP.i32_const, ...signed(HOOK.page), OP.i32_or,
-      OP.call, ...unsigned(hookImport),
+      OP.local_get, 2,
+      OP.global_get, ...unsigned(pagesGlobal),
+      OP.local_get, 2, OP.i32_const, 12, OP.i32_shr_u, OP.i32_const, 2, OP.i32_shl,
+      OP.i32_add, OP.i32_load, 2, 0,
       OP.i32_const, 12, OP.i32_shl,
+      OP.i32_xor,
       OP.local_set, 2,
-      OP.end,
     ],
     walkBody.subarray(translationAt),
   );

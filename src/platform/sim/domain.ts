@@ -44,6 +44,11 @@ export interface MemoryBank {
   readonly threaded: boolean;
   /** Is told what the hypervisor wrote, so that an emulator drops code it has translated from there. */
   written?(address: number, length: number): void;
+  /**
+   * Is told of events for ports of the domain, and sets the bits in its struct shared_info: for an emulated processor in
+   * another thread whose locked instructions are not atomic to us.
+   */
+  deliver?(port: number): void;
 }
 
 export interface DomainOptions {
@@ -184,6 +189,7 @@ export class Domain {
   private readonly freeGfns: number[] = [];
   private nextGfn = 0;
   private bankMemory: MemoryBank | null;
+  private readonly deliver: ((port: number) => void) | null;
 
   /** Only the hypervisor makes domains. */
   constructor(
@@ -201,6 +207,7 @@ export class Domain {
     this.limits = limits;
     this.bank = bank;
     this.bankMemory = options.bank ?? null;
+    this.deliver = options.bank?.deliver ?? null;
     this.scheduler = new DomainScheduler(hypervisor.scheduler);
     const { memory, frames } = hypervisor;
     const threaded = options.bank?.threaded ?? false;
@@ -334,6 +341,10 @@ export class Domain {
 
   /** An event for `port`: sets its pending bit and, unless it is masked, wakes its virtual CPU. */
   setPending(port: number): void {
+    if (this.deliver !== null) {
+      this.deliver(port);
+      return;
+    }
     const { i32 } = this.sharedMemory;
     const bit = 1 << (port & 31);
     const pending = ((this.sharedInfo + this.layout.evtchn_pending) >>> 2) + (port >>> 5);
