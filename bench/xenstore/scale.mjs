@@ -80,70 +80,111 @@ async function inBatches(client, count, make) {
 
 /** What the floor does too: see floor.mjs. */
 const FLOOR = ['READ', 'WRITE', 'READ of any node'];
+/** Each kind of operation is measured this many times, and the least counts: other work on the machine adds. */
+const SLICES = 10;
 
-/**
- * Fills a server and measures the processor time of each kind of operation.
- * @param name 'pvnet', or 'floor' for a Map by path behind Node's sockets
- */
-async function measure(name, size, cpu, scale) {
-  const server = await start(name, cpu, name === 'floor' ? ['map'] : []);
-  const client = new Client(server.socket);
-  await inBatches(client, size.nodes, i => message(XS.WRITE, `${path(i)}\0value${i}`));
-  const watcher = new Client(server.socket);
-  await inBatches(watcher, size.watches, i => message(XS.WATCH, `/watched/${i}\0token${i}\0`));
-  const others = Array.from({ length: size.connections }, () => new Client(server.socket));
-  for (const other of others) await other.send([message(XS.READ, '/flat\0')]);
-  // The same number of nodes and directories is used in both stores, spread over all there is.
-  const used = i => path(((i * 7919) % SMALL.nodes) * Math.floor(size.nodes / SMALL.nodes));
-  const directory = i => {
-    const many = size.nodes / FAN;
-    const few = SMALL.nodes / FAN;
-    return path((i % few) * Math.floor(many / few) * FAN).replace(/\/node\d+$/, '');
-  };
-  const anywhere = i => path((i * 7919) % size.nodes);
-  const n = Math.round(100_000 * scale);
-  const kinds = {
-    READ: [n * 2, i => message(XS.READ, `${used(i)}\0`)],
-    WRITE: [n, i => message(XS.WRITE, `${used(i)}\0other${i}`)],
-    'DIRECTORY of 100': [n, i => message(XS.DIRECTORY, `${directory(i)}\0`)],
-    'WRITE to its watch': [n, i => message(XS.WRITE, `/watched/${i % size.watches}/v\0x`)],
-    'READ of any node': [n * 2, i => message(XS.READ, `${anywhere(i)}\0`)],
-  };
-  const costs = {};
-  const timed = async (what, count, work) => {
-    // Small stores need it: a large one has been through as much when it was filled.
-    await work(Math.ceil(count / 2));
-    const before = cpuSeconds(server.pid);
-    await work(count);
-    costs[what] = ((cpuSeconds(server.pid) - before) * 1e6) / count;
-  };
-  for (const [what, [count, make]] of Object.entries(kinds)) {
-    if (name === 'floor' && !FLOOR.includes(what)) continue;
-    await timed(what, Math.ceil(count), c => inBatches(client, c, make));
+/** A filled server. */
+class Filled {
+  /** @param name 'pvnet', or 'floor' for a Map by path behind Node's sockets */
+  static async start(name, size, cpu) {
+    const server = await start(name, cpu, name === 'floor' ? ['map'] : []);
+    const client = new Client(server.socket);
+    await inBatches(client, size.nodes, i => message(XS.WRITE, `${path(i)}\0value${i}`));
+    const watcher = new Client(server.socket);
+    await inBatches(watcher, size.watches, i => message(XS.WATCH, `/watched/${i}\0token${i}\0`));
+    const others = Array.from({ length: size.connections }, () => new Client(server.socket));
+    for (const other of others) await other.send([message(XS.READ, '/flat\0')]);
+    return new Filled(name, size, server, client, watcher, others);
   }
-  if (name !== 'floor') {
-    // A transaction that reads one node and writes another, its three requests in one go.
-    let id = 0;
-    await timed('transaction', Math.ceil(n / 5), async count => {
-      for (let i = 0; i < count; i++) {
-        id++;
-        await client.send([
+
+  constructor(name, size, server, client, watcher, others) {
+    Object.assign(this, { name, size, server, client, watcher, others });
+    this.done = 0;
+    this.transactions = 0;
+  }
+
+  /** The same number of nodes is used in every store, spread over all there is. */
+  used(i) {
+    return path(((i * 7919) % SMALL.nodes) * Math.floor(this.size.nodes / SMALL.nodes));
+  }
+
+  directory(i) {
+    const few = SMALL.nodes / FAN;
+    const step = Math.floor(this.size.nodes / FAN / few);
+    return path((i % few) * step * FAN).replace(/\/node\d+$/, '');
+  }
+
+  anywhere(i) {
+    return path((i * 7919) % this.size.nodes);
+  }
+
+  stop() {
+    for (const client of [this.client, this.watcher, ...this.others]) client.close();
+    stop(this.server);
+  }
+}
+
+/** A kind of operation whose requests are sent 64 at a time. */
+const pipelined = (share, make) => ({
+  share,
+  run: (store, from, count) => inBatches(store.client, count, i => make(store, from + i)),
+});
+
+const KINDS = {
+  READ: pipelined(2, (store, i) => message(XS.READ, `${store.used(i)}\0`)),
+  WRITE: pipelined(1, (store, i) => message(XS.WRITE, `${store.used(i)}\0other${i}`)),
+  'DIRECTORY of 100': pipelined(1, (store, i) => message(XS.DIRECTORY, `${store.directory(i)}\0`)),
+  'WRITE to its watch': pipelined(1, ({ size }, i) => message(XS.WRITE, `/watched/${i % size.watches}/v\0x`)),
+  'READ of any node': pipelined(2, (store, i) => message(XS.READ, `${store.anywhere(i)}\0`)),
+  // Reads one node and writes another, its four requests in one go.
+  transaction: {
+    share: 0.2,
+    async run(store, from, count) {
+      for (let i = from; i < from + count; i++) {
+        const id = ++store.transactions;
+        await store.client.send([
           message(XS.TRANSACTION_START, '\0'),
-          message(XS.READ, `${used(i)}\0`, id),
-          message(XS.WRITE, `${used(i + 1)}\0txn`, id),
+          message(XS.READ, `${store.used(i)}\0`, id),
+          message(XS.WRITE, `${store.used(i + 1)}\0txn`, id),
           message(XS.TRANSACTION_END, 'T\0', id),
         ]);
       }
-    });
-    await timed('one READ by each client', Math.ceil(n / 2), async count => {
-      for (let done = 0; done < count; done += others.length) {
-        await Promise.all(others.map((other, i) => other.send([message(XS.READ, `${used(done + i)}\0`)])));
+    },
+  },
+  'one READ by each client': {
+    share: 0.5,
+    async run(store, from, count) {
+      for (let done = 0; done < count; done += store.others.length) {
+        const read = i => [message(XS.READ, `${store.used(from + done + i)}\0`)];
+        await Promise.all(store.others.map((other, i) => other.send(read(i))));
       }
-    });
+    },
+  },
+};
+
+/** µs of the server's processor for each of the next `count` operations. */
+async function slice(store, kind, count) {
+  const before = cpuSeconds(store.server.pid);
+  await kind.run(store, store.done, count);
+  store.done += count;
+  return ((cpuSeconds(store.server.pid) - before) * 1e6) / count;
+}
+
+/** @returns for each kind of operation its cost in each of the stores, which take turns */
+async function measure(stores, scale) {
+  const found = {};
+  for (const [what, kind] of Object.entries(KINDS)) {
+    const asked = stores.filter(({ name }) => name === 'pvnet' || FLOOR.includes(what));
+    const count = Math.ceil(10_000 * kind.share * scale);
+    const costs = new Map(asked.map(store => [store, []]));
+    // Small stores need a warm-up: a large one has been through as much when it was filled.
+    for (const store of asked) await slice(store, kind, count * 5);
+    for (let i = 0; i < SLICES; i++) {
+      for (const store of asked) costs.get(store).push(await slice(store, kind, count));
+    }
+    found[what] = stores.map(store => Math.min(...(costs.get(store) ?? [])));
   }
-  for (const other of [client, watcher, ...others]) other.close();
-  stop(server);
-  return costs;
+  return found;
 }
 
 /**
@@ -151,23 +192,23 @@ async function measure(name, size, cpu, scale) {
  * processor, and what the floor needs for it
  */
 export async function flat(cpu, rounds, scale) {
-  const all = { pvnet: [], floor: [] };
+  const results = [];
   for (let round = 0; round < Math.min(rounds, 3); round++) {
+    const stores = [];
     for (const name of ['pvnet', 'floor']) {
-      const small = await measure(name, SMALL, cpu, scale);
-      const large = await measure(name, LARGE, cpu, scale);
-      all[name].push({ small, large });
+      for (const size of [SMALL, LARGE]) stores.push(await Filled.start(name, size, cpu));
     }
+    results.push(await measure(stores, scale));
+    for (const store of stores) store.stop();
   }
-  const costOf = (name, what) => {
-    const small = median(all[name].map(found => found.small[what]));
-    const large = median(all[name].map(found => found.large[what]));
+  const costOf = (what, at) => {
+    const [small, large] = [at, at + 1].map(i => median(results.map(found => found[what][i])));
     return { small, large, ratio: large / small };
   };
-  return Object.keys(all.pvnet[0].small).map(what => ({
+  return Object.keys(KINDS).map(what => ({
     what,
-    ...costOf('pvnet', what),
-    floor: FLOOR.includes(what) ? costOf('floor', what) : null,
+    ...costOf(what, 0),
+    floor: FLOOR.includes(what) ? costOf(what, 2) : null,
   }));
 }
 
