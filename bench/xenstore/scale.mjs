@@ -80,7 +80,7 @@ async function inBatches(client, count, make) {
 
 /** What the floor does too: see floor.mjs. */
 const FLOOR = ['READ', 'WRITE', 'READ of any node'];
-/** Each kind of operation is measured this many times, and the least counts: other work on the machine adds. */
+/** How often each kind of operation is measured; the median counts. */
 const SLICES = 10;
 
 /** A filled server. */
@@ -182,7 +182,7 @@ async function measure(stores, scale) {
     for (let i = 0; i < SLICES; i++) {
       for (const store of asked) costs.get(store).push(await slice(store, kind, count));
     }
-    found[what] = stores.map(store => Math.min(...(costs.get(store) ?? [])));
+    found[what] = stores.map(store => median(costs.get(store) ?? []));
   }
   return found;
 }

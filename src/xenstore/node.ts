@@ -43,7 +43,7 @@ export class StoreNode implements Located {
   }
 
   fetch(): number {
-    return this.value.length + this.parentPath.length;
+    return this.value.length + this.parentPath.length + this.generation;
   }
 
   /** A copy for the editor with this epoch. Both share value, permissions and children. */

@@ -35,11 +35,6 @@ export class PathTable<T extends Located> {
     }
   }
 
-  /** Whether there may be an item whose path has this hash. */
-  mayHave(hash: number): boolean {
-    return this.#first(hash) !== null;
-  }
-
   /** Adds an item at a path that has none. */
   add(item: T): void {
     const part = this.#parts[item.hash >>> 24];

@@ -117,13 +117,18 @@ export class Tree {
   /** Removes a node other than the root, and what is below it. @returns the removed node */
   remove(path: Path): StoreNode {
     const parent = this.#own(path, path.count - 1, undefined);
-    const node = findChild(parent, path, path.count - 1)!;
+    const node = this.below(parent, path, path.count);
     const directory = parent.directory!;
     this.generations.count++;
     directory.children = removeChild(directory.children!, node, this.#epoch);
     this.#childrenChanged(directory, -node.name.length - 1);
     this.removed(node);
     return node;
+  }
+
+  /** The node `depth` names down the path, of which the parent is `node`. */
+  protected below(node: StoreNode, path: Path, depth: number): StoreNode {
+    return findChild(node, path, depth - 1)!;
   }
 
   /** A node came into the tree. */
@@ -153,12 +158,12 @@ export class Tree {
   #own(path: Path, depth: number, known: StoreNode | undefined): StoreNode {
     const epoch = this.#epoch;
     // What is ours has nothing above it that is not.
-    const there = known ?? this.find(path, depth);
-    if (there?.epoch === epoch) return there;
+    const there = known ?? this.find(path, depth)!;
+    if (there.epoch === epoch) return there;
     if (this.root.epoch !== epoch) this.root = this.root.copy(epoch);
     let node = this.root;
-    for (let i = 0; i < depth; i++) {
-      let child = findChild(node, path, i)!;
+    for (let i = 1; i <= depth; i++) {
+      let child = i === depth ? there : this.below(node, path, i);
       if (child.epoch !== epoch) {
         const old = child;
         child = old.copy(epoch);
@@ -194,6 +199,10 @@ export class LiveTree extends Tree {
   branch(): BranchTree {
     const before = this.epoch;
     return new BranchTree(this, this.snapshot(), before);
+  }
+
+  protected override below(_node: StoreNode, path: Path, depth: number): StoreNode {
+    return this.#nodes.find(path, depth)!;
   }
 
   protected override added(node: StoreNode): void {

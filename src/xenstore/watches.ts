@@ -52,11 +52,24 @@ export class Watch implements Located {
   }
 }
 
+/** Of a path hash: its upper half. */
+const MARKS = 1 << 16;
+const MARK_MAX = 255;
+
+function markOf(hash: number): number {
+  return hash >>> 16;
+}
+
 /** All watches, found by the path they watch: an event costs a look-up for each of its ancestors. */
 export class Watches {
   /** The first watch on each path in the tree. */
   readonly #table = new PathTable<Watch>();
   readonly #special = new Map<string, Watch[]>();
+  /**
+   * How many watched paths have each mark; what has reached MARK_MAX stays. Most ancestors of most changes
+   * are not watched, and this is nearer to the processor than the table.
+   */
+  readonly #marks = new Uint8Array(MARKS);
 
   /** @param path the watch's path, parsed */
   add(watch: Watch, path: Path): void {
@@ -67,8 +80,10 @@ export class Watches {
       return;
     }
     const first = this.#table.find(path, path.count);
-    if (first === undefined) this.#table.add(watch);
-    else {
+    if (first === undefined) {
+      this.#table.add(watch);
+      if (this.#marks[markOf(watch.hash)] < MARK_MAX) this.#marks[markOf(watch.hash)]++;
+    } else {
       first.last.next = watch;
       first.last = watch;
     }
@@ -85,8 +100,10 @@ export class Watches {
     const first = this.#table.find(path, path.count);
     if (first === undefined) return;
     if (first === watch) {
-      if (watch.next === null) this.#table.remove(watch);
-      else {
+      if (watch.next === null) {
+        this.#table.remove(watch);
+        if (this.#marks[markOf(watch.hash)] < MARK_MAX) this.#marks[markOf(watch.hash)]--;
+      } else {
         watch.next.last = watch.last;
         this.#table.replace(watch, watch.next);
       }
@@ -104,8 +121,9 @@ export class Watches {
 
   /** Calls `visit` for every watch that a change at `path` concerns. */
   match(path: Path, visit: (watch: Watch) => void): void {
-    const { count } = path;
+    const { count, prefixHashes } = path;
     for (let i = 0; i <= count; i++) {
+      if (!this.mayHave(prefixHashes[i])) continue;
       let watch = this.#table.find(path, i) ?? null;
       for (; watch !== null; watch = watch.next) if (count - i <= watch.depth) visit(watch);
     }
@@ -113,7 +131,7 @@ export class Watches {
 
   /** Whether there may be a watch on the path of this hash. */
   mayHave(hash: number): boolean {
-    return this.#table.mayHave(hash);
+    return this.#marks[markOf(hash)] !== 0;
   }
 
   /** Calls `visit` for the watches on exactly this path. */
