@@ -14,7 +14,7 @@ import type { PagePool } from './page-pool.js';
 
 /** Packets whose copies go into one batch. */
 const BATCH_PACKETS = 32;
-/** Each fragment copies into at most two pages, and one packet must always fit. */
+/** One packet must always fit: a fragment takes a copy, one that is larger than a page another. */
 const BATCH_COPIES = 512;
 
 /** Fetch only what lies in other domains. */
@@ -40,8 +40,8 @@ const SCRATCH = {
 };
 
 /**
- * Brings packet data home: fragments that are grants of another domain become pages of a pool, packed
- * without gaps, by one batch of grant copies for many packets.
+ * Brings packet data home: fragments that are grants of another domain go into pages of a pool, as many
+ * whole ones into a page as fit, by one batch of grant copies for many packets.
  */
 export class Materialiser {
   private readonly batch = SCRATCH.batch;
@@ -234,7 +234,9 @@ export class Materialiser {
       let offset = packet.offset[i];
       let left = packet.size[i];
       while (left > 0) {
-        if (open < 0 || this.newSize[open] === PAGE_SIZE) {
+        // A fragment that does not fit behind the one before it begins a page: one copy for it, not two.
+        const room = open < 0 ? 0 : PAGE_SIZE - this.newSize[open];
+        if (room === 0 || (left > room && left <= PAGE_SIZE)) {
           const index = made === MAX_FRAGMENTS ? -1 : pool.alloc();
           if (index < 0) {
             this.giveBack(base, made, pool);
