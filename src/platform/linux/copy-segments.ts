@@ -7,7 +7,7 @@ import {
   COPY_WORDS,
   type CopyBatch,
 } from '../copy-batch.js';
-import { PAGE_SHIFT } from '../memory.js';
+import { PAGE_SIZE } from '../memory.js';
 
 /**
  * struct gntdev_grant_copy_segment (Linux, include/uapi/xen/gntdev.h), 24 bytes:
@@ -35,6 +35,9 @@ export interface ForeignPages {
 export class CopySegments {
   /** Segments encoded. */
   count = 0;
+  /** Bytes that they copy, and how many of them are from grant to grant. */
+  bytes = 0;
+  grantToGrant = 0;
   /** Batch index of each. */
   private readonly index: Int32Array;
 
@@ -55,35 +58,45 @@ export class CopySegments {
   }
 
   /**
-   * Encodes the copies from `from` on that have a grant on a side; `copyLocal` gets the indexes of the others.
+   * Encodes the copies from `from` on that have a grant on a side; `copyLocal` gets the others.
    * @returns the index behind the last copy that was taken: less than the batch's count when the segments are full
    */
-  encode(batch: CopyBatch, from: number, copyLocal: (index: number) => void): number {
-    this.count = 0;
-    const { words } = batch;
+  encode(batch: CopyBatch, from: number, copyLocal: (batch: CopyBatch, index: number) => void): number {
+    const { words, index } = this;
+    const copies = batch.words;
+    let count = 0;
+    let bytes = 0;
+    let grantToGrant = 0;
     let i = from;
-    for (; i < batch.count && this.count < this.capacity; i++) {
+    for (; i < batch.count && count < index.length; i++) {
       const copy = i * COPY_WORDS;
-      if (words[copy + COPY_SRC_DOMID] === COPY_LOCAL && words[copy + COPY_DST_DOMID] === COPY_LOCAL) {
-        copyLocal(i);
+      const fromGrant = copies[copy + COPY_SRC_DOMID] !== COPY_LOCAL;
+      const toGrant = copies[copy + COPY_DST_DOMID] !== COPY_LOCAL;
+      if (!fromGrant && !toGrant) {
+        copyLocal(batch, i);
         continue;
       }
-      const at = this.count * SEGMENT_WORDS;
-      let flags = words[copy + COPY_LENGTH];
-      if (this.side(at, words, copy + COPY_SRC_DOMID)) flags |= SOURCE_GREF;
-      if (this.side(at + 2, words, copy + COPY_DST_DOMID)) flags |= DEST_GREF;
-      this.words[at + 4] = flags;
-      this.words[at + 5] = GNTST.general_error;
-      this.index[this.count++] = i;
+      if (fromGrant && toGrant) grantToGrant++;
+      const at = count * SEGMENT_WORDS;
+      const length = copies[copy + COPY_LENGTH];
+      bytes += length;
+      let flags = length;
+      if (this.side(at, copies, copy + COPY_SRC_DOMID)) flags |= SOURCE_GREF;
+      if (this.side(at + 2, copies, copy + COPY_DST_DOMID)) flags |= DEST_GREF;
+      words[at + 4] = flags;
+      words[at + 5] = GNTST.general_error;
+      index[count++] = i;
     }
+    this.count = count;
+    this.bytes = bytes;
+    this.grantToGrant = grantToGrant;
     return i;
   }
 
   /** Takes over the statuses that the kernel wrote. */
   finish(batch: CopyBatch): void {
-    for (let n = 0; n < this.count; n++) {
-      batch.setStatus(this.index[n], (this.words[n * SEGMENT_WORDS + 5] << 16) >> 16);
-    }
+    const { words, index, count } = this;
+    for (let n = 0; n < count; n++) batch.setStatus(index[n], (words[n * SEGMENT_WORDS + 5] << 16) >> 16);
   }
 
   /** The ioctl as a whole was refused. */
@@ -100,7 +113,7 @@ export class CopySegments {
     if (domid === COPY_LOCAL) {
       domid = foreign.domidAt(ref);
       if (domid < 0) {
-        const address = this.base + ref * 2 ** PAGE_SHIFT + offset;
+        const address = this.base + ref * PAGE_SIZE + offset;
         words[at] = address;
         words[at + 1] = address / 0x1_0000_0000;
         return false;

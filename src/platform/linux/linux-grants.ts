@@ -1,10 +1,8 @@
 import { GNTST } from '../../abi/grant-table.js';
 import {
-  COPY_DST_DOMID,
   COPY_DST_OFFSET,
   COPY_DST_REF,
   COPY_LENGTH,
-  COPY_SRC_DOMID,
   COPY_SRC_OFFSET,
   COPY_SRC_REF,
   COPY_STATUS,
@@ -71,11 +69,21 @@ export class LinuxGrants implements Grants, ForeignPages {
   /** Opened when the first page is granted: a backend needs none. */
   private gntalloc = -1;
   private readonly argument = new CStruct(32);
+  /** Of the copy ioctl, which always gets the same array. */
+  private readonly copyArgument = new CStruct(16);
   private readonly segmentArray = new CStruct(SEGMENTS * SEGMENT_BYTES);
   private readonly segments: CopySegments;
   /** What is mapped at each page: -1, or the domain. */
   private readonly foreignDomid: Int16Array;
   private readonly foreignGref: Uint32Array;
+  private readonly copyLocal = ({ words }: CopyBatch, index: number): void => {
+    const at = index * COPY_WORDS;
+    const from = (words[at + COPY_SRC_REF] << PAGE_SHIFT) + words[at + COPY_SRC_OFFSET];
+    const to = (words[at + COPY_DST_REF] << PAGE_SHIFT) + words[at + COPY_DST_OFFSET];
+    this.own.memory.copy(to, from, words[at + COPY_LENGTH]);
+    words[at + COPY_STATUS] = GNTST.okay;
+    this.counts.localCopies++;
+  };
   private readonly granted = new Map<number, { page: number; offset: number }>();
   private mappings = 0;
   private failures = 0;
@@ -87,6 +95,7 @@ export class LinuxGrants implements Grants, ForeignPages {
   ) {
     this.gntdev = openXenDevice('/dev/xen/gntdev');
     const words = new Uint32Array(this.segmentArray.u8.buffer);
+    this.copyArgument.view.setBigUint64(8, BigInt(this.segmentArray.address), true);
     this.segments = new CopySegments(words, own.base, this);
     this.foreignDomid = new Int16Array(own.memory.pages).fill(-1);
     this.foreignGref = new Uint32Array(own.memory.pages);
@@ -206,31 +215,15 @@ export class LinuxGrants implements Grants, ForeignPages {
 
   copy(batch: CopyBatch): void {
     const { segments, counts } = this;
-    const { memory } = this.own;
-    const { words } = batch;
-    const copyLocal = (i: number): void => {
-      const at = i * COPY_WORDS;
-      const from = (words[at + COPY_SRC_REF] << PAGE_SHIFT) + words[at + COPY_SRC_OFFSET];
-      const to = (words[at + COPY_DST_REF] << PAGE_SHIFT) + words[at + COPY_DST_OFFSET];
-      memory.copy(to, from, words[at + COPY_LENGTH]);
-      words[at + COPY_STATUS] = GNTST.okay;
-      counts.localCopies++;
-    };
     for (let done = 0; done < batch.count; ) {
-      const first = done;
-      done = segments.encode(batch, first, copyLocal);
+      done = segments.encode(batch, done, this.copyLocal);
       if (segments.count === 0) continue;
-      for (let i = first; i < done; i++) {
-        const at = i * COPY_WORDS;
-        counts.copyBytes += words[at + COPY_LENGTH];
-        if (words[at + COPY_SRC_DOMID] >= 0 && words[at + COPY_DST_DOMID] >= 0) counts.grantToGrant++;
-      }
       counts.copyIoctls++;
       counts.copies += segments.count;
-      const { view, address } = this.argument;
+      counts.copyBytes += segments.bytes;
+      counts.grantToGrant += segments.grantToGrant;
+      const { view, address } = this.copyArgument;
       view.setUint32(0, segments.count, true);
-      view.setUint32(8, this.segmentArray.address, true);
-      view.setUint32(12, this.segmentArray.address / 0x1_0000_0000, true);
       if (libc().ioctl(this.gntdev, IOCTL_GNTDEV_GRANT_COPY, address) === 0) segments.finish(batch);
       else {
         const code = errnoName(errno());

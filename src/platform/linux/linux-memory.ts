@@ -1,5 +1,5 @@
 import { HypercallError } from '../errors.js';
-import { PAGE_SHIFT, PAGE_SIZE } from '../memory.js';
+import { PAGE_SIZE } from '../memory.js';
 import type { DomainMemory } from '../platform.js';
 import { MachineMemory } from '../sim/machine-memory.js';
 import {
@@ -74,7 +74,7 @@ export class LinuxMemory implements DomainMemory {
   }
 
   private mmap(page: number, protection: number, flags: number, fd: number, offset: number, what: string) {
-    const at = this.base + page * 2 ** PAGE_SHIFT;
+    const at = this.base + page * PAGE_SIZE;
     checked(libc().mmap(at, PAGE_SIZE, protection, flags, fd, offset), what);
   }
 }

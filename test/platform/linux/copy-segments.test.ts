@@ -73,7 +73,7 @@ describe('segments for IOCTL_GNTDEV_GRANT_COPY', () => {
     batch.add(COPY_LOCAL, 1, 0, COPY_LOCAL, 2, 64, 64);
     batch.add(1, 11, 0, COPY_LOCAL, 2, 0, 64);
     batch.add(1, 12, 0, COPY_LOCAL, 2, 0, 64);
-    const done = s.encode(batch, 0, i => local.push(i));
+    const done = s.encode(batch, 0, (_, i) => local.push(i));
     assert.equal(done, 4, 'the segments are full');
     view.setInt16(20, 0, true);
     view.setInt16(24 + 20, -3, true);
