@@ -23,6 +23,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
   resume: {
     usage: 'DOMAIN…',
     summary: 'Lets suspended domains go on; their frontends connect anew.',
+    details: 'Guests of kind "linux" always go on as if they had not been suspended, as with xl.',
     options: {
       cancelled: { type: 'boolean', help: 'as if they had not been suspended: nothing connects anew' },
     },

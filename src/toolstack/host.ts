@@ -403,7 +403,8 @@ export class Host {
 
   /**
    * Lets a suspended domain go on. Its frontends connect anew, as on another host, unless the suspend is said to have
-   * been called off.
+   * been called off. A machine with a kernel of its own is always told that: as an HVM guest it takes the other answer
+   * for another domain, with nothing of this one's event channels (libxl refuses that, too).
    * @throws ToolstackError EINVAL when it is not suspended
    */
   async resume(hosted: HostedDomain, options: { cancelled?: boolean } = {}): Promise<void> {
@@ -411,7 +412,7 @@ export class Host {
     if (domain.shutdownReason !== 'suspend' || booted?.resume === undefined) {
       throw new ToolstackError('EINVAL', `the domain ${config.name} is not suspended: it is ${domain.state}`);
     }
-    const cancelled = options.cancelled ?? false;
+    const cancelled = options.cancelled === true || booted.kernel === null;
     // A domain that comes back has a fresh connection.
     if (!cancelled) {
       const gfn = this.hypervisor.frames.gfn[domain.storePage];

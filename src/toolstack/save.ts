@@ -58,9 +58,22 @@ function configOf({ config }: DomainImage): DomainConfig {
   return { ...config, settings: new Map(config.settings) };
 }
 
-/** @throws ToolstackError EOPNOTSUPP for a guest whose state cannot be had */
-function saverOf(hosted: HostedDomain): () => unknown {
-  const { config, booted } = hosted;
+/**
+ * @throws ToolstackError EOPNOTSUPP for a guest whose state cannot be had, and for one whose kernel has backends in
+ * use: Linux resumes frontends only
+ */
+function saverOf(host: Host, hosted: HostedDomain): () => unknown {
+  const { config, booted, domain } = hosted;
+  const served = [...host.domains].filter(({ vifs }) =>
+    [...vifs.values()].some(({ backendDomid }) => backendDomid === domain.domid),
+  );
+  if (served.length > 0) {
+    const names = served.map(({ config: { name } }) => name).join(', ');
+    throw new ToolstackError(
+      'EOPNOTSUPP',
+      `${config.name}: a driver domain cannot be saved while it serves vifs, now of ${names}: detach them first`,
+    );
+  }
   const save = booted?.guest.save;
   if (save === undefined) {
     const why = UNSAVABLE[config.guest.kind] ?? 'it has no state to save';
@@ -77,7 +90,7 @@ function saverOf(hosted: HostedDomain): () => unknown {
  * @throws ToolstackError as `Host.suspend`, EOPNOTSUPP for a guest that cannot be saved; the domain runs on then
  */
 export async function saveDomain(host: Host, hosted: HostedDomain): Promise<DomainImage> {
-  const save = saverOf(hosted);
+  const save = saverOf(host, hosted);
   await host.suspend(hosted);
   try {
     return { ...(await domainImage(host, hosted)), guest: await save() };
@@ -115,7 +128,7 @@ export function restoreDomain(
  */
 export async function saveHost(host: Host): Promise<HostImage> {
   const all = [...host.domains];
-  for (const hosted of all) saverOf(hosted);
+  for (const hosted of all) saverOf(host, hosted);
   const domains: DomainImage[] = [];
   const suspended: HostedDomain[] = [];
   try {
@@ -173,7 +186,7 @@ export async function restoreHost(host: Host, image: HostImage): Promise<HostedD
 export async function migrateDomain(source: Host, hosted: HostedDomain, target: Host): Promise<HostedDomain> {
   const { booted } = hosted;
   const leave = booted?.guest.leave?.bind(booted.guest);
-  const save = leave === undefined ? saverOf(hosted) : null;
+  const save = leave === undefined ? saverOf(source, hosted) : null;
   const description = await domainImage(source, hosted);
   let abandon: (() => Promise<void>) | null = null;
   try {
