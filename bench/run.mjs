@@ -144,12 +144,69 @@ function scale() {
   ];
 }
 
+/** What network devices cost, and what byte queue limits are good for. */
+function netdevice() {
+  const part = (...argv) => measure([node, join(root, 'dist/bench/netdevice.js'), ...argv]);
+  const nanoseconds = {
+    'core-ns/packet': { of: run => (run.cpuSeconds / run.packets) * 1e9, show: fixed(1) },
+  };
+  const each = run => run.cpuSeconds / run.packets;
+  return [
+    {
+      title: 'register + unregister',
+      contenders: { alone: () => part('register', '0'), 'of 10000': () => part('register', '10000') },
+      values: { 'devices/s': { of: run => run.devices / run.cpuSeconds, show: fixed(0) } },
+      comparisons: [
+        {
+          name: 'cost of a device',
+          who: 'of 10000',
+          against: 'alone',
+          of: run => run.cpuSeconds / run.devices,
+        },
+      ],
+    },
+    {
+      title: 'qdisc, BQL, NAPI 64 B',
+      contenders: {
+        stack: () => part('stack'),
+        '+ GRO': () => part('stack', 'gro'),
+        ring: () => measure([node, join(root, 'dist/bench/ring.js'), '64', String(RING_MS)]),
+      },
+      values: nanoseconds,
+      comparisons: [
+        { name: 'part of the data path', who: 'stack', against: 'ring', of: each },
+        { name: 'part of the data path', who: '+ GRO', against: 'ring', of: each },
+      ],
+    },
+    {
+      title: 'urgent beside a stream',
+      contenders: { BQL: () => part('latency', 'on'), none: () => part('latency', 'off') },
+      values: {
+        'ms there and back': { of: run => run.medianMs, show: fixed(1) },
+        'bytes on the ring': { of: run => run.ringBytes, show: fixed(0) },
+        'Mbit/s of the stream': { of: run => (run.bytesPerSecond * 8) / 1e6, show: fixed(2) },
+      },
+      comparisons: [{ name: 'time there and back', who: 'BQL', against: 'none', of: run => run.medianMs }],
+    },
+    {
+      title: 'checksum',
+      contenders: Object.fromEntries(SIZES.map(size => [`${size} B`, () => part('checksum', String(size))])),
+      values: {
+        'GB/s': { of: run => run.bytes / run.cpuSeconds / 1e9, show: fixed(2) },
+        'ns each': { of: run => (run.cpuSeconds / run.count) * 1e9, show: fixed(0) },
+      },
+      comparisons: [],
+    },
+  ];
+}
+
 const BENCHMARKS = {
   ring: () => ring('ring', []),
   fresh: () => ring('ring, fresh grants', ['--fresh']),
   tcp: () => tcp('TCP, TSO', []),
   'tcp-no-tso': () => tcp('TCP, no TSO', ['--no-tso']),
   scale,
+  netdevice,
 };
 
 function parseArguments(argv) {
@@ -198,7 +255,7 @@ function print({ title, medians, ratios }, values) {
     console.log(`${title.padEnd(26)} ${name.padEnd(9)}${cells.join('  ')}`);
   }
   for (const { name, who, against, ratio } of ratios) {
-    console.log(`${''.padEnd(26)} ${who} : ${against.padEnd(9)} ${ratio.toFixed(2)}  ${name}`);
+    console.log(`${''.padEnd(26)} ${who} : ${against.padEnd(9)} ${ratio.toFixed(ratio < 0.1 ? 3 : 2)}  ${name}`);
   }
 }
 

@@ -43,21 +43,18 @@ class Held {
 export class Gro {
   private readonly held: Held[] = Array.from({ length: MAX_GRO_FLOWS }, () => new Held());
   private used = 0;
-  /** Packets that became part of another, and packets given on. */
-  merged = 0;
-  delivered = 0;
 
   /** Takes a packet that arrived. Takes the reference. */
   receive(packet: Packet, device: NetDevice): void {
     // With nothing held there is no order to keep, a GSO packet is whole already, and most others can be told early.
     if (this.used === 0 && (packet.gsoType !== GSO_NONE || isPlainDatagram(packet))) {
-      this.deliver(packet, device);
+      device.receive(packet);
       return;
     }
     const level = headers.parse(packet);
     if (!this.isCandidate(packet, level)) {
       this.flushFlowOf(packet);
-      this.deliver(packet, device);
+      device.receive(packet);
       return;
     }
     for (let i = 0; i < this.used; i++) {
@@ -68,12 +65,11 @@ export class Gro {
         this.flushAt(i);
         break;
       }
-      this.merged++;
       const short = packet.length - headers.length < held.segmentSize;
       if (ends !== 0 || short) this.flushAt(i);
       return;
     }
-    if ((tcpFlags(packet) & TCP_PSH) !== 0) this.deliver(packet, device);
+    if ((tcpFlags(packet) & TCP_PSH) !== 0) device.receive(packet);
     else this.hold(packet, device);
   }
 
@@ -167,11 +163,6 @@ export class Gro {
     this.held.splice(index, 1);
     this.held.push(held);
     if (held.segments > 1) finish(held, packet);
-    this.deliver(packet, device);
-  }
-
-  private deliver(packet: Packet, device: NetDevice): void {
-    this.delivered++;
     device.receive(packet);
   }
 }

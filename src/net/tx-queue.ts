@@ -3,7 +3,7 @@ import { DynamicQueueLimit } from './dql.js';
 import { releaseList } from './gso.js';
 import type { Packet } from './packet.js';
 import type { Qdisc } from './qdisc.js';
-import { validateXmit } from './xmit.js';
+import { passesAsItIs, validateXmit } from './xmit.js';
 
 export const NETDEV_TX_OK = 0x00;
 export const NETDEV_TX_BUSY = 0x10;
@@ -175,12 +175,19 @@ export class TxQueue {
   }
 
   private send(packet: Packet): boolean {
-    const { net } = this.device;
     // A driver may call xmit of its own device (a tunnel would): that packet has to wait its turn.
     if (this.inXmit) return this.drop(packet);
-    const list = validateXmit(packet, this.device, net.packets, net.materialiser);
-    if (list === null) return this.drop(null);
-    return this.transmit(list);
+    const { device } = this;
+    if (!passesAsItIs(packet, device.features)) {
+      const list = validateXmit(packet, device, device.net.packets, device.net.materialiser);
+      return list === null ? this.drop(null) : this.transmit(list);
+    }
+    packet.queue = this.index;
+    this.inXmit = true;
+    const sent = device.ops.startXmit(packet, device);
+    this.inXmit = false;
+    device.markDirty();
+    return sent === NETDEV_TX_OK ? true : this.requeue(packet);
   }
 
   private transmit(list: Packet): boolean {
