@@ -255,7 +255,9 @@ function print({ title, medians, ratios }, values) {
     console.log(`${title.padEnd(26)} ${name.padEnd(9)}${cells.join('  ')}`);
   }
   for (const { name, who, against, ratio } of ratios) {
-    console.log(`${''.padEnd(26)} ${who} : ${against.padEnd(9)} ${ratio.toFixed(ratio < 0.1 ? 3 : 2)}  ${name}`);
+    console.log(
+      `${''.padEnd(26)} ${who} : ${against.padEnd(9)} ${ratio.toFixed(ratio < 0.1 ? 3 : 2)}  ${name}`,
+    );
   }
 }
 
