@@ -85,7 +85,6 @@ export function planRx(
   let next = start + 1;
   // An extra info's request gives up its place in the ring; its page stays untouched.
   for (; next <= start + extras; next++) ids[next & mask] = i32[ring.slot(next) >>> 2];
-  let mapped = statics === null ? -1 : statics.pageOf(gref, true);
   let filled = headroom;
   for (let i = -1; i < packet.fragments; i++) {
     const from = i < 0 || source[i] === FRAGMENT_LOCAL ? COPY_LOCAL : source[i];
@@ -97,12 +96,11 @@ export function planRx(
         at = ring.slot(next) >>> 2;
         ids[next++ & mask] = i32[at];
         gref = i32[at + 1];
-        mapped = statics === null ? -1 : statics.pageOf(gref, true);
         filled = headroom;
       }
       const take = Math.min(left, PAGE_SIZE - filled);
-      if (mapped < 0) batch.add(from, page, begin, domid, gref, filled, take);
-      else batch.add(from, page, begin, COPY_LOCAL, mapped, filled, take);
+      const done = from === COPY_LOCAL && (statics?.write(gref, filled, page, begin, take) ?? false);
+      if (!done) batch.add(from, page, begin, domid, gref, filled, take);
       filled += take;
       begin += take;
       left -= take;

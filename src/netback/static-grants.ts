@@ -6,7 +6,7 @@ export const STATIC_GRANTS_MAX = 512;
 
 /**
  * Pages that a frontend asked to keep mapped (ADD_GREF_MAPPING): moving a packet from or to one of them
- * is a copy in the backend's own memory, without a hypercall.
+ * is a copy in the backend's own memory, without a hypercall, if the other side is local, too.
  */
 export class StaticGrants {
   private readonly mappings = new Map<number, GrantMapping>();
@@ -44,12 +44,24 @@ export class StaticGrants {
     return true;
   }
 
-  /** The page of ours that `gref` is mapped at, or -1; `write` when it is to be written to. */
-  pageOf(gref: number, write: boolean): number {
-    if (this.mappings.size === 0) return -1;
-    const mapping = this.mappings.get(gref);
-    if (mapping === undefined || (write && mapping.readonly)) return -1;
-    return mapping.address >>> PAGE_SHIFT;
+  /**
+   * Copies from the page that a grant is mapped at. A grant copy could not: to Xen the page is not ours.
+   * @param offset in that page; `page` and `at` say where in our memory the bytes go
+   * @returns false, having done nothing, when it is not mapped
+   */
+  read(gref: number, offset: number, page: number, at: number, length: number): boolean {
+    const mapping = this.mappings.get(gref >>> 0);
+    if (mapping === undefined) return false;
+    mapping.memory.copy((page << PAGE_SHIFT) + at, mapping.address + offset, length);
+    return true;
+  }
+
+  /** Copies to the page that a grant is mapped at. @returns false, having done nothing, when it is not, or readonly */
+  write(gref: number, offset: number, page: number, at: number, length: number): boolean {
+    const mapping = this.mappings.get(gref >>> 0);
+    if (mapping === undefined || mapping.readonly) return false;
+    mapping.memory.copy(mapping.address + offset, (page << PAGE_SHIFT) + at, length);
+    return true;
   }
 
   destroy(): void {

@@ -222,9 +222,11 @@ export function gatherTx(
       continue;
     }
     const take = Math.min(bytes - skip, length);
-    const mapped = statics === null ? -1 : statics.pageOf(tx.gref[i], false);
-    const from = mapped < 0 ? domid : COPY_LOCAL;
-    batch.add(from, mapped < 0 ? tx.gref[i] : mapped, tx.offset[i] + skip, COPY_LOCAL, page, offset, take);
+    const gref = tx.gref[i];
+    const from = tx.offset[i] + skip;
+    const done = statics?.read(gref, from, page, offset, take) ?? false;
+    // What is done keeps its place in the batch, as a copy of nothing: there is one for each slot.
+    batch.add(domid, gref, from, COPY_LOCAL, page, offset, done ? 0 : take);
     skip = 0;
     offset += take;
     length -= take;

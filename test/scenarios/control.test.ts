@@ -114,8 +114,10 @@ describe('the control ring', () => {
     const list = grantWords(guest, good.flat());
     assert.equal((await ask(T.ADD_GREF_MAPPING, 1, list, 3)).status, STATUS.SUCCESS);
     assert.equal(staticGrants[1].size, 3);
-    assert.ok(staticGrants[1].pageOf(good[0][0], false) > 0);
-    assert.equal(staticGrants[1].pageOf(good[0][0], true), -1, 'read-only');
+    const page = path.dom0.platform.memory.allocPage();
+    assert.equal(staticGrants[1].read(good[0][0], 0, page, 0, 8), true);
+    assert.equal(staticGrants[1].write(good[0][0], 0, page, 0, 8), false, 'read-only');
+    assert.equal(staticGrants[0].read(good[0][0], 0, page, 0, 8), false, "another queue's");
     assert.equal((await ask(T.ADD_GREF_MAPPING, 1, list, 513)).status, STATUS.INVALID_PARAMETER);
     const removal = grantWords(guest, [good[1][0], 0, 0xfffff, 0]);
     assert.deepEqual(await ask(T.DEL_GREF_MAPPING, 1, removal, 2), { status: STATUS.SUCCESS, data: 1 });
