@@ -1,15 +1,20 @@
 import { ErrnoError } from '../abi/errno.js';
 import {
   NETIF_CTRL_SLOT_SIZE,
+  NETIF_GREF_ENTRY_SIZE,
   XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
   XEN_NETIF_CTRL_STATUS,
   XEN_NETIF_CTRL_TYPE,
+  XEN_NETIF_CTRLF_GREF_READONLY,
 } from '../abi/netif.js';
 import { FrontRing, initSharedRing } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
 import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
+
+/** Grants that one request can name: a page of them. */
+const GREFS_PER_LIST = PAGE_SIZE / NETIF_GREF_ENTRY_SIZE;
 
 /** What the control ring needs of its device. */
 export interface ControlDevice {
@@ -109,6 +114,27 @@ export class Control {
       await this.withPage(bytes, gref => this.must(T.SET_HASH_MAPPING, gref, mapping.length, 0));
     }
     await this.must(T.SET_HASH_FLAGS, settings.flags);
+  }
+
+  /**
+   * Has the backend keep pages mapped that it may read, for packets of one queue: moving those costs it no grant operation.
+   * @param take gives at most so many references, all granted until the connection ends
+   * @returns how many there are @throws EINVAL when the backend refuses them
+   */
+  async mapGrants(queue: number, take: (count: number) => readonly number[]): Promise<number> {
+    const T = XEN_NETIF_CTRL_TYPE;
+    const { status, data } = await this.request(T.GET_GREF_MAPPING_SIZE, queue);
+    if (status !== XEN_NETIF_CTRL_STATUS.SUCCESS) return 0;
+    const grefs = take(data);
+    for (let at = 0; at < grefs.length; at += GREFS_PER_LIST) {
+      const list = grefs.slice(at, at + GREFS_PER_LIST);
+      // struct xen_netif_gref: the reference, then flags and a status of 16 bits each.
+      const words = Uint32Array.from(list.flatMap(gref => [gref, XEN_NETIF_CTRLF_GREF_READONLY]));
+      await this.withPage(new Uint8Array(words.buffer), gref =>
+        this.must(T.ADD_GREF_MAPPING, queue, gref, list.length),
+      );
+    }
+    return grefs.length;
   }
 
   destroy(): void {

@@ -34,6 +34,24 @@ export class GrantedPool {
     return this.grefs[index];
   }
 
+  /**
+   * Makes and grants so many pages, or as many as the pool has left, ahead of their use.
+   * @returns their references @throws ENOSPC when the grant table is full
+   */
+  grantAhead(count: number): number[] {
+    const indexes: number[] = [];
+    try {
+      for (let i = 0; i < count; i++) {
+        const index = this.pages.alloc();
+        if (index < 0) break;
+        indexes.push(index);
+      }
+      return indexes.map(index => this.grefOf(index));
+    } finally {
+      for (const index of indexes) this.pages.free(index);
+    }
+  }
+
   /** Gives all pages back: those in use when their packets are released, or the backend lets go of them. */
   retire(): void {
     this.pages.retire((page, index) => {
