@@ -73,8 +73,8 @@ export class XenStoreClient extends NodeOperations {
     this.#freeTransactions = options.maxTransactions ?? MAX_TRANSACTIONS;
     stream.onData(bytes => this.#receive(bytes));
     stream.onClose(error => {
-      const why = error === undefined ? 'xenstored ended the connection' : error.message;
-      this.#fail(new XenStoreError('ECONNRESET', why));
+      if (error instanceof XenStoreError) this.#fail(error);
+      else this.#fail(new XenStoreError('ECONNRESET', error?.message ?? 'xenstored ended the connection'));
     });
   }
 

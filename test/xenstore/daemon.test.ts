@@ -261,12 +261,37 @@ describe('the xenstore tools', () => {
     assert.equal((await ours(['exists', '--json', '/no'], socket)).stdout, '{"/no":false}\n');
   });
 
-  test('a socket where nobody listens is an error that says so', async () => {
-    const { stderr, status } = spawnSync(process.execPath, [main, 'xenstore', 'read', '/a'], {
-      encoding: 'utf8',
-      env: { ...process.env, XENSTORED_PATH: join(folder, 'nowhere') },
+  describe('without a server, the message says what was tried and what to do', () => {
+    const failing = (path: string) =>
+      spawnSync(process.execPath, [main, 'xenstore', 'read', '/a'], {
+        encoding: 'utf8',
+        env: { ...process.env, XENSTORED_PATH: path },
+      });
+
+    test('no socket', () => {
+      const path = join(folder, 'nowhere');
+      const { stderr, status } = failing(path);
+      assert.match(stderr, /^xenstore read: ENOENT: no xenstored runs here: /);
+      assert.ok(
+        stderr.includes(`there is no socket ${path}; start one with "pvnet xenstored --socket ${path}"`),
+      );
+      assert.equal(status, 1);
     });
-    assert.match(stderr, /is xenstored running\?/);
-    assert.equal(status, 1);
+
+    test('nobody listens', () => {
+      const path = join(folder, 'left-behind');
+      writeFileSync(path, '');
+      assert.match(
+        failing(path).stderr,
+        /^xenstore read: ECONNREFUSED: no xenstored runs here: nobody listens/,
+      );
+    });
+
+    test('no device', () => {
+      assert.match(
+        failing('/dev/xen-nowhere').stderr,
+        /^xenstore read: ENOENT: there is no \/dev\/xen-nowhere: /,
+      );
+    });
   });
 });
