@@ -1,8 +1,8 @@
 // npm run bench [-- NAME…] [--json] [--rounds N] [--cpu N]: compiles, then runs the contenders of each benchmark in
 // turn, round after round, pinned to one CPU, and prints medians of the ratios within a round.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { availableParallelism, cpus, loadavg, release } from 'node:os';
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { availableParallelism, constants, cpus, loadavg, release } from 'node:os';
 import { join } from 'node:path';
 import { root, setUp } from '../scripts/setup.mjs';
 
@@ -43,6 +43,21 @@ function measure(argv) {
   return JSON.parse(stdout);
 }
 
+/**
+ * Other processes get what is left: as root, where the kernel groups the processes of a session, and undone when this
+ * process ends.
+ */
+function takePrecedence() {
+  const group = '/proc/self/autogroup';
+  try {
+    const [before] = /-?\d+$/.exec(readFileSync(group, 'utf8').trim());
+    writeFileSync(group, String(constants.priority.PRIORITY_HIGHEST));
+    process.on('exit', () => writeFileSync(group, before));
+  } catch {
+    // Another user, or no such groups: the machine had better be idle.
+  }
+}
+
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
   const half = sorted.length >> 1;
@@ -73,34 +88,30 @@ function ring(title, flags) {
   }));
 }
 
+/** One run of bench/tcp.ts. */
+function tcpRun(kind, flags) {
+  return measure([node, join(root, 'dist/bench/tcp.js'), kind, String(TCP_SECONDS), ...flags]);
+}
+
+const TCP_VALUES = {
+  'Gbit/s': { of: run => (run.bytes * 8) / run.seconds / 1e9, show: fixed(2) },
+  'core-s/GB': { of: run => run.cpuSeconds / (run.bytes / 1e9), show: fixed(3) },
+};
+const throughput = run => run.bytes / run.seconds;
+
 function tcp(title, flags) {
-  const argv = (kind, more = []) => [
-    node,
-    join(root, 'dist/bench/tcp.js'),
-    kind,
-    String(TCP_SECONDS),
-    ...flags,
-    ...more,
-  ];
-  const contenders = {
-    veth: () => measure(argv('veth')),
-    tapfwd: () => measure(argv('tapfwd', [`--tapfwd=${compile('tapfwd')}`])),
-    pvnet: () => measure(argv('pvnet')),
-  };
-  const values = {
-    'Gbit/s': { of: run => (run.bytes * 8) / run.seconds / 1e9, show: fixed(2) },
-    'core-s/GB': { of: run => run.cpuSeconds / (run.bytes / 1e9), show: fixed(3) },
-    'ping µs': { of: run => run.pingUs, show: fixed(1) },
-  };
-  const speed = run => run.bytes / run.seconds;
   return [
     {
       title,
-      contenders,
-      values,
+      contenders: {
+        veth: () => tcpRun('veth', flags),
+        tapfwd: () => tcpRun('tapfwd', [...flags, `--tapfwd=${compile('tapfwd')}`]),
+        pvnet: () => tcpRun('pvnet', flags),
+      },
+      values: { ...TCP_VALUES, 'ping µs': { of: run => run.pingUs, show: fixed(1) } },
       comparisons: [
-        { name: 'throughput', against: 'tapfwd', of: speed },
-        { name: 'throughput', against: 'veth', of: speed },
+        { name: 'throughput', against: 'tapfwd', of: throughput },
+        { name: 'throughput', against: 'veth', of: throughput },
         { name: 'CPU time per byte', against: 'tapfwd', of: run => run.cpuSeconds / run.bytes },
         { name: 'ping', against: 'tapfwd', of: run => run.pingUs },
       ],
@@ -200,6 +211,33 @@ function netdevice() {
   ];
 }
 
+/** Where Debian's packages put what only root runs. */
+const PATH = [...process.env.PATH.split(':'), '/usr/sbin', '/sbin'];
+
+/** Switches that a user would pick instead. Those that are not installed are left out. */
+function switches() {
+  const wanted = {
+    vde: ['vde_switch', 'vde2'],
+    ovs: ['ovs-vswitchd', 'openvswitch-switch'],
+    socat: ['socat', 'socat'],
+  };
+  const contenders = {};
+  for (const [kind, [program, debianPackage]] of Object.entries(wanted)) {
+    if (PATH.some(folder => existsSync(join(folder, program)))) {
+      contenders[kind] = () => tcpRun(kind, ['--no-tso', '--no-ping']);
+    } else {
+      console.error(`${kind} is left out: there is no ${program} (apt-get install ${debianPackage})`);
+    }
+  }
+  const comparisons = Object.keys(contenders).map(against => ({
+    name: 'throughput',
+    against,
+    of: throughput,
+  }));
+  contenders.pvnet = () => tcpRun('pvnet', ['--no-tso', '--no-ping']);
+  return [{ title: 'switches, no TSO', contenders, values: TCP_VALUES, comparisons }];
+}
+
 const BENCHMARKS = {
   ring: () => ring('ring', []),
   fresh: () => ring('ring, fresh grants', ['--fresh']),
@@ -207,6 +245,7 @@ const BENCHMARKS = {
   'tcp-no-tso': () => tcp('TCP, no TSO', ['--no-tso']),
   scale,
   netdevice,
+  switches,
 };
 
 function parseArguments(argv) {
@@ -263,6 +302,7 @@ function print({ title, medians, ratios }, values) {
 
 const { names, json, rounds, cpu } = parseArguments(process.argv.slice(2));
 setUp();
+takePrecedence();
 const machine = `${cpus()[0].model.trim()}, ${availableParallelism()} CPUs, Linux ${release()}, Node ${process.versions.node}, load ${loadavg()[0].toFixed(1)}`;
 const commandLine = ['npm run bench --', ...names, `--rounds ${rounds}`, `--cpu ${cpu}`].join(' ');
 if (!json) console.log(`${commandLine}\n${machine}\n`);

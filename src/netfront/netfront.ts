@@ -233,12 +233,11 @@ export class Netfront implements QueueDevice {
   }
 
   /** The backend is Connected, too. */
-  backendConnected(): void {
+  async backendConnected(): Promise<void> {
     const first = this.failures > 0;
     this.failures = 0;
     this.net.notifiers.call(NETDEV_NOTIFY_PEERS, this.dev as NetDevice);
-    // Nothing waits for it: a backend may not answer.
-    if (first && this.options.staticGrants) void this.mapGrants();
+    if (first && this.options.staticGrants) await this.mapGrants();
   }
 
   /** Each queue's share of the pages that packets are sent from. */
@@ -549,7 +548,7 @@ async function backendChanged(front: Netfront, state: number): Promise<void> {
       else await front.backendRestarted();
       break;
     case XenbusState.Connected:
-      front.backendConnected();
+      await front.backendConnected();
       break;
     case XenbusState.Closing:
     case XenbusState.Closed:

@@ -63,7 +63,6 @@ export class Daemon {
       log: line => this.#log(line),
       liveUpdate: words => this.#liveUpdate(words),
       openLogFile: path => this.#openTraceFile(path),
-      writeFile: (path, text) => writeFileSync(path, text, { mode: 0o600 }),
     });
   }
 
