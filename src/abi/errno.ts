@@ -42,6 +42,7 @@ export const ERRNO = {
   EISCONN: 106,
   ENOTCONN: 107,
   ETIMEDOUT: 110,
+  ECONNREFUSED: 111,
   EALREADY: 114,
 } as const;
 

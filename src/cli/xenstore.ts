@@ -1,6 +1,6 @@
 import { parseArgs } from 'node:util';
 import { type ClientTransaction, XenStoreClient, XenStoreError } from '../xenstore/index.js';
-import { connectXenStore } from '../xenstore/node/index.js';
+import { connectXenStore, defaultSocketPath } from '../xenstore/node/index.js';
 import { escapeValue, unescapeValue } from './escape.js';
 
 const options = {
@@ -15,6 +15,7 @@ const options = {
   number: { type: 'string', short: 'n' },
   raw: { type: 'boolean', short: 'R' },
   depth: { type: 'string', short: 'd' },
+  'socket-only': { type: 'boolean', short: 's' },
 } as const;
 
 type OptionName = keyof typeof options;
@@ -53,50 +54,56 @@ const never = () => false;
 
 const modes: Record<string, Mode> = {
   ls: {
-    usage: '[-h] [-f] [-p] [path]',
+    usage: '[-h] [-s] [-f] [-p] [path]',
     allowed: ['flat', 'prefix'],
     accepts: always,
     isTransaction: never,
     run: ls,
   },
   read: {
-    usage: '[-h] [-p] [-R] key [...]',
+    usage: '[-h] [-s] [-p] [-R] key [...]',
     allowed: ['prefix', 'raw'],
     accepts: some,
     isTransaction: words => words.length > 1,
     run: read,
   },
   write: {
-    usage: '[-h] [-R] key value [...]',
+    usage: '[-h] [-s] [-R] key value [...]',
     allowed: ['raw'],
     accepts: words => words.length > 0 && words.length % 2 === 0,
     isTransaction: words => words.length > 2,
     run: write,
   },
-  rm: { usage: '[-h] [-t] key [...]', allowed: ['tidy'], accepts: some, isTransaction: always, run: rm },
+  rm: { usage: '[-h] [-s] [-t] key [...]', allowed: ['tidy'], accepts: some, isTransaction: always, run: rm },
   list: {
-    usage: '[-h] [-p] key [...]',
+    usage: '[-h] [-s] [-p] key [...]',
     allowed: ['prefix'],
     accepts: some,
     isTransaction: always,
     run: list,
   },
-  exists: { usage: '[-h] key', allowed: [], accepts: some, isTransaction: always, run: exists },
+  exists: { usage: '[-h] [-s] key [...]', allowed: [], accepts: some, isTransaction: always, run: exists },
   chmod: {
-    usage: '[-h] [-u] [-r] key <mode [modes...]>',
+    usage: '[-h] [-s] [-u] [-r] key <mode [modes...]>',
     allowed: ['upto', 'recurse'],
     accepts: words => words.length > 1,
     isTransaction: always,
     run: chmod,
   },
   watch: {
-    usage: '[-h] [-n NR] [-d DEPTH] key [...]',
+    usage: '[-h] [-s] [-n NR] [-d DEPTH] key [...]',
     allowed: ['number', 'depth'],
     accepts: some,
     isTransaction: never,
     run: watch,
   },
-  control: { usage: '[-h] command [...]', allowed: [], accepts: some, isTransaction: never, run: control },
+  control: {
+    usage: '[-h] [-s] command [...]',
+    allowed: [],
+    accepts: some,
+    isTransaction: never,
+    run: control,
+  },
 };
 
 /** `pvnet xenstore MODE …`: what xenstore-ls, -read, … do, with their flags and output. @returns exit status */
@@ -121,7 +128,7 @@ export async function xenstore(args: string[], output: Output = process.stdout):
     values = parsed.values;
     words = own < 0 ? parsed.positionals : rest.slice(own);
     for (const given of Object.keys(values) as OptionName[]) {
-      if (!['help', 'socket', 'json', ...mode.allowed].includes(given))
+      if (!['help', 'socket', 'socket-only', 'json', ...mode.allowed].includes(given))
         throw new Error(`no option --${given}`);
     }
     if (!values.help && !mode.accepts(words)) throw new Error('something is missing');
@@ -133,7 +140,9 @@ export async function xenstore(args: string[], output: Output = process.stdout):
     output.write(usage);
     return 0;
   }
-  const client = new XenStoreClient(connectXenStore(values.socket));
+  // -s of the real tools: the socket, even where the kernel has a device.
+  const path = values.socket ?? (values['socket-only'] ? defaultSocketPath() : undefined);
+  const client = new XenStoreClient(connectXenStore(path));
   try {
     const result = mode.isTransaction(words)
       ? await client.transaction(t => mode.run(t, words, values, output))
@@ -263,9 +272,46 @@ function count(text: string, option: string): number {
 }
 
 async function control(nodes: Nodes, words: string[]): Promise<Result> {
+  const client = nodes as XenStoreClient;
   const [command, ...parameters] = words;
-  const text = await (nodes as XenStoreClient).control(command, ...parameters);
+  if (command === 'live-update') return liveUpdate(client, parameters);
+  const text = await client.control(command, ...parameters);
   return { text: text.endsWith('\n') ? text : `${text}\n`, json: text };
+}
+
+/**
+ * `live-update [-c CMDLINE] [-F] [-t TIMEOUT] [FILE]`, as of xenstore-control, in the parts that xenstored
+ * takes; without FILE it starts the program that runs anew. A part by itself (-f FILE, -c CMDLINE, -a, -s)
+ * is sent as it is.
+ */
+async function liveUpdate(client: XenStoreClient, parameters: string[]): Promise<Result> {
+  const parts: string[][] = [];
+  const waiting: string[] = [];
+  let isWhole = true;
+  const left = parameters.slice();
+  for (let word = left.shift(); word !== undefined; word = left.shift()) {
+    if (word === '-a' || word === '-s' || word === '-f') isWhole = false;
+    if (word === '-a') parts.push([word]);
+    else if (word === '-F') waiting.push(word);
+    else if (word === '-t') waiting.push(word, wanted(left.shift(), '-t TIMEOUT'));
+    else if (word === '-c') parts.push([word, wanted(left.shift(), '-c CMDLINE')]);
+    else if (word === '-f') parts.push([word, wanted(left.shift(), '-f FILE')]);
+    else if (!word.startsWith('-') && left.length === 0) parts.unshift(['-f', word]);
+    else if (word !== '-s') throw new XenStoreError('EINVAL', `live-update: ${word} is not understood`);
+  }
+  // A command line alone is a part as well.
+  if (parameters[0] === '-c' && parameters.length === 2) isWhole = false;
+  if (isWhole || parameters.includes('-s')) parts.push(['-s', ...waiting]);
+  for (const part of parts) {
+    const answer = await client.control('live-update', ...part);
+    if (answer !== 'OK') throw new XenStoreError('EINVAL', `live-update ${part.join(' ')}: ${answer}`);
+  }
+  return { text: 'OK\n', json: 'OK' };
+}
+
+function wanted(word: string | undefined, what: string): string {
+  if (word === undefined) throw new XenStoreError('EINVAL', `live-update: ${what} is wanted`);
+  return word;
 }
 
 /** Room that ` = "..."` takes, and where permissions begin, in lines that are not flat. */

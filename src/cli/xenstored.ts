@@ -18,7 +18,7 @@ Runs a xenstored on a UNIX socket, without a hypervisor and without privilege.
   --trace-file FILE write the log to FILE
   --help            this text
 
-Update it while it runs: xenstore-control live-update FILE, FILE being the new version's main.js.
+Update it while it runs: pvnet xenstore control live-update FILE, FILE being the new version's main.js.
 `;
 
 /** `pvnet xenstored`: runs until it is told to end. @returns the exit status */

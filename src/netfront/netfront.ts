@@ -233,11 +233,12 @@ export class Netfront implements QueueDevice {
   }
 
   /** The backend is Connected, too. */
-  async backendConnected(): Promise<void> {
+  backendConnected(): void {
     const first = this.failures > 0;
     this.failures = 0;
     this.net.notifiers.call(NETDEV_NOTIFY_PEERS, this.dev as NetDevice);
-    if (first && this.options.staticGrants) await this.mapGrants();
+    // Nothing waits for it: a backend may not answer.
+    if (first && this.options.staticGrants) void this.mapGrants();
   }
 
   /** Each queue's share of the pages that packets are sent from. */
@@ -548,7 +549,7 @@ async function backendChanged(front: Netfront, state: number): Promise<void> {
       else await front.backendRestarted();
       break;
     case XenbusState.Connected:
-      await front.backendConnected();
+      front.backendConnected();
       break;
     case XenbusState.Closing:
     case XenbusState.Closed:

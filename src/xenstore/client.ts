@@ -1,4 +1,11 @@
-import { parseXsdError, XENSTORE_PAYLOAD_MAX, XS, XS_HEADER_SIZE, xsTypeName } from '../abi/xs-wire.js';
+import {
+  parseXsdError,
+  XENSTORE_PAYLOAD_MAX,
+  XS,
+  XS_HEADER_SIZE,
+  type XsdErrorName,
+  xsTypeName,
+} from '../abi/xs-wire.js';
 import type { ByteStream } from '../platform/platform.js';
 import { type Scheduler, sleep } from '../platform/scheduler.js';
 import { type AbortSignalLike, abortable, throwIfAborted } from './abort.js';
@@ -73,8 +80,8 @@ export class XenStoreClient extends NodeOperations {
     this.#freeTransactions = options.maxTransactions ?? MAX_TRANSACTIONS;
     stream.onData(bytes => this.#receive(bytes));
     stream.onClose(error => {
-      const why = error === undefined ? 'xenstored ended the connection' : error.message;
-      this.#fail(new XenStoreError('ECONNRESET', why));
+      if (error instanceof XenStoreError) this.#fail(error);
+      else this.#fail(new XenStoreError('ECONNRESET', error?.message ?? 'xenstored ended the connection'));
     });
   }
 
@@ -369,7 +376,8 @@ export class XenStoreClient extends NodeOperations {
     this.#pending.delete(id);
     if (type === XS.ERROR) {
       const code = parseXsdError(latin1(body).split('\0')[0]);
-      pending.reject(new XenStoreError(code, `${xsTypeName(pending.type)} ${pending.subject()}`));
+      const what = `${xsTypeName(pending.type)} ${pending.subject()}`;
+      pending.reject(new XenStoreError(code, `${what}: ${reasons[code]}`));
     } else if (type !== pending.type) {
       const what = `${xsTypeName(type)} came in answer to ${xsTypeName(pending.type)}`;
       pending.reject(new XenStoreError('EIO', what));
@@ -394,6 +402,26 @@ export class XenStoreClient extends NodeOperations {
     this.onClose?.(failure);
   }
 }
+
+/** What xenstored's refusals mean. */
+const reasons: Readonly<Record<XsdErrorName, string>> = {
+  EINVAL: 'malformed, or not possible like this',
+  EACCES: 'not permitted',
+  EEXIST: 'it is there already',
+  EISDIR: 'not possible for a directory',
+  ENOENT: 'there is no such thing',
+  ENOMEM: 'no memory left, or the quota of memory is used up',
+  ENOSPC: 'a quota is used up',
+  EIO: 'xenstored failed; its log says why',
+  ENOTEMPTY: 'it is not empty',
+  ENOSYS: 'this xenstored does not know the request',
+  EROFS: 'nothing can be changed here',
+  EBUSY: 'not possible at this time',
+  EAGAIN: 'somebody else has changed what it depends on',
+  EISCONN: 'it is connected already',
+  E2BIG: 'it does not fit one message',
+  EPERM: 'only the owner may do this',
+};
 
 /** The first string of a request, which is nearly always the path. */
 function subjectOf(body: Uint8Array): string {

@@ -45,24 +45,22 @@ const commands: Record<string, Command> = {
     run(server, words) {
       if (words.length !== 1 || words[0] === '') return INVALID;
       if (server.openLogFile === undefined) return { error: 'ENOSYS' };
-      try {
-        server.openLogFile(words[0]);
-        return OK;
-      } catch (error) {
-        server.log(`logfile ${words[0]}: ${(error as Error).message}`);
-        return { error: parseXsdError((error as { code?: string }).code ?? '') };
-      }
+      return attempt(server, `logfile ${words[0]}`, () => server.openLogFile!(words[0]));
     },
   },
   memreport: {
-    parameters: '',
-    run(server) {
-      const { store } = server;
-      server.log(`memreport: ${store.nodeCount} nodes, ${server.connections.size} connections`);
-      for (const { domid, usage } of store.domains) {
-        server.log(`memreport: domain ${domid}: ${usage.memory} bytes, ${usage.nodes} nodes`);
+    parameters: '[<file>]',
+    run(server, words) {
+      if (words.length > 1 || words[0] === '') return INVALID;
+      const lines = memoryReport(server);
+      if (words.length === 0) {
+        for (const line of lines) server.log(`memreport: ${line}`);
+        return OK;
       }
-      return OK;
+      if (server.writeFile === undefined) return { error: 'ENOSYS' };
+      return attempt(server, `memreport ${words[0]}`, () =>
+        server.writeFile!(words[0], `${lines.join('\n')}\n`),
+      );
     },
   },
   print: {
@@ -114,6 +112,25 @@ export function control(server: XenStoreServer, words: string[]): ControlAnswer 
   const [name, ...parameters] = words;
   if (name === undefined || !Object.hasOwn(commands, name)) return INVALID;
   return commands[name].run(server, parameters);
+}
+
+/** Does what may fail for reasons of the host's; the log has the words that the answer has no room for. */
+function attempt(server: XenStoreServer, what: string, action: () => void): ControlAnswer {
+  try {
+    action();
+    return OK;
+  } catch (error) {
+    server.log(`${what}: ${(error as Error).message}`);
+    return { error: parseXsdError((error as { code?: string }).code ?? '') };
+  }
+}
+
+function memoryReport({ store, connections }: XenStoreServer): string[] {
+  const lines = [`${store.nodeCount} nodes, ${connections.size} connections`];
+  for (const { domid, usage } of store.domains) {
+    lines.push(`domain ${domid}: ${usage.memory} bytes, ${usage.nodes} nodes`);
+  }
+  return lines;
 }
 
 function quotaLine(name: string, value: number): string {

@@ -72,6 +72,11 @@ export interface XenStoreServerOptions {
    * @throws an Error with `code` when it cannot be written
    */
   openLogFile?: (path: string) => void;
+  /**
+   * Writes a text to a file, for `memreport` of CONTROL. Without it the command fails when it names a file.
+   * @throws an Error with `code` when it cannot be written
+   */
+  writeFile?: (path: string, text: string) => void;
 }
 
 const OK = latin1Bytes('OK\0');
@@ -95,6 +100,7 @@ export class XenStoreServer implements ConnectionHost {
   readonly log: (line: string) => void;
   readonly liveUpdate: XenStoreServerOptions['liveUpdate'];
   readonly openLogFile: XenStoreServerOptions['openLogFile'];
+  readonly writeFile: XenStoreServerOptions['writeFile'];
   /** Requests handled. */
   requests = 0;
   /** Whether every request is logged (`control log on`). */
@@ -119,6 +125,7 @@ export class XenStoreServer implements ConnectionHost {
     this.log = options.log ?? (() => {});
     this.liveUpdate = options.liveUpdate;
     this.openLogFile = options.openLogFile;
+    this.writeFile = options.writeFile;
     this.#host = options.host;
     this.store = new Store({ random: options.random, domainState: domid => this.#host.domainState(domid) });
     Object.assign(this.store.quotas, options.quotas);

@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
-import { describe, test } from 'node:test';
+import { test } from 'node:test';
 import fc from 'fast-check';
 import {
   checksumIsRight,
@@ -16,35 +15,6 @@ import { Headers, PARSED_L2, PARSED_L3, PARSED_L4 } from '../../src/net/headers.
 import { CHECKSUM_NONE, CHECKSUM_PARTIAL, CHECKSUM_UNNECESSARY } from '../../src/net/packet.js';
 import { buildFrame, checksumsAreRight, referenceSum } from './frames.js';
 import { TestKernel } from './kernel.js';
-
-interface Vector {
-  name: string;
-  group: string;
-  input: { packet_hex: string; csum_flags: 'all' | 0 };
-  expect: { packet_hex: string };
-}
-const vectors = JSON.parse(
-  readFileSync(new URL('../../../test/vectors/netback-unit-tests.json', import.meta.url), 'utf8'),
-) as { tests: Vector[] };
-
-const hex = (text: string): Uint8Array => Uint8Array.from(text.match(/../g)!, b => Number.parseInt(b, 16));
-
-describe('FreeBSD netback unit tests: add_mbuf_cksum', () => {
-  const tests = vectors.tests.filter(t => t.group === 'add_mbuf_cksum');
-  assert.equal(tests.length, 5);
-  for (const vector of tests) {
-    test(vector.name, () => {
-      const kernel = new TestKernel();
-      const packet = kernel.packet(hex(vector.input.packet_hex));
-      const headers = new Headers();
-      headers.parse(packet);
-      // The mbuf's flags say that the hardware is to be trusted with the checksums, or that it is not.
-      if (vector.input.csum_flags === 'all') fillChecksums(packet, headers);
-      assert.deepEqual(kernel.bytes(packet), hex(vector.expect.packet_hex));
-      packet.release();
-    });
-  }
-});
 
 test('a sum over any bytes at any address is that of RFC 1071', () => {
   const { memory } = new TestKernel({ pages: 64 });

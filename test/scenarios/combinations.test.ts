@@ -180,8 +180,9 @@ async function tryCombination(combination: Combination, seed: number): Promise<v
   if (c.controlRing) await hash;
   else await assert.rejects(hash, { code: 'EOPNOTSUPP' });
   assert.equal(vif.hash.enabled, c.controlRing);
-  const mapped = vif.staticGrants.reduce((sum, { size }) => sum + size, 0);
-  assert.equal(mapped > 0, c.staticGrants && c.controlRing && c.trusted === 1, `${mapped} static grants`);
+  await host.scheduler.runFor(10);
+  const maps = c.staticGrants && c.controlRing && c.trusted === 1;
+  for (const { size } of vif.staticGrants) assert.equal(size > 0, maps, `${size} static grants`);
 
   const toBridge = dev.rxHandler!;
   const offers = { sg: c.backSg, gso4: c.backGso4, gso6: c.backGso6, csum4: c.backCsum4, csum6: c.backCsum6 };

@@ -146,11 +146,39 @@ describe('pvnet xenstored', () => {
       assert.equal(await client.control('live-update', '-s'), 'OK');
       assert.equal(await client.control('print', 'again'), 'OK');
       assert.match(readFileSync(other2, 'latin1'), /control: again\n$/);
+      // What xenstore-control has in one command.
+      const updated = await ours(['control', 'live-update', '-c', `-T ${log}`, '-t', '5', main], socket);
+      assert.deepEqual(updated, { stdout: 'OK\n', status: 0 });
+      const refused = await ours(['control', 'live-update', join(folder, 'none')], socket);
+      assert.equal(refused.status, 1);
+      assert.equal((await ours(['control', 'live-update', '--bogus'], socket)).status, 1);
+      assert.equal(await client.control('print', 'once more'), 'OK');
+      assert.match(readFileSync(log, 'latin1'), /control: once more\n$/);
       client.close();
     } finally {
       await stop(child);
     }
     assert.equal(existsSync(socket), false);
+  });
+
+  test('reports on memory to its log, or to a file', async () => {
+    const lines: string[] = [];
+    const socket = join(folder, 'memory');
+    const daemon = await Daemon.start({ socket, log: line => lines.push(line) });
+    const client = new XenStoreClient(connectSocket(socket));
+    const file = join(folder, 'report');
+    assert.equal(await client.control('memreport'), 'OK');
+    assert.equal(await client.control('memreport', file), 'OK');
+    const report = readFileSync(file, 'latin1');
+    assert.match(report, /^3 nodes, 1 connections\ndomain 0: 0 bytes, 3 nodes\n$/);
+    assert.deepEqual(
+      lines.map(line => `${line}\n`).join(''),
+      report.replace(/^/gm, 'memreport: ').slice(0, -'memreport: '.length),
+    );
+    await assert.rejects(client.control('memreport', join(folder, 'no', 'such')), { code: 'ENOENT' });
+    await assert.rejects(client.control('memreport', file, 'more'), { code: 'EINVAL' });
+    client.close();
+    await daemon.close();
   });
 
   test('keeps its nodes in a file', async () => {
@@ -261,12 +289,37 @@ describe('the xenstore tools', () => {
     assert.equal((await ours(['exists', '--json', '/no'], socket)).stdout, '{"/no":false}\n');
   });
 
-  test('a socket where nobody listens is an error that says so', async () => {
-    const { stderr, status } = spawnSync(process.execPath, [main, 'xenstore', 'read', '/a'], {
-      encoding: 'utf8',
-      env: { ...process.env, XENSTORED_PATH: join(folder, 'nowhere') },
+  describe('without a server, the message says what was tried and what to do', () => {
+    const failing = (path: string) =>
+      spawnSync(process.execPath, [main, 'xenstore', 'read', '/a'], {
+        encoding: 'utf8',
+        env: { ...process.env, XENSTORED_PATH: path },
+      });
+
+    test('no socket', () => {
+      const path = join(folder, 'nowhere');
+      const { stderr, status } = failing(path);
+      assert.match(stderr, /^xenstore read: ENOENT: no xenstored runs here: /);
+      assert.ok(
+        stderr.includes(`there is no socket ${path}; start one with "pvnet xenstored --socket ${path}"`),
+      );
+      assert.equal(status, 1);
     });
-    assert.match(stderr, /is xenstored running\?/);
-    assert.equal(status, 1);
+
+    test('nobody listens', () => {
+      const path = join(folder, 'left-behind');
+      writeFileSync(path, '');
+      assert.match(
+        failing(path).stderr,
+        /^xenstore read: ECONNREFUSED: no xenstored runs here: nobody listens/,
+      );
+    });
+
+    test('no device', () => {
+      assert.match(
+        failing('/dev/xen-nowhere').stderr,
+        /^xenstore read: ENOENT: there is no \/dev\/xen-nowhere: /,
+      );
+    });
   });
 });

@@ -21,7 +21,7 @@ export interface MachineFacts {
 /** Says why `device` could not be opened, and what to do about it. */
 export function explainDevice(device: XenDevice, code: string, facts: MachineFacts): string {
   if (facts.hypervisor !== 'xen') {
-    return `${device}: this machine does not run on Xen (/sys/hypervisor/type is "${facts.hypervisor}", not "xen")`;
+    return `${device}: this machine does not run on Xen (/sys/hypervisor/type is "${facts.hypervisor}", not "xen"); "pvnet up" makes a host of its own`;
   }
   if (!facts.deviceExists) {
     return `there is no ${device}: load the kernel's module with "modprobe ${XEN_DEVICES[device]}"`;

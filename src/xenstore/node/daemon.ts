@@ -63,6 +63,7 @@ export class Daemon {
       log: line => this.#log(line),
       liveUpdate: words => this.#liveUpdate(words),
       openLogFile: path => this.#openTraceFile(path),
+      writeFile: (path, text) => writeFileSync(path, text, { mode: 0o600 }),
     });
   }
 

@@ -27,9 +27,7 @@ class DeviceStream implements ByteStream {
   constructor(readonly path: string) {
     open(path, 'r+', (error, fd) => {
       if (error) {
-        this.#end(
-          new XenStoreError(error.code === 'EACCES' ? 'EACCES' : 'ENOENT', `${path}: ${error.message}`),
-        );
+        this.#end(openError(error, path));
         return;
       }
       this.#fd = fd;
@@ -101,5 +99,20 @@ class DeviceStream implements ByteStream {
     this.#failure = failure;
     if (this.#fd >= 0) close(this.#fd, () => {});
     this.#onClose?.(failure);
+  }
+}
+
+function openError(error: NodeJS.ErrnoException, path: string): XenStoreError {
+  switch (error.code) {
+    case 'ENOENT':
+      return new XenStoreError(
+        'ENOENT',
+        `there is no ${path}: this machine does not run on Xen, or lacks xenfs`,
+      );
+    case 'EACCES':
+    case 'EPERM':
+      return new XenStoreError('EACCES', `this user may not open ${path}: run as root`);
+    default:
+      return new XenStoreError('EIO', `${path}: ${error.message}`);
   }
 }

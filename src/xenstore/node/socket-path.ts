@@ -24,3 +24,9 @@ export function findXenStore(env: NodeJS.ProcessEnv = process.env): {
   const device = DEVICES.find(existsSync);
   return device === undefined ? { kind: 'socket', path } : { kind: 'device', path: device };
 }
+
+/** What is missing when there is no socket at `path`. */
+export function missing(path: string): string {
+  if (path !== SOCKETS[0] || DEVICES.some(existsSync)) return `there is no socket ${path}`;
+  return `there is neither the socket ${path} nor the device ${DEVICES[0]}`;
+}

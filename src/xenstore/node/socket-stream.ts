@@ -1,7 +1,7 @@
 import { createConnection } from 'node:net';
 import type { ByteStream } from '../../platform/platform.js';
 import { XenStoreError } from '../error.js';
-import { defaultSocketPath } from './socket-path.js';
+import { defaultSocketPath, missing } from './socket-path.js';
 
 /** Connects to a xenstored's socket. What is written before it is connected waits. */
 export function connectSocket(path = defaultSocketPath()): ByteStream {
@@ -27,14 +27,21 @@ export function connectSocket(path = defaultSocketPath()): ByteStream {
 }
 
 function connectError(error: NodeJS.ErrnoException, path: string): XenStoreError {
+  const remedy = `start one with "pvnet xenstored --socket ${path}", or name another socket (XENSTORED_PATH, --socket)`;
   switch (error.code) {
     case 'ENOENT':
-      return new XenStoreError('ENOENT', `there is no socket ${path}: is xenstored running?`);
+      return new XenStoreError('ENOENT', `no xenstored runs here: ${missing(path)}; ${remedy}`);
     case 'ECONNREFUSED':
-      return new XenStoreError('ENOTCONN', `nobody listens on ${path}: is xenstored running?`);
+      return new XenStoreError(
+        'ECONNREFUSED',
+        `no xenstored runs here: nobody listens on ${path}; ${remedy}`,
+      );
     case 'EACCES':
     case 'EPERM':
-      return new XenStoreError('EACCES', `no access to ${path}: it belongs to who started xenstored`);
+      return new XenStoreError(
+        'EACCES',
+        `this user may not open ${path}: it belongs to who started xenstored`,
+      );
     default:
       return new XenStoreError('ECONNRESET', `${path}: ${error.message}`);
   }
