@@ -40,9 +40,8 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     usage: 'FILE',
     summary: 'Writes the whole host with its domains to a file, for "pvnet restore", and shuts it down.',
     details:
-      'Domains of all kinds can be saved, modules if they have a "save". The file holds what their guests saved and their\n' +
-      'part of xenstore; vifs connect anew when it is restored. Of a "netns" guest it has addresses and routes, and not the\n' +
-      'programs that run in it.',
+      'Domains whose guests are of kind "echo" or "linux", or modules with a "save", can be saved. The file holds what they\n' +
+      'saved and their part of xenstore; vifs connect anew when it is restored.',
     options: { 'leave-running': { type: 'boolean', help: 'let the host go on' } },
     arguments: [1, 1],
     async run({ positionals, host, flag, show }) {
@@ -51,9 +50,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
         file: resolve(positionals[0]),
         leaveRunning: flag('leave-running'),
       });
-      show(saved, ({ domains, notes }) =>
-        [`saved ${domains.join(', ') || 'a host without domains'}`, ...notes].join('\n'),
-      );
+      show(saved, ({ domains }) => `saved ${domains.join(', ') || 'a host without domains'}`);
       return 0;
     },
   },
@@ -69,7 +66,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
       if (to === undefined) throw new CliError('EINVAL', 'say with --to which host gets the domain');
       const client = await host();
       const moved = await client.call<Result<'migrate'>>('migrate', { domain, to: resolve(to) });
-      show(moved, ({ domid, notes }) => [`${domain} is domain ${domid} there`, ...notes].join('\n'));
+      show(moved, ({ domid }) => `${domain} is domain ${domid} there`);
       return 0;
     },
   },

@@ -101,7 +101,7 @@ test('pages of other domains: writable ones are live, read-only ones are what th
   const control = new ControlBlock(new SharedArrayBuffer(CONTROL_BYTES), 0);
   const written: number[] = [];
   const foreign = new ForeignPages(ram, control, address => written.push(address));
-  const window = new ForeignWindow(control);
+  const window = new ForeignWindow();
   const other = new Memory(new SharedArrayBuffer(4 * PAGE));
   const BANK = 3;
   const frame = (BANK << BANK_SHIFT) | 1;
@@ -111,10 +111,17 @@ test('pages of other domains: writable ones are live, read-only ones are what th
   const at = seenAt(2);
   assert.notEqual(at, 2 * PAGE);
   assert.equal(seenAt(3), 3 * PAGE);
+  assert.equal(at >>> window.shift, window.number);
+  assert.equal(window.read32(at), -1, 'nothing is there yet');
+  window.attach(control);
   assert.equal(window.read32(at), -1, 'a bank that this thread has not been told of');
   window.setBank(BANK, other);
   window.write32(at + 8, 0x01020304);
   assert.equal(other.u32[(PAGE + 8) / 4], 0x01020304);
+  window.write16(at + 13, 0x0506);
+  assert.equal(other.u32[(PAGE + 12) / 4], 0x00050600);
+  window.write16(at + 14, 0x0708);
+  assert.equal(other.u32[(PAGE + 12) / 4], 0x07080600);
   other.u8[PAGE + 8] = 0xff;
   assert.equal(window.read8(at + 8), 0xff);
   assert.equal(window.read32(at + 9) & 0xff, 0x03);

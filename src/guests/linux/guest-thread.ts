@@ -4,7 +4,7 @@ import type { FromGuest, ToGuest } from './guest-worker.js';
 import { AGAIN } from './hypercalls.js';
 import type { MachineParts } from './machine.js';
 
-/** How long to look for more from the guest before having it knock. */
+/** How long to look for more hypercalls of the guest, which waits for each, before having it knock. */
 const SPIN_MS = 0.05;
 
 /** A guest's thread as the host sees it: a worker of Node or of a browser, whose program is GuestWorker. */
@@ -39,7 +39,7 @@ export class GuestThread {
   private server: GuestServer | null = null;
   private scheduler: Scheduler | null = null;
   private readonly task = new Task('linux guest', () => this.poll());
-  private workedAt = 0;
+  private calledAt = -SPIN_MS;
   private running = false;
   private stopping: Promise<void> | null = null;
   private closed = false;
@@ -100,12 +100,12 @@ export class GuestThread {
 
   // ---- from the guest ----
 
-  /** Does what the guest asks for; stays awake for a while after that, then sleeps until it knocks. */
+  /** Does what the guest asks for; stays awake for a while after a hypercall, then sleeps until it knocks. */
   private poll(): void {
     const scheduler = this.scheduler!;
     if (this.closed || this.task.queued) return;
-    if (this.serve()) this.workedAt = scheduler.now();
-    else if (scheduler.now() - this.workedAt >= SPIN_MS && this.sleep()) return;
+    if (this.serve()) this.calledAt = scheduler.now();
+    else if (scheduler.now() - this.calledAt >= SPIN_MS && this.sleep()) return;
     scheduler.post(this.task);
   }
 
@@ -118,19 +118,13 @@ export class GuestThread {
     return false;
   }
 
-  /** @returns whether there was anything to do */
+  /** @returns whether there was a hypercall */
   private serve(): boolean {
     const { words } = this.control;
-    let served = false;
-    if (Atomics.load(words, WORD.sends) !== 0) {
-      this.takeSends();
-      served = true;
-    }
-    if (Atomics.load(words, WORD.call) === CALL.asked) {
-      this.answer();
-      served = true;
-    }
-    return served;
+    if (Atomics.load(words, WORD.sends) !== 0) this.takeSends();
+    if (Atomics.load(words, WORD.call) !== CALL.asked) return false;
+    this.answer();
+    return true;
   }
 
   private takeSends(): void {

@@ -44,7 +44,10 @@ export interface WorkerThread {
 
 /** The program of a guest's thread: one emulated PC and what makes it a domain of a hypervisor in another thread. */
 export class GuestWorker {
-  private readonly personality = new Personality(() => this.thread.post(0));
+  private readonly personality = new Personality(
+    () => this.thread.post(0),
+    () => this.thread.now(),
+  );
   private machine: Machine | null = null;
   private running = false;
   private serial = '';
@@ -57,9 +60,10 @@ export class GuestWorker {
   }
 
   private async create(parts: MachineParts): Promise<void> {
-    const machine = await Machine.create(parts, this.personality, byte => {
+    const onSerial = (byte: number): void => {
       this.serial += String.fromCharCode(byte);
-    });
+    };
+    const machine = await Machine.create(parts, this.personality, onSerial, this.personality.window);
     this.machine = machine;
     this.personality.attach(machine);
     const { buffer, byteOffset, length } = machine.ram.u8;
@@ -75,7 +79,7 @@ export class GuestWorker {
     switch (message.type) {
       case 'bank': {
         const { bank, memory } = message;
-        personality.setBank(bank, memory && new Memory(memory.buffer, memory.start, memory.bytes));
+        personality.window.setBank(bank, memory && new Memory(memory.buffer, memory.start, memory.bytes));
         Atomics.add(words, WORD.banks, 1);
         break;
       }
@@ -108,6 +112,7 @@ export class GuestWorker {
       const wakes = Atomics.load(words, WORD.wake);
       personality.takeMail();
       const idleMs = machine.slice();
+      personality.flush();
       if (this.serial !== '') this.flushSerial();
       if (Atomics.load(words, WORD.run) === 0) {
         this.running = false;

@@ -42,6 +42,14 @@ export interface MachineHost {
   reset(machine: Machine): void;
 }
 
+/** Registers in a part of the address space that is a power of two in size, and aligned to that. */
+export interface MmioWindow extends MmioHandler {
+  /** The part is where a guest-physical address >>> shift is this. */
+  readonly number: number;
+  readonly shift: number;
+  write16(address: number, value: number): void;
+}
+
 /** Reads and writes of memory-mapped registers, by guest-physical address. */
 export interface MmioHandler {
   read8(address: number): number;
@@ -129,6 +137,11 @@ interface Exports {
 /** What v86 imports, as it passes it to `wasm_fn`. */
 interface Environment {
   io_port_read32(port: number): number;
+  mmap_read8(address: number): number;
+  mmap_read32(address: number): number;
+  mmap_write8(address: number, value: number): void;
+  mmap_write16(address: number, value: number): void;
+  mmap_write32(address: number, value: number): void;
   cpu_event_halt: () => void;
   codegen_finalize(index: number, start: number, stateFlags: number, code: number, length: number): void;
   readonly __indirect_function_table: WebAssemblyTable;
@@ -194,8 +207,14 @@ export class Machine {
   /**
    * A machine that has not run yet.
    * @param onSerial gets each byte of the first serial port
+   * @param window registers that are used all the time
    */
-  static create(parts: MachineParts, host: MachineHost, onSerial: (byte: number) => void): Promise<Machine> {
+  static create(
+    parts: MachineParts,
+    host: MachineHost,
+    onSerial: (byte: number) => void,
+    window: MmioWindow,
+  ): Promise<Machine> {
     let machine: Machine | null = null;
     let exports: Exports | null = null;
     let compiler: Compiler | null = null;
@@ -213,6 +232,7 @@ export class Machine {
         onHalt();
         if (machine !== null) host.halted(machine);
       };
+      serveWindow(env, window);
       env.codegen_finalize = (...code) => compiler!.compile(...code);
       const instance = await webAssembly.instantiate(parts.module, { env });
       exports = instance.exports as unknown as Exports;
@@ -389,6 +409,20 @@ export class Machine {
     this.emulator.v86.restore_state(arrayBuffer(state));
     this.exports.full_clear_tlb();
   }
+}
+
+/** Has accesses to a window go to it at once, rather than through v86's map of all registers. */
+function serveWindow(env: Environment, window: MmioWindow): void {
+  const { number, shift } = window;
+  const { mmap_read8, mmap_read32, mmap_write8, mmap_write16, mmap_write32 } = env;
+  env.mmap_read8 = at => (at >>> shift === number ? window.read8(at) : mmap_read8(at));
+  env.mmap_read32 = at => (at >>> shift === number ? window.read32(at) : mmap_read32(at));
+  env.mmap_write8 = (at, value) =>
+    at >>> shift === number ? window.write8(at, value) : mmap_write8(at, value);
+  env.mmap_write16 = (at, value) =>
+    at >>> shift === number ? window.write16(at, value) : mmap_write16(at, value);
+  env.mmap_write32 = (at, value) =>
+    at >>> shift === number ? window.write32(at, value) : mmap_write32(at, value);
 }
 
 /** Memory for the control block behind all that v86 has, and the patch's globals for a machine without a domain. */

@@ -1,7 +1,6 @@
 import { EVTCHNOP } from '../../abi/event-channel.js';
 import { SCHEDOP, XEN_CPUID_FIRST_LEAF, XEN_CPUID_SIGNATURE, XEN_PLATFORM } from '../../abi/hvm.js';
 import { HYPERVISOR } from '../../abi/xen.js';
-import type { Memory } from '../../platform/index.js';
 import { PAGE_SIZE } from '../../platform/index.js';
 import { CALL, MACHINE_CALL, PORT_WORDS, WINDOW_PAGES, WORD, WRITTEN_ENTRIES } from './control-block.js';
 import { ForeignWindow, WINDOW_ADDRESS } from './foreign-window.js';
@@ -17,6 +16,11 @@ const PLATFORM_MMIO = 0xf200_0000;
 const PLATFORM_MMIO_BYTES = 1 << 24;
 
 const CPUID_LEAVES = 3;
+/**
+ * How long what the guest sends may wait for more: its backends then do more in one go, and it is interrupted less. It
+ * never waits longer than until the guest has nothing to do.
+ */
+const GATHER_MS = 0.3;
 /** Looks at whether a hypercall was answered, before going to sleep until it is: about 20 µs. */
 const SPINS = 2000;
 
@@ -30,26 +34,31 @@ const SPINS = 2000;
 export class Personality implements MachineHost {
   private machine!: Machine;
   private sharedInfo!: SharedInfo;
-  private window!: ForeignWindow;
+  /** Pages of other memories that the guest sees. */
+  readonly window = new ForeignWindow();
   /** 1 for a port of the guest's that is open: only the guest itself closes it. */
   private readonly open = new Uint8Array(32 * PORT_WORDS);
   private pagesChanged = 0;
 
-  /** @param knock wakes the host's thread, which sleeps */
-  constructor(private readonly knock: () => void) {}
+  /** When the oldest was sent of what the host's thread has not taken. */
+  private sentAt = 0;
+
+  /**
+   * @param knock wakes the host's thread, which sleeps
+   * @param now milliseconds
+   */
+  constructor(
+    private readonly knock: () => void,
+    private readonly now: () => number,
+  ) {}
 
   /** Becomes the host of a machine that has not run yet. */
   attach(machine: Machine): void {
     this.machine = machine;
     this.sharedInfo = new SharedInfo(machine.ram);
-    this.window = new ForeignWindow(machine.control);
+    this.window.attach(machine.control);
     machine.mapMmio(WINDOW_ADDRESS, WINDOW_PAGES * PAGE_SIZE, this.window);
     addPlatformDevice(machine);
-  }
-
-  /** A bank of the hypervisor's memory, for pages of it that the guest sees. */
-  setBank(bank: number, memory: Memory | null): void {
-    this.window.setBank(bank, memory);
   }
 
   /** Before the machine runs for the first time, or again after its domain was suspended. */
@@ -164,8 +173,15 @@ export class Personality implements MachineHost {
     }
     const { words } = this.machine.control;
     Atomics.or(words, WORD.sendWords + (port >>> 5), 1 << (port & 31));
-    if (Atomics.exchange(words, WORD.sends, 1) === 0) this.wakeHost();
+    const now = this.now();
+    if (Atomics.exchange(words, WORD.sends, 1) === 0) this.sentAt = now;
+    else if (now - this.sentAt >= GATHER_MS) this.wakeHost();
     return true;
+  }
+
+  /** Has the host's thread take what the guest has sent. */
+  flush(): void {
+    if (this.machine.control.words[WORD.sends] !== 0) this.wakeHost();
   }
 
   /** Remembers which ports are open from what succeeded. */
