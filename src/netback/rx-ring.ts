@@ -40,7 +40,7 @@ const SCRATCH = {
   slots: new Uint8Array(BATCH_PACKETS),
   firstCopy: new Int32Array(BATCH_PACKETS + 1),
   batch: new CopyBatch(BATCH_COPIES),
-  ids: new Uint16Array(ringSize(PAGE_SIZE, NETIF_RX_SLOT_SIZE)),
+  requests: new Uint32Array(ringSize(PAGE_SIZE, NETIF_RX_SLOT_SIZE)),
 };
 
 /** The backend's end of an rx ring: what goes to the guest, and what waits until the guest takes it. */
@@ -53,8 +53,8 @@ export class RxRing {
   private readonly firstCopy = SCRATCH.firstCopy;
   private readonly batch = SCRATCH.batch;
   private planned = 0;
-  /** Ids of the requests that were read, by the slot of the ring. */
-  private readonly ids = SCRATCH.ids;
+  /** Ids of the requests that were read and the bytes for their pages, by the slot of the ring. */
+  private readonly requests = SCRATCH.requests;
   /** The frontend's producer index when an event was last accounted for. */
   private reqProdSeen = 0;
   /** Slots that the last head of the queue wanted in vain, 0 when it had enough; and since when. */
@@ -143,11 +143,12 @@ export class RxRing {
         available = this.available(needed);
         if (needed > available) break;
       }
-      const copies = one ? 1 + packet.fragments : rxCopiesAtMost(packet, xdpHeadroom);
+      const copies = one ? 1 + packet.fragments : rxCopiesAtMost(packet);
       if (this.planned === BATCH_PACKETS || batch.free < copies) this.copy();
       waiting.shift();
       if (one) this.planOne(packet);
-      else planRx(packet, ring, ring.reqCons, this.domid, batch, this.ids, this.staticGrants, xdpHeadroom);
+      else
+        planRx(packet, ring, ring.reqCons, this.domid, batch, this.requests, this.staticGrants, xdpHeadroom);
       this.plans[this.planned] = packet;
       this.slots[this.planned++] = needed;
       this.firstCopy[this.planned] = batch.count;
@@ -185,7 +186,7 @@ export class RxRing {
     const at = ring.slot(ring.reqCons) >>> 2;
     const gref = i32[at + 1];
     const { data, linear, fragments } = packet;
-    this.ids[ring.reqCons & (ring.size - 1)] = i32[at];
+    this.requests[ring.reqCons & (ring.size - 1)] = i32[at] & 0xffff;
     batch.add(COPY_LOCAL, data >>> PAGE_SHIFT, data & (PAGE_SIZE - 1), domid, gref, 0, linear);
     let filled = linear;
     for (let i = 0; i < fragments; i++) {
@@ -290,9 +291,9 @@ export class RxRing {
       }
       if (slots[i] === 1) {
         const word = ring.slot(at) >>> 2;
-        i32[word] = this.ids[at & (ring.size - 1)];
+        i32[word] = this.requests[at & (ring.size - 1)];
         i32[word + 1] = rxChecksumFlags(packet) | (packet.length << 16);
-      } else respondRx(ring, packet, at, slots[i], this.ids, xdpHeadroom);
+      } else respondRx(ring, packet, at, slots[i], this.requests, xdpHeadroom);
       at = (at + slots[i]) | 0;
       packets++;
       bytes += packet.length;
@@ -319,7 +320,7 @@ export class RxRing {
     packet.release();
     // Requests with others planned behind them must be answered where they are; the last can be kept.
     const answered = last ? 1 : slots;
-    respondRxError(this.ring, start, answered, this.ids);
+    respondRxError(this.ring, start, answered, this.requests);
     const end = (start + answered) | 0;
     if (last) this.ring.reqCons = end;
     return end;

@@ -35,12 +35,36 @@ function extraInfos(packet: Packet, headroom: number): number {
   return (packet.gsoType === GSO_NONE ? 0 : 1) + (packet.hashType < 0 ? 0 : 1) + (headroom === 0 ? 0 : 1);
 }
 
-function dataSlots(packet: Packet, headroom: number): number {
-  if (headroom === 0) return (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT;
-  return Math.ceil(packet.length / (PAGE_SIZE - headroom));
+/**
+ * Data slots of a packet whose fragments of other domains each go into one page whole, and so take one copy: filling
+ * every page to its end takes two for most.
+ * @returns 0 for a packet without such fragments, or that needs more slots so than frontends take
+ */
+function wholeSlots(packet: Packet, room: number): number {
+  if (packet.length <= room || packet.isLocal) return 0;
+  const { source, size, fragments } = packet;
+  let slots = 1;
+  let free = room;
+  for (let i = -1; i < fragments; i++) {
+    let left = i < 0 ? packet.linear : size[i];
+    if (left > free && left <= room && i >= 0 && source[i] !== FRAGMENT_LOCAL) free = 0;
+    for (; left > free; slots++) {
+      left -= free;
+      free = room;
+    }
+    free -= left;
+  }
+  return slots <= RX_DATA_SLOTS_MAX ? slots : 0;
 }
 
-/** rx requests that a packet takes: a page each, and one for each extra info. */
+function dataSlots(packet: Packet, headroom: number): number {
+  const room = PAGE_SIZE - headroom;
+  const whole = wholeSlots(packet, room);
+  if (whole > 0) return whole;
+  return headroom === 0 ? (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT : Math.ceil(packet.length / room);
+}
+
+/** rx requests that a packet takes: one for each page of data, and one for each extra info. */
 export function rxSlotsNeeded(packet: Packet, headroom = 0): number {
   return dataSlots(packet, headroom) + extraInfos(packet, headroom);
 }
@@ -50,9 +74,9 @@ export function rxBytesMax(headroom: number): number {
   return RX_DATA_SLOTS_MAX * (PAGE_SIZE - headroom);
 }
 
-/** Copies that a packet of `fragments` fragments needs at most: a new one at each source and each slot. */
-export function rxCopiesAtMost(packet: Packet, headroom = 0): number {
-  return 1 + packet.fragments + dataSlots(packet, headroom);
+/** Copies that a packet needs at most: a new one at each source and each slot. */
+export function rxCopiesAtMost(packet: Packet): number {
+  return 1 + packet.fragments + RX_SLOTS_MAX;
 }
 
 /**
@@ -60,7 +84,8 @@ export function rxCopiesAtMost(packet: Packet, headroom = 0): number {
  * made sure that `rxSlotsNeeded` requests and `rxCopiesAtMost` places in the batch are free.
  *
  * @param domid who granted the rx pages
- * @param ids takes the id of each request, by the slot of the ring
+ * @param requests takes the id of each request and, in the upper half, the bytes that go into its page; by the slot of
+ *   the ring
  * @param statics grants that are mapped, whose pages are written directly
  * @param headroom bytes to leave before the data of each page
  * @returns rx requests taken, those for extra infos included
@@ -71,7 +96,7 @@ export function planRx(
   start: number,
   domid: number,
   batch: CopyBatch,
-  ids: Uint16Array,
+  requests: Uint32Array,
   statics: StaticGrants | null = null,
   headroom = 0,
 ): number {
@@ -79,12 +104,15 @@ export function planRx(
   const { source, ref, offset, size } = packet;
   const mask = ring.size - 1;
   const extras = extraInfos(packet, headroom);
+  const room = PAGE_SIZE - headroom;
+  const whole = wholeSlots(packet, room) > 0;
   let at = ring.slot(start) >>> 2;
-  ids[start & mask] = i32[at];
+  let slot = start & mask;
+  let id = i32[at] & 0xffff;
   let gref = i32[at + 1];
   let next = start + 1;
   // An extra info's request gives up its place in the ring; its page stays untouched.
-  for (; next <= start + extras; next++) ids[next & mask] = i32[ring.slot(next) >>> 2];
+  for (; next <= start + extras; next++) requests[next & mask] = i32[ring.slot(next) >>> 2] & 0xffff;
   let filled = headroom;
   for (let i = -1; i < packet.fragments; i++) {
     const from = i < 0 || source[i] === FRAGMENT_LOCAL ? COPY_LOCAL : source[i];
@@ -92,9 +120,12 @@ export function planRx(
     let begin = i < 0 ? packet.data & (PAGE_SIZE - 1) : offset[i];
     let left = i < 0 ? packet.linear : size[i];
     while (left > 0) {
-      if (filled === PAGE_SIZE) {
+      const free = PAGE_SIZE - filled;
+      if (free === 0 || (whole && from !== COPY_LOCAL && left > free && left <= room)) {
+        requests[slot] = id | ((filled - headroom) << 16);
         at = ring.slot(next) >>> 2;
-        ids[next++ & mask] = i32[at];
+        slot = next++ & mask;
+        id = i32[at] & 0xffff;
         gref = i32[at + 1];
         filled = headroom;
       }
@@ -106,6 +137,7 @@ export function planRx(
       left -= take;
     }
   }
+  requests[slot] = id | ((filled - headroom) << 16);
   return (next - start) | 0;
 }
 
@@ -118,14 +150,14 @@ export function rxChecksumFlags(packet: Packet): number {
 
 /**
  * Writes the responses of one packet, at the indexes of its requests from `start` on. Publishes nothing.
- * @param ids of the requests, as `planRx` left them
+ * @param requests as `planRx` left them
  */
 export function respondRx(
   ring: BackRing,
   packet: Packet,
   start: number,
   slots: number,
-  ids: Uint16Array,
+  requests: Uint32Array,
   headroom = 0,
 ): void {
   const { i32 } = ring.memory;
@@ -142,10 +174,11 @@ export function respondRx(
       } else writeExtraInfo(i32, at, packet, i === 1 && packet.gsoType !== GSO_NONE, i < extras);
       continue;
     }
-    const bytes = Math.min(left, PAGE_SIZE - headroom);
+    const request = requests[(start + i) & mask];
+    const bytes = request >>> 16;
     left -= bytes;
     if (left > 0) flags |= NETRXF_MORE_DATA;
-    i32[at] = ids[(start + i) & mask] | (headroom << 16);
+    i32[at] = (request & 0xffff) | (headroom << 16);
     i32[at + 1] = flags | (bytes << 16);
     flags = 0;
   }
@@ -162,11 +195,11 @@ function writeExtraInfo(i32: Int32Array, at: number, packet: Packet, gso: boolea
 }
 
 /** Answers so many requests with ERROR, each as a packet of its own. */
-export function respondRxError(ring: BackRing, start: number, slots: number, ids: Uint16Array): void {
+export function respondRxError(ring: BackRing, start: number, slots: number, requests: Uint32Array): void {
   const { i32 } = ring.memory;
   for (let i = 0; i < slots; i++) {
     const at = ring.slot(start + i) >>> 2;
-    i32[at] = ids[(start + i) & (ring.size - 1)];
+    i32[at] = requests[(start + i) & (ring.size - 1)] & 0xffff;
     i32[at + 1] = NETIF_RSP_ERROR << 16;
   }
 }

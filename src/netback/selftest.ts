@@ -290,10 +290,10 @@ function plan(vector: UnitVector) {
   const before = snapshot(ring);
   const packet = packetOf(memory, input.pkt_len, input.buffers ?? [], input.tso_segsz ?? null);
   const batch = new CopyBatch(PAGES);
-  const ids = new Uint16Array(ring.size);
-  const slots = packet.length > 0 ? planRx(packet, ring, input.start, OTHEREND, batch, ids) : 0;
+  const requests = new Uint32Array(ring.size);
+  const slots = packet.length > 0 ? planRx(packet, ring, input.start, OTHEREND, batch, requests) : 0;
   holds(batch.count <= rxCopiesAtMost(packet), 'the copies fit into the room that was asked for');
-  return { ring, before, packet, batch, slots, ids };
+  return { ring, before, packet, batch, slots, requests };
 }
 
 function rxpkt2gnttab(vector: UnitVector): void {
@@ -322,7 +322,7 @@ function rxpkt2gnttab(vector: UnitVector): void {
 }
 
 function rxpkt2rsp(vector: UnitVector): void {
-  const { ring, before, packet, batch, slots, ids } = plan(vector);
+  const { ring, before, packet, batch, slots, requests } = plan(vector);
   const { expect, input } = vector;
   if (packet.length === 0) {
     same(rxSlotsNeeded(packet), expect.consumed, 'consumed');
@@ -333,8 +333,8 @@ function rxpkt2rsp(vector: UnitVector): void {
   batch.setAll(0);
   if (input.inject_status) batch.setStatus(input.inject_status.entry, input.inject_status.status);
   const copied = batch.done(0, batch.count);
-  if (copied) respondRx(ring, packet, input.start, slots, ids);
-  else respondRxError(ring, input.start, 1, ids);
+  if (copied) respondRx(ring, packet, input.start, slots, requests);
+  else respondRxError(ring, input.start, 1, requests);
   same(copied ? slots : 1, expect.consumed, 'consumed');
   same(snapshot(ring, 64), before.split(',').slice(0, 64).join(), 'the published part');
   for (const [index, response] of Object.entries(expect.responses)) checkRx(ring, Number(index), response);
