@@ -15,6 +15,7 @@ import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice } from '../xenbus/index.js';
 import { type LinuxHost, openLinuxHost } from './linux-host.js';
 import { CliError, type RpcRegistry } from './rpc.js';
+import { registerVifMethods, type VifCounters, vifsOf } from './vif-methods.js';
 import { matchesVif } from './vif-pattern.js';
 
 /** How long packets on their way are waited for when vifs are handed over. */
@@ -33,12 +34,6 @@ export interface BackendOptions {
   filter?: string;
   maxQueues?: number;
   log: (line: string) => void;
-}
-
-/** What `pvnet stats` tells of a vif. */
-export interface VifCounters {
-  readonly vif: string;
-  readonly counters: Readonly<Record<string, number>>;
 }
 
 /**
@@ -187,7 +182,7 @@ export class BackendDaemon {
   }
 
   private vifs(): Vif[] {
-    return [...this.net.devices].filter(({ priv }) => priv instanceof Vif).map(({ priv }) => priv as Vif);
+    return vifsOf(this.net);
   }
 
   private backendDevices(): XenbusDevice[] {
@@ -262,18 +257,11 @@ export class BackendDaemon {
     return infos;
   }
 
-  /** Counters of each vif, and last those of this process's calls into Xen. */
-  stats(): VifCounters[] {
-    const vifs = this.vifs().map(vif => {
-      const counters: Record<string, number> = { ...vif.dev.stats, ...vif.stats };
-      for (const { stats } of vif.queues) {
-        for (const [key, value] of Object.entries(stats)) counters[key] = (counters[key] ?? 0) + value;
-      }
-      return { vif: vif.name, counters };
-    });
+  /** Counters of this process's calls into Xen. */
+  private xenCounters(): VifCounters {
     const { grants, events, memory } = this.host.platform;
     const cpu = process.cpuUsage();
-    const xen = {
+    const counters = {
       ...grants.counts,
       ...events.counts,
       grantsMapped: grants.mapped,
@@ -281,25 +269,16 @@ export class BackendDaemon {
       pages: memory.allocated,
       cpuMs: Math.round((cpu.user + cpu.system) / 1000),
     };
-    return [...vifs, { vif: 'xen', counters: xen }];
-  }
-
-  /** The rings of each vif: the indexes that the page holds, and ours. */
-  dump(): string {
-    const lines: string[] = [];
-    for (const vif of this.vifs()) {
-      lines.push(`${vif.name}: carrier ${vif.dev.carrierOk ? 'on' : 'off'}, ${vif.queues.length} queue(s)`);
-      for (const [index, queue] of vif.queues.entries()) {
-        lines.push(...queue.dump().map(line => `  queue ${index} ${line}`));
-      }
-    }
-    return lines.join('\n');
+    return { vif: 'xen', counters };
   }
 
   registerMethods(registry: RpcRegistry): void {
     registry.register('vif-list', ({ domain }) => this.vifList(domain));
-    registry.register('stats', () => this.stats());
-    registry.register('dump', () => ({ text: this.dump() }));
+    registerVifMethods(
+      registry,
+      () => this.vifs(),
+      () => [this.xenCounters()],
+    );
     registry.register('interrupts', () => ({ text: this.host.kernel.irqs.interrupts() }));
   }
 }

@@ -12,6 +12,7 @@ import { registerHostMethods } from './host-methods.js';
 import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
 import { CliError, defaultControlSocket, prepareSocketPath, RpcRegistry, RpcServer } from './rpc.js';
+import { registerVifMethods, vifsOf } from './vif-methods.js';
 
 /** Where xenstored of a host listens: beside its control socket. */
 export function xenstoredSocketOf(controlSocket: string): string {
@@ -85,6 +86,7 @@ export async function startHost(options: {
   registerNetMethods(registry, host);
   registerLifeMethods(registry, host, () => setImmediate(end));
   registerConsoleMethods(registry, host);
+  registerVifMethods(registry, () => vifsOf(host.dom0.net));
   const store = await serveSocket(host.xenstored.server, xenstoredSocket).catch(async error => {
     await host.close();
     throw error;

@@ -1,5 +1,5 @@
-import type { VifCounters } from './backend-daemon.js';
 import { type Command, table } from './command.js';
+import type { VifCounters } from './vif-methods.js';
 
 /** The commands that look into a backend's vifs. */
 export const VIF_COMMANDS: Readonly<Record<string, Command>> = {
@@ -28,6 +28,16 @@ export const VIF_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [0, 0],
     async run({ host, show }) {
       show(await (await host()).call<{ text: string }>('dump'), ({ text }) => text);
+      return 0;
+    },
+  },
+  poke: {
+    usage: 'VIF',
+    summary: 'Has a backend look at a vif’s rings, and its frontend, as if there had been events.',
+    details: 'For a vif that stands still: when it goes on after that, an event was lost.',
+    arguments: [1, 1],
+    async run({ positionals: [vif], host }) {
+      await (await host()).call('poke', { vif });
       return 0;
     },
   },

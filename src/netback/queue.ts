@@ -150,8 +150,14 @@ export class Queue {
   /** Starts to serve the rings, which may hold requests already. */
   start(): void {
     this.napi.enable();
-    this.napi.schedule();
     // A backend before this one may have answered and died before it said so.
+    this.poke();
+  }
+
+  /** Looks at both rings, and has the guest look, as if each side had sent an event. */
+  poke(): void {
+    this.napi.schedule();
+    this.rx.schedule();
     this.vif.irqs.notifyRemoteViaIrq(this.txIrq);
     if (this.rxIrq !== this.txIrq) this.vif.irqs.notifyRemoteViaIrq(this.rxIrq);
   }

@@ -58,6 +58,14 @@ test('suspend, resume, migrate, save and restore from the command line', async t
   assert.match(machine.run('1.sock', 'vif-list'), /without carrier/);
   assert.equal(machine.run('1.sock', 'vif-carrier', 'a', '0', 'up'), '');
 
+  assert.match(
+    machine.run('1.sock', 'dump'),
+    /^vif1\.0: carrier on, 1 queue\(s\)\n {2}queue 0 tx: 256 slots, req_prod /,
+  );
+  assert.match(machine.run('1.sock', 'stats', 'vif1.0'), /vif1\.0 +rxPackets +\d/);
+  assert.equal(machine.run('1.sock', 'poke', 'vif1.0'), '');
+  assert.match(machine.run('1.sock', 'poke', 'vif7.0'), /there is no vif vif7\.0/);
+
   assert.match(machine.run('1.sock', 'migrate', 'a', '--to', join(machine.cwd, '0.sock')), /pvnet migrate: /);
   assert.match(
     machine.run('1.sock', 'migrate', 'a', '--to', join(machine.cwd, '2.sock')),

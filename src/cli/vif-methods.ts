@@ -1,0 +1,50 @@
+import type { Net } from '../net/net.js';
+import { Vif } from '../netback/vif.js';
+import { CliError, type RpcRegistry } from './rpc.js';
+
+/** What `pvnet stats` tells of a vif. */
+export interface VifCounters {
+  readonly vif: string;
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+/** The vifs that a kernel serves. */
+export function vifsOf(net: Net): Vif[] {
+  return Array.from(net.devices, ({ priv }) => priv).filter(priv => priv instanceof Vif);
+}
+
+/** The device's counters, the vif's own, and those of its queues together. */
+function countersOf(vif: Vif): VifCounters {
+  const counters: Record<string, number> = { ...vif.dev.stats, ...vif.stats };
+  for (const { stats } of vif.queues) {
+    for (const [key, value] of Object.entries(stats)) counters[key] = (counters[key] ?? 0) + value;
+  }
+  return { vif: vif.name, counters };
+}
+
+/** The rings of a vif: the indexes that the page holds, and ours. */
+function dumpOf(vif: Vif): string {
+  const carrier = vif.dev.carrierOk ? 'on' : 'off';
+  const queues = vif.queues.flatMap((queue, i) => queue.dump().map(line => `  queue ${i} ${line}`));
+  return [`${vif.name}: carrier ${carrier}, ${vif.queues.length} queue(s)`, ...queues].join('\n');
+}
+
+/**
+ * Registers what the commands that look into vifs call.
+ * @param vifs those that there are
+ * @param more counters beside theirs
+ */
+export function registerVifMethods(
+  registry: RpcRegistry,
+  vifs: () => Iterable<Vif>,
+  more: () => VifCounters[] = () => [],
+): void {
+  registry.register('stats', () => [...Array.from(vifs(), countersOf), ...more()]);
+  registry.register('dump', () => ({ text: Array.from(vifs(), dumpOf).join('\n') }));
+  registry.register('poke', ({ vif: name }) => {
+    const vif = [...vifs()].find(each => each.name === name);
+    if (vif === undefined) throw new CliError('ENODEV', `there is no vif ${name}`);
+    for (const queue of vif.queues) queue.poke();
+    return null;
+  });
+}
