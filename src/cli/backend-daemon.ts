@@ -13,7 +13,7 @@ import { openTap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice } from '../xenbus/index.js';
-import { type LinuxHost, openLinuxHost } from './linux-host.js';
+import { type LinuxHost, openLinuxHost, untilEnded } from './linux-host.js';
 import { CliError, type RpcRegistry } from './rpc.js';
 import { registerVifMethods, type VifCounters, vifsOf } from './vif-methods.js';
 import { matchesVif } from './vif-pattern.js';
@@ -187,6 +187,16 @@ export class BackendDaemon {
 
   private backendDevices(): XenbusDevice[] {
     return [...this.host.kernel.xenbus.backend.devices.values()].filter(device => device.driver !== null);
+  }
+
+  /** Serves until a signal ends it. @throws as `untilEnded` */
+  run(): Promise<void> {
+    const close = (): Promise<void> => this.close();
+    return untilEnded(this.host.kernel.xenbus, {
+      SIGTERM: close,
+      SIGINT: close,
+      SIGUSR2: () => this.handOver(),
+    });
   }
 
   /** Closes every vif and waits for the frontends to let go: they have no network afterwards. */

@@ -44,12 +44,7 @@ export const BACKEND_COMMAND: Command = {
     daemon.registerMethods(registry);
     const rpc = await RpcServer.listen(registry, option('socket') ?? defaultControlSocket());
     print(`pvnet backend: ready, control socket ${rpc.path}`);
-    await new Promise<void>((resolve, reject) => {
-      const end = (how: () => Promise<void>): void => void how.call(daemon).then(resolve, reject);
-      process.on('SIGTERM', () => end(daemon.close));
-      process.on('SIGINT', () => end(daemon.close));
-      process.on('SIGUSR2', () => end(daemon.handOver));
-    });
+    await daemon.run();
     await rpc.close();
     return 0;
   },

@@ -6,7 +6,7 @@ import { runProgram } from '../uplink/namespace.js';
 import { openTap, type Tap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import type { Command } from './command.js';
-import { openLinuxHost } from './linux-host.js';
+import { openLinuxHost, untilEnded } from './linux-host.js';
 
 /** What makes an interface of the face of a vif; %d is the vif's number. */
 const DEFAULT_NAME = 'pvnet%d';
@@ -58,11 +58,8 @@ export const FRONTEND_COMMAND: Command = {
     });
     await registerNetfront(kernel);
     print('pvnet frontend: ready');
-    await new Promise<void>(resolve => {
-      process.on('SIGTERM', () => resolve());
-      process.on('SIGINT', () => resolve());
-    });
-    await kernel.shutdown();
+    const shutdown = (): Promise<void> => kernel.shutdown();
+    await untilEnded(kernel.xenbus, { SIGTERM: shutdown, SIGINT: shutdown });
     unwatch();
     close();
     return 0;

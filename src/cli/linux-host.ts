@@ -2,6 +2,7 @@ import { bootKernel, type Kernel } from '../kernel/kernel.js';
 import { checkXen, LinuxPlatform, SystemError } from '../platform/linux/index.js';
 import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
 import { Poller } from '../uplink/poller.js';
+import type { Xenbus } from '../xenbus/index.js';
 import { XenStoreClient } from '../xenstore/index.js';
 import { connectXenStore } from '../xenstore/node/index.js';
 
@@ -49,6 +50,23 @@ export async function openLinuxHost(name: string, log: (line: string) => void): 
     poller.close();
     throw error;
   }
+}
+
+/**
+ * Waits until a signal asks the process to end, and for what is done about it then.
+ * @throws SystemError ENOTCONN when the connection to xenstored ends before: the process has to be started anew then
+ */
+export function untilEnded(
+  xenbus: Xenbus,
+  ends: Partial<Record<NodeJS.Signals, () => Promise<void>>>,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    xenbus.onLost = reason => {
+      const meaning = 'no device can come or go without it; those that are connected wait for the next start';
+      reject(new SystemError('ENOTCONN', `the connection to xenstored is lost (${reason}): ${meaning}`));
+    };
+    for (const [signal, end] of Object.entries(ends)) process.on(signal, () => end().then(resolve, reject));
+  });
 }
 
 /** Which domain this is: the toolstack writes it into every domain's directory, dom0's included. */

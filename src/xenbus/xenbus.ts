@@ -58,6 +58,8 @@ export class Xenbus {
   #setReady: () => void = () => {};
   #setFailed: (error: unknown) => void = () => {};
   readonly #listeners = new Set<() => void>();
+  /** Gets to know that the connection to xenstored has ended by itself, and why. */
+  onLost: ((reason: string) => void) | null = null;
 
   constructor(options: XenbusOptions) {
     this.platform = options.platform;
@@ -297,11 +299,11 @@ export class Xenbus {
     this.#comms = comms;
     client.onClose = error => {
       if (!this.xs.lost(client)) return;
-      this.platform.log(
-        `xenbus: connection to xenstored lost: ${error?.message ?? 'closed by the other side'}`,
-      );
+      const reason = error?.message ?? 'closed by the other side';
+      this.platform.log(`xenbus: connection to xenstored lost: ${reason}`);
       this.step('connection to xenstored lost');
       this.devicesChanged();
+      this.onLost?.(reason);
     };
     this.xs.connect(client);
   }

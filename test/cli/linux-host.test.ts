@@ -1,0 +1,39 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { untilEnded } from '../../src/cli/linux-host.js';
+import { bootKernel } from '../../src/kernel/kernel.js';
+import { EventLoopScheduler } from '../../src/platform/sim/event-loop-scheduler.js';
+import { Hypervisor } from '../../src/platform/sim/index.js';
+import { connectSocket } from '../../src/xenstore/node/index.js';
+
+test('a process whose xenstored ends says so and fails, for whoever starts it again', async t => {
+  const folder = mkdtempSync(join(tmpdir(), 'pvnet-lost-'));
+  t.after(() => rmSync(folder, { recursive: true }));
+  const path = join(folder, 'socket');
+  const xenstored = createServer();
+  const connection = new Promise<Socket>(resolve => xenstored.on('connection', resolve));
+  await new Promise<void>(resolve => xenstored.listen(path, resolve));
+  t.after(() => xenstored.close());
+
+  const scheduler = new EventLoopScheduler({
+    setImmediate,
+    setTimeout,
+    clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+    now: () => performance.now(),
+  });
+  const domain = new Hypervisor({ scheduler, memoryBytes: 16 << 20 }).createDomain({ privileged: true });
+  const log: string[] = [];
+  const platform = Object.create(domain.platform, {
+    xenstore: { value: { kind: 'stream', open: () => connectSocket(path) } },
+    log: { value: (line: string) => log.push(line) },
+  });
+  const { xenbus } = await bootKernel(platform, { name: 'test' });
+  const ended = untilEnded(xenbus, {});
+  (await connection).destroy();
+  await assert.rejects(ended, { code: 'ENOTCONN', message: /connection to xenstored is lost/ });
+  assert.ok(log.some(line => line.includes('connection to xenstored lost')));
+});
