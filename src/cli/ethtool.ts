@@ -127,6 +127,7 @@ const SINGLES: readonly FeatureLine[] = [
 
 const ALL: readonly FeatureLine[] = [...GROUPS.flatMap(([, , features]) => features), ...SINGLES];
 const NO_DEVICE = 'netlink error: no device matches name (offset 24)\nnetlink error: No such device\n';
+const MESSAGE_LEVEL = `        Current message level: 0x00000000 (0)\n${' '.repeat(30)}\n`;
 const UNSUPPORTED = 'netlink error: Operation not supported\n';
 
 /** `ethtool [-k|-K|-S|-i|-g|-l] DEVICE …` for the devices of a namespace, as ethtool 6.1 prints it. */
@@ -186,9 +187,13 @@ function settings(device: NetDevice): Printed {
     'PHYAD: 0',
     'Transceiver: internal',
     'MDI-X: Unknown',
+    // tun is the one driver with a message level, which ethtool prints in a form of its own.
+    ...(device.driver === 'tun' ? [MESSAGE_LEVEL] : []),
     `Link detected: ${device.running && device.carrierOk ? 'yes' : 'no'}`,
   ];
-  return printed(`Settings for ${device.name}:\n${lines.map(text => `\t${text}\n`).join('')}`);
+  return printed(
+    `Settings for ${device.name}:\n${lines.map(text => (text === MESSAGE_LEVEL ? text : `\t${text}\n`)).join('')}`,
+  );
 }
 
 function stateOf(device: NetDevice, bit: number): string {

@@ -2,11 +2,6 @@ import { ErrnoError } from '../abi/errno.js';
 import {
   ARPHRD_ETHER,
   ARPHRD_LOOPBACK,
-  Bridge,
-  changeAlias,
-  changeFlags,
-  changeGroup,
-  changeTxQueueLen,
   formatAddress,
   IFF_ALLMULTI,
   IFF_LOWER_UP,
@@ -15,14 +10,15 @@ import {
   IFF_PROMISC,
   IFF_RUNNING,
   IFF_UP,
-  IFNAMSIZ,
   type LinkStats,
   type Net,
   type NetDevice,
-  nameProblem,
   OPERSTATES,
   shownOperstate,
 } from '../net/index.js';
+import { argument, parseGroup, Refusal } from './ip-arguments.js';
+import { addLink, deleteLink, setLink } from './ip-change.js';
+import { detailsJson, detailsText } from './ip-details.js';
 import { errnoText, type Printed, printed, refused } from './printed.js';
 
 /** Flags in iproute2's order, without those that it computes. */
@@ -57,19 +53,9 @@ interface Options {
   oneline: boolean;
 }
 
-/** What ends a command early. */
-class Refusal extends Error {
-  constructor(
-    readonly status: number,
-    readonly text: string,
-  ) {
-    super(text);
-  }
-}
-
 /**
  * `ip` for the devices of a namespace, as iproute2 6.1 has it: `ip [-s] [-s] [-d] [-j [-p]] [-br] [-o] link
- * [show|set] …`. What the kernel refuses is said as iproute2 says it, then in a sentence that names the rule.
+ * [show|set|add|delete] …`. What the kernel refuses is said as iproute2 says it, then in a sentence that names the rule.
  */
 export function ip(net: Net, args: readonly string[]): Printed {
   try {
@@ -96,18 +82,26 @@ function run(net: Net, args: readonly string[]): Printed {
   const rest = [...args];
   while (rest[0]?.startsWith('-')) parseOption(rest.shift()!, options);
   const object = rest.shift();
-  if (object === undefined) throw new Refusal(255, 'Usage: ip [ OPTIONS ] link [ show | set ] …');
+  if (object === undefined)
+    throw new Refusal(255, 'Usage: ip [ OPTIONS ] link [ show | set | add | delete ] …');
   if (!'link'.startsWith(object)) {
     throw new Refusal(1, `Object "${object}" is unknown, try "ip help".`);
   }
   const command = rest.shift() ?? 'show';
-  if (['show', 'list', 'lst'].some(word => word.startsWith(command))) return show(net, rest, options);
-  if ('set'.startsWith(command)) {
-    set(net, rest);
+  if (['show', 'list', 'lst', 'ls'].some(word => word.startsWith(command))) return show(net, rest, options);
+  const change = CHANGES.find(([words]) => words.some(word => word.startsWith(command)));
+  if (change !== undefined) {
+    change[1](net, rest);
     return printed('');
   }
   throw new Refusal(255, `Command "${command}" is unknown, try "ip link help".`);
 }
+
+const CHANGES: readonly (readonly [words: string[], change: (net: Net, args: string[]) => void])[] = [
+  [['set'], setLink],
+  [['add'], addLink],
+  [['delete'], deleteLink],
+];
 
 function parseOption(option: string, options: Options): void {
   const word = option.replace(/^--?/, '');
@@ -157,14 +151,6 @@ function show(net: Net, args: string[], options: Options): Printed {
   return printed(text.map(lines => `${lines.replace(/\n$/, '').replaceAll('\n', '\\')}\n`).join(''));
 }
 
-function argument(args: string[], word: string): string {
-  const value = args.shift();
-  if (value === undefined) {
-    throw new Refusal(255, `Command line is not complete. Try option "help": "${word}" wants a value.`);
-  }
-  return value;
-}
-
 function flagNames(device: NetDevice): string[] {
   const flags = device.displayFlags;
   const names = (flags & IFF_UP) !== 0 && (flags & IFF_RUNNING) === 0 ? ['NO-CARRIER'] : [];
@@ -190,12 +176,6 @@ function linkType(device: NetDevice): string {
 
 function groupName(group: number): string {
   return group === 0 ? 'default' : String(group);
-}
-
-function parseGroup(text: string): number {
-  if (text === 'default') return 0;
-  if (/^\d+$/.test(text)) return Number(text);
-  throw new Refusal(255, `Error: argument "${text}" is wrong: Invalid "group" value\n`);
 }
 
 function brief(device: NetDevice): string {
@@ -229,7 +209,7 @@ function describe(device: NetDevice, options: Options): string {
     `qdisc ${device.qdiscKind} ${master}state ${OPERSTATES[shownOperstate(device)].toUpperCase()} ` +
     `mode ${LINK_MODES[device.linkMode]} group ${groupName(device.group)} qlen ${device.txQueueLen}\n` +
     `    link/${linkType(device)} ${address} brd ${broadcast}`;
-  if (options.details) text += details(device);
+  if (options.details) text += detailsText(device);
   if (device.ifalias !== '') text += `\n    alias ${device.ifalias}`;
   text += '\n';
   if (options.statistics > 0) {
@@ -237,61 +217,6 @@ function describe(device: NetDevice, options: Options): string {
     text += statistics(device, options.statistics > 1);
   }
   return text;
-}
-
-function details(device: NetDevice): string {
-  let text =
-    ` promiscuity ${device.promiscuity}  allmulti ${device.allmulti} ` +
-    `minmtu ${device.minMtu} maxmtu ${device.maxMtu} `;
-  if (device.kind !== null) text += `\n    ${device.kind} `;
-  if (device.master instanceof Bridge) {
-    const fields = portFields(device, device.master).map(([, name, value]) => `${name} ${value}`);
-    text += `\n    bridge_slave ${fields.join(' ')} `;
-  }
-  for (const [, name, value] of limitFields(device)) text += `${name} ${value} `;
-  return text;
-}
-
-type Field = readonly [json: string, text: string, value: string | number, jsonValue?: unknown];
-
-function limitFields(device: NetDevice): Field[] {
-  const fields: Field[] = [
-    ['inet6_addr_gen_mode', 'addrgenmode', 'none'],
-    ['num_tx_queues', 'numtxqueues', device.numTxQueues],
-    ['num_rx_queues', 'numrxqueues', device.numRxQueues],
-    ['gso_max_size', 'gso_max_size', device.gsoMaxSize],
-    ['gso_max_segs', 'gso_max_segs', device.gsoMaxSegs],
-    ['tso_max_size', 'tso_max_size', device.tsoMaxSize],
-    ['tso_max_segs', 'tso_max_segs', device.gsoMaxSegs],
-    ['gro_max_size', 'gro_max_size', device.groMaxSize],
-  ];
-  if (device.parentBus !== null) fields.push(['parentbus', 'parentbus', device.parentBus]);
-  if (device.parentName !== null) fields.push(['parentdev', 'parentdev', device.parentName]);
-  return fields;
-}
-
-function portFields(device: NetDevice, bridge: Bridge): Field[] {
-  const port = bridge.portOf(device)!;
-  const flag = (json: string, value: boolean, text = json): Field => [
-    json,
-    text,
-    value ? 'on' : 'off',
-    value,
-  ];
-  const state = port.forwarding ? 'forwarding' : 'disabled';
-  return [
-    ['state', 'state', state],
-    ['priority', 'priority', 32],
-    ['cost', 'cost', 2],
-    flag('hairpin', port.hairpin),
-    flag('learning', port.learning),
-    flag('flood', port.unicastFlood),
-    ['id', 'port_id', `0x${(0x8000 + port.number).toString(16)}`],
-    ['no', 'port_no', `0x${port.number.toString(16)}`],
-    flag('mcast_flood', port.multicastFlood),
-    flag('bcast_flood', port.broadcastFlood),
-    flag('isolated', port.isolated),
-  ];
 }
 
 function object(device: NetDevice, options: Options): object {
@@ -310,22 +235,7 @@ function object(device: NetDevice, options: Options): object {
   entry.link_type = linkType(device);
   entry.address = formatAddress(device.address.subarray(0, device.addrLen));
   entry.broadcast = formatAddress(device.broadcast.subarray(0, device.addrLen));
-  if (options.details) {
-    entry.promiscuity = device.promiscuity;
-    entry.allmulti = device.allmulti;
-    entry.min_mtu = device.minMtu;
-    entry.max_mtu = device.maxMtu;
-    const info: Record<string, unknown> = {};
-    if (device.kind !== null) info.info_kind = device.kind;
-    if (device.master instanceof Bridge) {
-      info.info_slave_kind = 'bridge';
-      info.info_slave_data = Object.fromEntries(
-        portFields(device, device.master).map(([name, , value, json]) => [name, json ?? value]),
-      );
-    }
-    if (Object.keys(info).length > 0) entry.linkinfo = info;
-    for (const [name, , value] of limitFields(device)) entry[name] = value;
-  }
+  if (options.details) Object.assign(entry, detailsJson(device));
   if (device.ifalias !== '') entry.ifalias = device.ifalias;
   if (options.statistics > 0) {
     device.ops.getStats?.(device);
@@ -418,146 +328,4 @@ function statistics(device: NetDevice, more: boolean): string {
   text += row(tx);
   if (more) text += errors('TX', ['aborted', 'fifo', 'window', 'heartbt', 'transns'], txErrors);
   return text;
-}
-
-/** What `ip link set` was asked to change, in the order in which the kernel does it (do_setlink). */
-interface Request {
-  address?: Uint8Array;
-  mtu?: number;
-  group?: number;
-  name?: string;
-  alias?: string;
-  setFlags: number;
-  clearFlags: number;
-  /** null for `nomaster`. */
-  master?: NetDevice | null;
-  txQueueLen?: number;
-}
-
-function set(net: Net, args: string[]): void {
-  let deviceName: string | undefined;
-  const request: Request = { setFlags: 0, clearFlags: 0 };
-  const onOff = (word: string, bit: number, inverted = false): void => {
-    const value = argument(args, word);
-    if (value !== 'on' && value !== 'off') {
-      throw new Refusal(255, `Error: argument of "${word}" must be "on" or "off", not "${value}"`);
-    }
-    if ((value === 'on') !== inverted) request.setFlags |= bit;
-    else request.clearFlags |= bit;
-  };
-  const number = (word: string, name: string): number => {
-    const value = argument(args, word);
-    if (!/^(0x[0-9a-f]+|\d+)$/i.test(value) || Number(value) > 0xffffffff) {
-      throw new Refusal(255, `Error: argument "${value}" is wrong: Invalid "${name}" value\n`);
-    }
-    return Number(value);
-  };
-  for (let word = args.shift(); word !== undefined; word = args.shift()) {
-    switch (word) {
-      case 'up':
-        request.setFlags |= IFF_UP;
-        break;
-      case 'down':
-        request.clearFlags |= IFF_UP;
-        break;
-      case 'mtu':
-        request.mtu = number(word, 'mtu');
-        break;
-      case 'txqueuelen':
-      case 'txqlen':
-      case 'qlen':
-        request.txQueueLen = number(word, word);
-        break;
-      case 'group':
-        request.group = parseGroup(argument(args, word));
-        break;
-      case 'alias':
-        request.alias = argument(args, word);
-        break;
-      case 'address':
-      case 'addr':
-      case 'lladdr':
-        request.address = parseLinkAddress(argument(args, word));
-        break;
-      case 'name': {
-        request.name = argument(args, word);
-        const problem = nameProblem(request.name);
-        if (problem !== null || request.name.length >= IFNAMSIZ) {
-          throw new Refusal(
-            255,
-            `Error: argument "${request.name}" is wrong: "name" not a valid ifname\n${problem}`,
-          );
-        }
-        break;
-      }
-      case 'promisc':
-        onOff(word, IFF_PROMISC);
-        break;
-      case 'allmulticast':
-        onOff(word, IFF_ALLMULTI);
-        break;
-      case 'multicast':
-        onOff(word, IFF_MULTICAST);
-        break;
-      case 'arp':
-        onOff(word, IFF_NOARP, true);
-        break;
-      case 'master': {
-        const name = argument(args, word);
-        const master = net.byName(name);
-        if (master === undefined) {
-          throw new Refusal(255, `Error: argument "${name}" is wrong: Device does not exist\n`);
-        }
-        request.master = master;
-        break;
-      }
-      case 'nomaster':
-        request.master = null;
-        break;
-      default:
-        if (word === 'dev') word = argument(args, word);
-        if (deviceName !== undefined) {
-          throw new Refusal(255, `Error: either "dev" is duplicate, or "${word}" is a garbage.`);
-        }
-        deviceName = word;
-    }
-  }
-  if (deviceName === undefined) throw new Refusal(255, 'Not enough information: "dev" argument is required.');
-  const device = net.byName(deviceName);
-  if (device === undefined) throw new Refusal(1, `Cannot find device "${deviceName}"`);
-  apply(device, request);
-}
-
-function parseLinkAddress(text: string): Uint8Array {
-  const parts = text.split(':');
-  if (!parts.every(part => /^[0-9a-f]{1,2}$/i.test(part))) {
-    throw new Refusal(1, `"${text}" is invalid lladdr.`);
-  }
-  if (parts.length !== 6) {
-    throw new Refusal(1, `Invalid address length ${parts.length} - must be 6 bytes`);
-  }
-  return Uint8Array.from(parts, part => Number.parseInt(part, 16));
-}
-
-function apply(device: NetDevice, request: Request): void {
-  if (request.address !== undefined) device.setAddress(request.address);
-  if (request.mtu !== undefined) device.setMtu(request.mtu);
-  if (request.group !== undefined) changeGroup(device, request.group);
-  if (request.name !== undefined) device.rename(request.name);
-  if (request.alias !== undefined) changeAlias(device, request.alias);
-  if ((request.setFlags | request.clearFlags) !== 0) {
-    const shown = (device.flags & ~(IFF_PROMISC | IFF_ALLMULTI)) | device.gflags;
-    changeFlags(device, (shown | request.setFlags) & ~request.clearFlags);
-  }
-  if (request.master !== undefined) enslave(device, request.master);
-  if (request.txQueueLen !== undefined) changeTxQueueLen(device, request.txQueueLen);
-}
-
-function enslave(device: NetDevice, master: NetDevice | null): void {
-  if (device.master === master) return;
-  if (master !== null && !(master instanceof Bridge)) {
-    throw device.error('EOPNOTSUPP', `${master.name} is no bridge`);
-  }
-  if (device.master instanceof Bridge) device.master.removePort(device);
-  master?.addPort(device);
 }

@@ -40,8 +40,9 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     usage: 'FILE',
     summary: 'Writes the whole host with its domains to a file, for "pvnet restore", and shuts it down.',
     details:
-      'Domains whose guests are of kind "echo" or "linux", or modules with a "save", can be saved. The file holds what they\n' +
-      'saved and their part of xenstore; vifs connect anew when it is restored.',
+      'Domains of all kinds can be saved, modules if they have a "save". The file holds what their guests saved and their\n' +
+      'part of xenstore; vifs connect anew when it is restored. Of a "netns" guest it has addresses and routes, and not the\n' +
+      'programs that run in it.',
     options: { 'leave-running': { type: 'boolean', help: 'let the host go on' } },
     arguments: [1, 1],
     async run({ positionals, host, flag, show }) {
@@ -50,7 +51,9 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
         file: resolve(positionals[0]),
         leaveRunning: flag('leave-running'),
       });
-      show(saved, ({ domains }) => `saved ${domains.join(', ') || 'a host without domains'}`);
+      show(saved, ({ domains, notes }) =>
+        [`saved ${domains.join(', ') || 'a host without domains'}`, ...notes].join('\n'),
+      );
       return 0;
     },
   },
@@ -66,7 +69,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
       if (to === undefined) throw new CliError('EINVAL', 'say with --to which host gets the domain');
       const client = await host();
       const moved = await client.call<Result<'migrate'>>('migrate', { domain, to: resolve(to) });
-      show(moved, ({ domid }) => `${domain} is domain ${domid} there`);
+      show(moved, ({ domid, notes }) => [`${domain} is domain ${domid} there`, ...notes].join('\n'));
       return 0;
     },
   },

@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { netbackOf } from '../netback/netback.js';
 import { ToolstackError } from '../toolstack/error.js';
 import type { Host } from '../toolstack/host.js';
-import { type DomainImage, restoreDomain, resumeAll, saveHost, sendDomain } from '../toolstack/save.js';
+import {
+  type DomainImage,
+  restoreDomain,
+  resumeAll,
+  saveHost,
+  sendDomain,
+  unsavedOf,
+} from '../toolstack/save.js';
 import { RpcClient, type RpcRegistry } from './rpc.js';
 
 /** What the methods of a domain's life take and give. */
@@ -12,8 +19,8 @@ export interface LifeMethods {
   suspend: { params: { domain: string }; result: null };
   resume: { params: { domain: string; cancelled?: boolean }; result: null };
   /** `file` is absolute: the host writes it. */
-  save: { params: { file: string; leaveRunning?: boolean }; result: { domains: string[] } };
-  migrate: { params: { domain: string; to: string }; result: { domid: number } };
+  save: { params: { file: string; leaveRunning?: boolean }; result: { domains: string[]; notes: string[] } };
+  migrate: { params: { domain: string; to: string }; result: { domid: number; notes: string[] } };
   /** What a host asks of the one that its domain moves to. The image, which can be large, is in a file. */
   receive: { params: { file: string }; result: { domid: number; notes: string[] } };
   'vif-carrier': { params: { domain: string; devid: number; up: boolean }; result: null };
@@ -37,8 +44,9 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
     return null;
   });
   register('save', async ({ file, leaveRunning }) => {
-    const image = await saveHost(host);
     const domains = [...host.domains];
+    const notes = domains.flatMap(unsavedOf);
+    const image = await saveHost(host);
     try {
       writeFileSync(String(file), `${JSON.stringify(image)}\n`, { mode: 0o600 });
     } catch (error) {
@@ -53,19 +61,21 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
       await Promise.all(domains.map(hosted => host.destroy(hosted)));
       down();
     }
-    return { domains: domains.map(({ config }) => config.name) };
+    return { domains: domains.map(({ config }) => config.name), notes };
   });
   register('migrate', async ({ domain, to }) => {
     const client = await RpcClient.connect(String(to));
     const folder = mkdtempSync(join(tmpdir(), 'pvnet-migrate-'));
     const file = join(folder, 'image.json');
     try {
+      const hosted = host.find(domain);
+      const notes = unsavedOf(hosted);
       let domid = 0;
-      await sendDomain(host, host.find(domain), async image => {
+      await sendDomain(host, hosted, async image => {
         writeFileSync(file, JSON.stringify(image), { mode: 0o600 });
         ({ domid } = await client.call<LifeMethods['receive']['result']>('receive', { file }));
       });
-      return { domid };
+      return { domid, notes };
     } finally {
       client.close();
       rmSync(folder, { recursive: true, force: true });

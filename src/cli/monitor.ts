@@ -6,6 +6,7 @@ import {
   OPERSTATES,
   shownOperstate,
 } from '../net/index.js';
+import type { Host } from '../toolstack/host.js';
 
 /** What each event means, for people. */
 const WORDS: Readonly<Record<string, string>> = {
@@ -74,4 +75,46 @@ export function monitor(
   write: (line: string) => void,
 ): () => void {
   return net.monitor(heard => write((options.json === true ? monitorJson : monitorText)(domain, heard)));
+}
+
+/** A domain that came or went, as an event is told. */
+function domainLine(domain: string, event: 'BOOT' | 'END', time: number, json: boolean): string {
+  if (json) return JSON.stringify({ time, domain, event });
+  return `${domain}: the domain ${event === 'BOOT' ? 'boots' : 'has ended'} [${event}]`;
+}
+
+/**
+ * Tells of every device event of a host's domains, and of the domains that boot and end meanwhile.
+ * @param only a domain's name, null for all
+ * @param write takes one line, without its end
+ * @returns a function that ends it
+ */
+export function monitorHost(
+  host: Host,
+  only: string | null,
+  options: { json?: boolean },
+  write: (line: string) => void,
+): () => void {
+  const stops = new Map<string, () => void>();
+  const json = options.json === true;
+  let following = false;
+  const tell = (name: string, event: 'BOOT' | 'END'): void => {
+    if (following) write(domainLine(name, event, host.scheduler.now(), json));
+  };
+  const unwatch = host.watchKernels({
+    came(name, { net }) {
+      if (only !== null && name !== only) return;
+      tell(name, 'BOOT');
+      stops.set(name, monitor(net, name, options, write));
+    },
+    went(name) {
+      if (!stops.delete(name)) return;
+      tell(name, 'END');
+    },
+  });
+  following = true;
+  return () => {
+    unwatch();
+    for (const stop of stops.values()) stop();
+  };
 }

@@ -25,7 +25,7 @@ function domainAndPath(text: string): { domain: string; path: string } {
 /** The commands that look at a domain's network as its own user would. */
 export const NET_COMMANDS: Readonly<Record<string, Command>> = {
   ip: {
-    usage: 'DOMAIN [-s] [-d] [-j] [-br] [-o] link [show [DEV]|set DEV …]',
+    usage: 'DOMAIN [-s] [-d] [-j] [-br] [-o] link [show [DEV]|set DEV …|add NAME type KIND|delete DEV]',
     summary: 'Shows and changes the network devices of a domain’s kernel, as iproute2 does.',
     details:
       'link set takes: up, down, mtu N, txqueuelen N, name NAME, address MAC, alias TEXT, group N, promisc, allmulticast, multicast and arp on|off, master BRIDGE, nomaster.',

@@ -2,7 +2,7 @@ import type { Host } from '../toolstack/host.js';
 import { ethtool } from './ethtool.js';
 import { cat, domainTree, ls, write } from './files.js';
 import { ip } from './ip.js';
-import { monitor } from './monitor.js';
+import { monitorHost } from './monitor.js';
 import { captureNlmon } from './nlmon.js';
 import type { Printed } from './printed.js';
 import type { CallContext, RpcRegistry } from './rpc.js';
@@ -14,7 +14,7 @@ export interface NetMethods {
   ls: { params: { domain: string; path: string; long?: boolean }; result: Printed };
   cat: { params: { domain: string; path: string }; result: Printed };
   write: { params: { domain: string; path: string; value: string }; result: Printed };
-  /** Emits a line for each event until the caller hangs up; of every domain when none is named. */
+  /** Emits a line for each event until the caller hangs up; of every domain, also those that come later, when none is named. */
   monitor: { params: { domain?: string; json?: boolean }; result: null };
   /** Emits the bytes of a capture file, in base64, until the caller hangs up. */
   nlmon: { params: { domain: string }; result: null };
@@ -37,14 +37,11 @@ export function registerNetMethods(registry: RpcRegistry, host: Host): void {
   register('cat', ({ domain, path }) => cat(tree(domain), String(path)));
   register('write', ({ domain, path, value }) => write(tree(domain), String(path), String(value)));
   register('monitor', ({ domain, json }, context) => {
-    const names =
-      domain === undefined ? ['Domain-0', ...[...host.domains].map(({ config }) => config.name)] : [domain];
-    const stops = names.map(name =>
-      monitor(host.kernelOf(name).kernel.net, name, { json }, line => context.emit(line)),
+    const only = domain === undefined ? null : host.kernelOf(domain).domain.name;
+    return untilHangUp(
+      context,
+      monitorHost(host, only, { json }, line => context.emit(line)),
     );
-    return untilHangUp(context, () => {
-      for (const stop of stops) stop();
-    });
   });
   register('nlmon', ({ domain }, context) => {
     const stop = captureNlmon(

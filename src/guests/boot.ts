@@ -16,6 +16,8 @@ export interface BootOptions {
   trace?: XenbusTrace;
   /** What the guest continues; see `GuestOptions.state`. */
   state?: unknown;
+  /** Hears of the kernel before its first device is there. */
+  readonly onKernel?: (kernel: Kernel) => void;
 }
 
 /** A domain that runs: its kernel, and what runs above it. */
@@ -46,6 +48,7 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
   const { domain, kind, argument, poller } = options;
   const { platform } = domain;
   const kernel = await bootKernel(platform, { name: domain.name, trace: options.trace });
+  options.onKernel?.(kernel);
   const started = await kind({
     name: domain.name,
     kernel,

@@ -55,6 +55,8 @@ export interface Guest {
    * Nothing changes.
    */
   save?(): unknown;
+  /** What `save` leaves out of what is there now, in words for the user. */
+  unsaved?(): string[];
   /** Lets go of its devices but of nothing else; only `stop` may follow. Absent where `save` has all. */
   leave?(): Promise<Luggage>;
   /** Gives everything back. The kernel's devices may be gone by then, or still be there. */

@@ -7,6 +7,7 @@ import { TapFace } from '../uplink/tap-face.js';
 import { EchoStack } from './echo-stack.js';
 import { sendFrame } from './frames.js';
 import { type Guest, type GuestOptions, type Luggage, vifDevid, watchVifs } from './guest.js';
+import { restoreRoutes, type SavedNamespace, saveInterface } from './netns-state.js';
 
 /** What a guest takes along: its namespace with all that runs in it, and its interfaces by devid. */
 interface NetnsState {
@@ -18,10 +19,18 @@ interface NetnsState {
  * `guest = "netns"`: a network namespace of this machine's kernel whose only interfaces are the domain's
  * netfront devices, under their names, with their MAC addresses, MTUs and carriers, and the addresses of the
  * vif's `ip=`. Any program can run inside. Works for any user where the kernel has user namespaces.
+ *
+ * What `save` gives has each interface's addresses and routes, for a new namespace. The programs go on only in the namespace
+ * itself, which `leave` takes along.
  * @throws UplinkError that says what is missing
  */
 export async function startNetns(options: GuestOptions): Promise<Guest> {
-  const continued = options.state as NetnsState | undefined;
+  const state = options.state as NetnsState | SavedNamespace | undefined;
+  const continued = state !== undefined && 'namespace' in state ? state : undefined;
+  /** What interfaces had that are yet to come back, by devid. */
+  const saved = new Map(
+    state !== undefined && 'interfaces' in state ? state.interfaces.map(face => [face.devid, face]) : [],
+  );
   const namespace = continued?.namespace ?? (await NetworkNamespace.create());
   if (continued === undefined) await namespace.ip('link set lo up');
   const faces = new Map<NetDevice, TapFace>();
@@ -57,19 +66,26 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
       options.log(`netns: ${tap.name} goes on in the namespace of pid ${namespace.pid}`);
       return;
     }
-    const addresses = options.vif(devid)?.ip ?? [];
+    const before = saved.get(devid);
+    saved.delete(devid);
+    const addresses = before?.addresses ?? configured(devid);
     await namespace.ip(
       `link set dev ${name} mtu ${device.mtu}`,
-      ...addresses.map(({ address, prefix, version }) => {
-        const rest = version === 6 ? 'nodad' : 'brd +';
-        return `addr add ${address}/${prefix} dev ${name} ${rest}`;
-      }),
-      `link set dev ${name} up`,
+      ...addresses.map(address => `addr add ${address} dev ${name}`),
+      ...(before?.up === false ? [] : [`link set dev ${name} up`]),
     );
-    const shown = addresses.map(({ address, prefix }) => `${address}/${prefix}`).join(' ') || 'no address';
+    if (before !== undefined) enqueue(`${name}: routes`, () => restoreRoutes(namespace, name, before));
+    const shown = addresses.map(address => address.split(' ')[0]).join(' ') || 'no address';
     options.log(
       `netns: ${name} ${formatAddress(device.address)} ${shown} in the namespace of pid ${namespace.pid}`,
     );
+  }
+
+  /** What a vif's `ip=` says, for `ip addr add`. */
+  function configured(devid: number): string[] {
+    return (options.vif(devid)?.ip ?? []).map(({ address, prefix, version }) => {
+      return `${address}/${prefix} ${version === 6 ? 'nodad' : 'brd +'}`;
+    });
   }
 
   const unwatch = watchVifs(options.kernel, {
@@ -103,6 +119,17 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
   return {
     kind: 'netns',
     settled,
+    async save(): Promise<SavedNamespace> {
+      await settled();
+      const save = (device: NetDevice) => saveInterface(namespace, device.name, vifDevid(device));
+      return { interfaces: await Promise.all([...faces.keys()].map(save)) };
+    },
+    unsaved() {
+      const programs = namespace.programs().map(({ pid, name }) => `${name} (pid ${pid})`);
+      return programs.length === 0
+        ? []
+        : [`the programs in its namespace, and their connections: ${programs.join(', ')}`];
+    },
     async leave(): Promise<Luggage> {
       await settled();
       left = true;

@@ -34,4 +34,5 @@ export * from './stats.js';
 export * from './sysfs.js';
 export * from './tx-queue.js';
 export * from './vfs.js';
+export * from './virtual.js';
 export * from './xmit.js';

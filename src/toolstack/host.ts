@@ -42,6 +42,13 @@ export interface HostOptions {
   random?: () => number;
 }
 
+/** Follows the domains of a host whose kernels are ours: domain 0, and all but Linux guests. */
+export interface KernelWatcher {
+  /** The kernel runs; of its devices none but `lo` is there yet when it has just booted. */
+  came(name: string, kernel: Kernel): void;
+  went(name: string): void;
+}
+
 /** A vif of a domain, as the toolstack knows it. */
 export interface AttachedVif {
   readonly devid: number;
@@ -118,11 +125,13 @@ export class Host {
   dom0!: Kernel;
   xenstored!: SimXenstored;
   private readonly hosted = new Map<number, HostedDomain>();
-  private readonly bridgesByName = new Map<string, Bridge>();
   private readonly uplinks: TapPort[] = [];
   private pollerMade: Poller | null = null;
   /** Ends of domains that are under way. */
   private readonly endings = new Map<number, Promise<void>>();
+  /** Kernels of the domains but domain 0, as soon as they run. */
+  private readonly kernels = new Map<HostedDomain, Kernel>();
+  private readonly kernelWatchers = new Set<KernelWatcher>();
   /** Names of domains that are being created. */
   private readonly creating = new Set<string>();
   private stopping = false;
@@ -225,21 +234,20 @@ export class Host {
 
   // ---------------------------------------------------------------- bridges and uplinks
 
-  /** The bridge of that name in domain 0; made when there is none yet. */
+  /** The bridge of that name in domain 0; made when there is none yet. @throws NetError EEXIST for another device's name */
   bridge(name: string): Bridge {
-    let bridge = this.bridgesByName.get(name);
-    if (bridge === undefined) {
-      bridge = new Bridge(this.dom0.net, name);
-      this.dom0.net.register(bridge as NetDevice);
-      bridge.open();
-      this.bridgesByName.set(name, bridge);
-    }
+    const { net } = this.dom0;
+    const found = net.byName(name);
+    if (found instanceof Bridge) return found;
+    const bridge = new Bridge(net, name);
+    net.register(bridge as NetDevice);
+    bridge.open();
     return bridge;
   }
 
-  /** The names of the bridges in domain 0. */
+  /** The names of the bridges in domain 0, whoever made them. */
   get bridgeNames(): string[] {
-    return [...this.bridgesByName.keys()];
+    return [...this.dom0.net.devices].filter(device => device instanceof Bridge).map(({ name }) => name);
   }
 
   /**
@@ -311,6 +319,7 @@ export class Host {
               poller: this.poller,
               trace: this.options.trace,
               state,
+              onKernel: kernel => this.kernelCame(hosted, kernel),
             });
       return hosted;
     } catch (error) {
@@ -445,6 +454,21 @@ export class Host {
     await Promise.all([...hosted.vifs.values()].map(vif => this.detach(hosted, vif, true)));
     await removeDomain(this.xs, identity);
     this.hosted.delete(domain.domid);
+    if (!this.kernels.delete(hosted)) return;
+    for (const watcher of this.kernelWatchers) watcher.went(hosted.config.name);
+  }
+
+  private kernelCame(hosted: HostedDomain, kernel: Kernel): void {
+    this.kernels.set(hosted, kernel);
+    for (const watcher of this.kernelWatchers) watcher.came(hosted.config.name, kernel);
+  }
+
+  /** Tells of the kernels that run now, then of those that come and go. @returns a function that ends it */
+  watchKernels(watcher: KernelWatcher): () => void {
+    watcher.came('Domain-0', this.dom0);
+    for (const [{ config }, kernel] of this.kernels) watcher.came(config.name, kernel);
+    this.kernelWatchers.add(watcher);
+    return () => this.kernelWatchers.delete(watcher);
   }
 
   private domainChanged(domain: Domain): void {

@@ -4,11 +4,8 @@ import { ToolstackError } from './error.js';
 import type { Host, HostedDomain } from './host.js';
 import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
 
-/** Why guests of a kind, or some of them, cannot be saved. */
-const UNSAVABLE: Readonly<Record<string, string>> = {
-  module: 'its module has no "save"',
-  netns: 'its programs are processes of this machine',
-};
+/** Why some guests of a kind cannot be saved. */
+const UNSAVABLE: Readonly<Record<string, string>> = { module: 'its module has no "save"' };
 /** What a domain's home has that the toolstack makes anew. */
 const REMADE = /^\/(device|backend|error|vm|name|domid|memory|cpu|control\/shutdown)(\/|$)/;
 /** What else of xenstore is made anew with its domains. */
@@ -83,6 +80,11 @@ function saverOf(host: Host, hosted: HostedDomain): () => unknown {
     );
   }
   return () => save();
+}
+
+/** What the image of a domain would leave out of what its guest is doing now, a sentence each. */
+export function unsavedOf({ booted, config }: HostedDomain): string[] {
+  return (booted?.guest.unsaved?.() ?? []).map(what => `${config.name}: not saved: ${what}`);
 }
 
 /**

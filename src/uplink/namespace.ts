@@ -1,4 +1,5 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { checked, F_SETFD, F_SETFL, FD_CLOEXEC, libc, O_NONBLOCK, O_RDWR } from '../platform/linux/libc.js';
 import { UplinkError } from './error.js';
@@ -31,6 +32,11 @@ function noNamespace(user: boolean, said: string): UplinkError {
     'EPERM',
     `no network namespace (${said || 'unshare said nothing'}): ${advice}; guests of kind "echo" and "module" work without`,
   );
+}
+
+function ipError(command: string, stderr: string): UplinkError {
+  const said = stderr.trim().split('\n').slice(-3).join('; ');
+  return new UplinkError('EINVAL', `"ip ${command}" in the namespace: ${said}`);
 }
 
 /** The result of a program that has ended. */
@@ -140,12 +146,42 @@ export class NetworkNamespace {
   }
 
   /** Runs commands of iproute2's `ip` inside, one a line. @throws UplinkError EINVAL with what `ip` said */
-  async ip(...lines: string[]): Promise<void> {
-    const { status, stderr } = await this.run(['ip', '-batch', '-'], `${lines.join('\n')}\n`);
-    if (status !== 0) {
-      const said = stderr.trim().split('\n').slice(-3).join('; ');
-      throw new UplinkError('EINVAL', `"ip ${lines.join('; ')}" in the namespace: ${said}`);
+  ip(...lines: string[]): Promise<void> {
+    return this.batch([], lines);
+  }
+
+  /** `ip` for addresses of one family, where a line does not tell which. @throws UplinkError EINVAL */
+  ipOf(family: 4 | 6, ...lines: string[]): Promise<void> {
+    return this.batch([`-${family}`], lines);
+  }
+
+  /** What `ip` shows inside. @throws UplinkError EINVAL with what it said */
+  async show(argv: readonly string[]): Promise<string> {
+    const { status, stdout, stderr } = await this.run(['ip', ...argv]);
+    if (status !== 0) throw ipError(argv.join(' '), stderr);
+    return stdout;
+  }
+
+  /** The programs that run inside, as far as we may see, beside the one that holds it. */
+  programs(): { pid: number; name: string }[] {
+    const inside = readlinkSync(`/proc/${this.pid}/ns/net`);
+    const programs: { pid: number; name: string }[] = [];
+    for (const entry of readdirSync('/proc')) {
+      const pid = Number(entry);
+      if (!(pid > 0) || pid === this.pid) continue;
+      try {
+        if (readlinkSync(`/proc/${pid}/ns/net`) !== inside) continue;
+        programs.push({ pid, name: readFileSync(`/proc/${pid}/comm`, 'utf8').trim() });
+      } catch {
+        // It has ended, or is another user's, who cannot enter the namespace.
+      }
     }
+    return programs;
+  }
+
+  private async batch(options: readonly string[], lines: readonly string[]): Promise<void> {
+    const { status, stderr } = await this.run(['ip', ...options, '-batch', '-'], `${lines.join('\n')}\n`);
+    if (status !== 0) throw ipError(lines.join('; '), stderr);
   }
 
   /** Gives it up: what is in it is gone when the last process in it ends. */

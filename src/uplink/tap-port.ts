@@ -14,6 +14,8 @@ import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Poller, PollHandle } from './poller.js';
 import { type Tap, TapIo } from './tap.js';
 
+/** What a TAP claims (the default of drivers/net/tun.c). */
+const SPEED_MBITS = 10_000;
 /** Packets that are written at one flush. */
 const BATCH = 64;
 
@@ -41,6 +43,10 @@ export class TapPort {
       device => {
         etherSetup(device);
         device.maxMtu = ETH_MAX_MTU;
+        device.kind = 'tun';
+        device.driver = 'tun';
+        device.busInfo = 'tap';
+        device.speed = SPEED_MBITS;
         device.hwFeatures =
           NETIF_F_SG | NETIF_F_HIGHDMA | NETIF_F_HW_CSUM | (NETIF_F_ALL_TSO & ~NETIF_F_TSO_MANGLEID);
         device.features = device.hwFeatures | NETIF_F_RXCSUM;

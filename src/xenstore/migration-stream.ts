@@ -27,8 +27,19 @@ export const RECORD = {
 
 /** conn-type of CONNECTION_DATA. */
 export const CONNECTION_TYPE = { RING: 0, SOCKET: 1 } as const;
-/** `access` of NODE_DATA. STALE is ours: the transaction has lost already. */
-export const NODE_ACCESS = { READ: 1, WRITE: 2, STALE: 0x8000 } as const;
+/**
+ * `access` of NODE_DATA. The upper bits are ours. STALE: the transaction has lost already. BEGAN: the node as
+ * the transaction found it when it began, where that is not as it is now. With READ, VALUE: only its value and
+ * permissions were read; NAMES: only which children it has.
+ */
+export const NODE_ACCESS = {
+  READ: 1,
+  WRITE: 2,
+  NAMES: 0x1000,
+  VALUE: 0x2000,
+  BEGAN: 0x4000,
+  STALE: 0x8000,
+} as const;
 /** Flag of a permission that is to be ignored: its domain is gone. */
 export const PERMISSION_IGNORE = 1;
 

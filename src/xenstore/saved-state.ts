@@ -16,6 +16,7 @@ import { isQuotaName, QUOTA_NAMES } from './quota.js';
 import type { XenStoreServer } from './server.js';
 import { SELF, SPECIAL_NAMES } from './store.js';
 import { ACCESS, type Transaction } from './transaction.js';
+import { differences } from './tree.js';
 import { takeValue, valueBytes } from './value.js';
 import { ANY_DEPTH } from './watches.js';
 
@@ -163,25 +164,50 @@ function saveNode(
   writer.text(`${path}\0`).raw(value).end();
 }
 
-/** What a transaction read and changed, as it sees it. */
+/** What a transaction began with, where that is not as it is now, and what it read and changed. */
 function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: number, tx: Transaction): void {
+  const { tree } = server.store;
   const path = new Path(server.store.salt);
-  const conflict = tx.conflict(server.store.tree, path);
-  if (conflict !== undefined) {
-    saveNode(writer, server, conflict, undefined, id, tx.id, NODE_ACCESS.STALE);
-    return;
-  }
+  const save = (text: string, node: StoreNode | null | undefined, access: number) =>
+    saveNode(writer, server, text, node ?? undefined, id, tx.id, access);
+  for (const [text, node] of differences(tx.tree.base, tree.root, '/')) save(text, node, NODE_ACCESS.BEGAN);
+  const conflict = tx.conflict(tree, path);
+  if (conflict !== undefined) save(conflict, undefined, NODE_ACCESS.STALE);
   const changed = new Set(tx.changes.map(change => change.path));
-  for (const [text, flags] of tx.accesses()) {
-    if (changed.has(text) || flags === ACCESS.IMPLIED || flags === ACCESS.PARENT) continue;
-    path.set(text);
-    saveNode(writer, server, text, tx.tree.get(path), id, tx.id, NODE_ACCESS.READ);
-  }
+  // Parents that come into being again with a node below them.
+  const above = new Set<string>();
   for (const text of changed) {
     path.set(text);
-    const node = tx.tree.get(path);
-    saveNode(writer, server, text, node, id, tx.id, node === undefined ? 0 : NODE_ACCESS.WRITE);
+    if (tx.tree.get(path) === undefined) continue;
+    for (let depth = path.count - 1; depth > 0; depth--) above.add(path.prefix(depth));
   }
+  const removed: string[] = [];
+  for (const [text, flags] of tx.accesses()) {
+    path.set(text);
+    if (flags & ACCESS.SUBTREE) removed.push(text);
+    // Who takes it up would give it its parent's permissions.
+    if (flags & ACCESS.IMPLIED && (!above.has(text) || hasOwnPermissions(tx, path))) changed.add(text);
+    if (changed.has(text) || flags === ACCESS.IMPLIED || flags === ACCESS.PARENT) continue;
+    save(text, tx.tree.get(path), NODE_ACCESS.READ | whatWasRead(flags));
+  }
+  // What was removed and made anew has lost what was below it.
+  for (const text of removed) save(text, undefined, 0);
+  for (const text of [...changed].sort()) {
+    path.set(text);
+    const node = tx.tree.get(path);
+    if (node !== undefined) save(text, node, NODE_ACCESS.WRITE);
+  }
+}
+
+/** What READ goes with, for these ACCESS flags. */
+function whatWasRead(flags: number): number {
+  if ((flags & ACCESS.CHILDREN) === 0) return NODE_ACCESS.VALUE;
+  return (flags & ACCESS.NODE) === 0 ? NODE_ACCESS.NAMES : 0;
+}
+
+function hasOwnPermissions(tx: Transaction, path: Path): boolean {
+  const parent = tx.tree.find(path, path.count - 1);
+  return tx.tree.get(path)?.permissions !== parent?.permissions;
 }
 
 export interface RestoreOptions {
@@ -347,8 +373,12 @@ function restoreNode(
     return;
   }
   if (!path.set(text)) return;
-  if (access === NODE_ACCESS.READ) tx.note(path, path.count, ACCESS.NODE | ACCESS.CHILDREN);
-  else if (permissions.length === 0) store.rm(path, SELF, tx);
+  const node = permissions.length === 0 ? null : { value, permissions: permissions as never as Permissions };
+  if (access & NODE_ACCESS.BEGAN) tx.tree.beginWith(path, node);
+  else if (access & NODE_ACCESS.READ) {
+    if ((access & NODE_ACCESS.NAMES) === 0) tx.note(path, path.count, ACCESS.NODE);
+    if ((access & NODE_ACCESS.VALUE) === 0) tx.note(path, path.count, ACCESS.CHILDREN);
+  } else if (permissions.length === 0) store.rm(path, SELF, tx);
   else {
     store.write(path, SELF, tx, value);
     path.set(text);

@@ -112,7 +112,7 @@ function differs(before: StoreNode | undefined, now: StoreNode | undefined, acce
   }
   if (flags & ACCESS.NODE && before.generation !== now.generation) return true;
   if (flags & ACCESS.CHILDREN && before.childGeneration !== now.childGeneration) return true;
-  return (flags & ACCESS.PARENT) !== 0 && before.permissions !== now.permissions;
+  return (flags & ACCESS.PARENT) !== 0 && !samePermissions(before.permissions, now.permissions);
 }
 
 function samePermissions(a: Permissions, b: Permissions): boolean {

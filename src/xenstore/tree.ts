@@ -223,11 +223,29 @@ export class BranchTree extends Tree {
   constructor(
     readonly live: LiveTree,
     /** What it began as. */
-    readonly base: StoreNode,
+    public base: StoreNode,
     /** Nodes of the live tree that are younger came into being after this tree did. */
-    readonly since: number,
+    public since: number,
   ) {
     super(live.generations, base);
+  }
+
+  /**
+   * Has it begun with this node at `path`, or with none (null), whatever is there now. Its parent must exist,
+   * and nothing have been changed yet.
+   */
+  beginWith(path: Path, node: { value: Value; permissions: Permissions } | null): void {
+    const now = this.get(path);
+    if (node === null) {
+      if (now !== undefined) this.remove(path);
+    } else if (now === undefined) this.create(path, this.presentNames(path), node.value, node.permissions);
+    else {
+      this.setValue(path, now, node.value);
+      this.setPermissions(path, this.get(path)!, node.permissions);
+    }
+    this.base = this.snapshot();
+    // What is as old in the live tree need not be what this one has.
+    this.since = -1;
   }
 
   override find(path: Path, depth: number): StoreNode | undefined {
@@ -275,6 +293,40 @@ export function walk(node: StoreNode, path: string, visit: (node: StoreNode, pat
       paths.push(below + child.name);
     });
   }
+}
+
+/**
+ * What differs between two states of one tree, by path: the node before, or null where there was none. What
+ * both share is not looked at. A node that was made anew meanwhile is first null, then what it was.
+ */
+export function* differences(
+  before: StoreNode,
+  now: StoreNode,
+  path: string,
+): IterableIterator<[path: string, before: StoreNode | null]> {
+  if (before === now) return;
+  if (before.created !== now.created) {
+    yield [path, null];
+    yield* everything(before, path);
+    return;
+  }
+  if (before.generation !== now.generation) yield [path, before];
+  if (before.directory?.children === now.directory?.children) return;
+  const others = new Map(childrenInOrder(now).map(child => [child.name, child]));
+  const at = path === '/' ? path : `${path}/`;
+  for (const child of childrenInOrder(before)) {
+    const other = others.get(child.name);
+    others.delete(child.name);
+    if (other === undefined) yield* everything(child, at + child.name);
+    else yield* differences(child, other, at + child.name);
+  }
+  for (const name of others.keys()) yield [at + name, null];
+}
+
+function everything(node: StoreNode, path: string): [string, StoreNode][] {
+  const found: [string, StoreNode][] = [];
+  walk(node, path, (below, at) => found.push([at, below]));
+  return found;
 }
 
 /** Nodes in a subtree, its root included. */

@@ -35,6 +35,12 @@ export const linux = JSON.parse(
   ethtool: Record<string, Printed>;
   errors: Record<string, Printed>;
   bridge: Record<'port' | 'portj' | 'bridge' | 'procnetdev', Printed> & { portnetlink: string };
+  /** A bridge, and its port, a TAP that a program has open. */
+  details: Record<'bridge' | 'bridgej' | 'port' | 'portj', Printed>;
+  /** ip and ethtool for that TAP. */
+  tap: Record<string, Printed>;
+  /** ip link add and del, and how they fail. */
+  add: Record<string, Printed>;
   netlink: { nodev: string; nothing: string };
   sysfs: {
     up: Record<string, SysfsEntry>;

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { describe, type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import {
@@ -15,6 +15,7 @@ import {
   resumeAll,
   saveHost,
   sendDomain,
+  unsavedOf,
 } from '../../src/toolstack/index.js';
 import { streams } from '../support/stream-guest.js';
 import { namespaceObstacle } from '../uplink/machine.js';
@@ -135,6 +136,60 @@ describe('save and restore', () => {
     await restored[0].booted!.guest.ping!('10.0.0.2');
     assert.ok(streams.get('take2')!.received > 20_000, 'it goes on where it was');
     await flows('take2');
+  });
+
+  test('of a namespace its addresses and routes are saved, and the programs that are not are named', async t => {
+    const obstacle = await namespaceObstacle();
+    if (obstacle !== false) return t.skip(obstacle);
+    const host = await start(t);
+    const a = await create(host, config('a', 'netns', 'ip=10.9.0.1/24 fd09::1/64'));
+    const inside = ({ booted }: HostedDomain, ...argv: string[]) => {
+      const [file, ...rest] = booted!.guest.command!(argv);
+      const { status, stdout, stderr } = spawnSync(file, rest, { encoding: 'utf8' });
+      assert.equal(status, 0, stderr);
+      return stdout;
+    };
+    for (const line of [
+      'addr del 10.9.0.1/24 dev eth0',
+      'addr add 10.9.0.7/24 brd + dev eth0',
+      'addr add 10.8.0.1 peer 10.8.0.2/32 dev eth0',
+      'addr add fd08::7/64 dev eth0 nodad',
+      'route add default via 10.9.0.254 metric 7',
+      'route add 172.20.0.0/16 dev eth0',
+      '-6 route add default via fd09::fe dev eth0',
+    ]) {
+      inside(a, 'ip', ...line.split(' '));
+    }
+    const setUp = (hosted: HostedDomain) => {
+      const shown = ['-4 -o addr', '-6 -o addr', '-4 route', '-6 route'].map(what => {
+        const lines = inside(hosted, 'ip', ...what.split(' '), 'show', 'dev', 'eth0').split('\n');
+        // Not that which the interface's number and its kernel's own routes say.
+        return lines
+          .filter(line => !/fe80|multicast/.test(line))
+          .map(line => line.replace(/^\d+: /, '').trim())
+          .sort();
+      });
+      return shown;
+    };
+    const before = setUp(a);
+    assert.deepEqual(unsavedOf(a), []);
+    const sleeper = program(a, 'console.log("ready"); setTimeout(() => {}, 60000)');
+    t.after(() => sleeper.child.kill());
+    await until(() => sleeper.lines.length > 0, 'the program');
+    const [note] = unsavedOf(a);
+    assert.match(
+      note,
+      /^a: not saved: the programs in its namespace, and their connections: node \(pid \d+\)$/,
+    );
+
+    const image = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
+    const again = await start(t);
+    const [restored] = await restoreHost(again, image);
+    assert.deepEqual(await again.settled(restored), []);
+    assert.deepEqual(setUp(restored), before);
+    assert.deepEqual(unsavedOf(restored), []);
+    const b = await create(again, echo('b', '10.9.0.2'));
+    await b.booted!.guest.ping!('10.9.0.7', 3000);
   });
 
   test('what cannot be saved is said, and nothing is touched', async t => {

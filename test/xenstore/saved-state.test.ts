@@ -1,8 +1,15 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import fc from 'fast-check';
 import { XS } from '../../src/abi/xs-wire.js';
 import type { ByteStream } from '../../src/platform/platform.js';
 import { restoreState, saveState, XenStoreClient, XenStoreError } from '../../src/xenstore/index.js';
+import { latin1 } from '../../src/xenstore/latin1.js';
+import { formatPermission } from '../../src/xenstore/permissions.js';
+import { SELF } from '../../src/xenstore/store.js';
+import type { Transaction } from '../../src/xenstore/transaction.js';
+import { walk } from '../../src/xenstore/tree.js';
+import { valueBytes } from '../../src/xenstore/value.js';
 import { Lab } from './lab.js';
 import { message, RawClient } from './raw.js';
 
@@ -51,6 +58,24 @@ function update(from: Lab, to: Lab, streams: Movable[]): void {
       return [...to.server.connections].at(-1)!;
     },
   });
+}
+
+/** What a client and its transactions can both do. */
+type Nodes = Pick<XenStoreClient, 'read' | 'directory' | 'write' | 'rm' | 'setPerms'>;
+
+/** The only transaction that is open. */
+function transactionOf({ server }: Lab): Transaction {
+  return [...server.connections].flatMap(({ transactions }) => [...transactions.values()])[0];
+}
+
+/** All nodes of the store, or as its only transaction sees them. */
+function contents(lab: Lab, inTransaction: boolean): Record<string, string> {
+  const nodes: Record<string, string> = {};
+  const tree = inTransaction ? transactionOf(lab).tree : lab.server.store.tree;
+  walk(tree.root, '/', ({ value, permissions }, path) => {
+    nodes[path] = `${latin1(valueBytes(value))} ${permissions.map(formatPermission)}`;
+  });
+  return nodes;
 }
 
 describe('a saved state', () => {
@@ -129,6 +154,51 @@ describe('a saved state', () => {
     assert.equal(await after.run(client.read('/b/c')), '2');
     assert.equal(await after.run(client.exists('/gone')), false);
     assert.deepEqual(after.server.store.check(), []);
+  });
+
+  test('a transaction goes on with the store as it was when it began, and commits as it would have', async () => {
+    const step = fc.record({
+      kind: fc.constantFrom('read', 'directory', 'write', 'write', 'rm', 'chmod'),
+      path: fc
+        .array(fc.constantFrom('a', 'b', 'c'), { minLength: 1, maxLength: 3 })
+        .map(p => `/${p.join('/')}`),
+      value: fc.constantFrom('', 'x', 'long enough not to be kept as a text'),
+      where: fc.constantFrom('before', 'live', 'live', 'transaction', 'transaction'),
+    });
+    await fc.assert(
+      fc.asyncProperty(fc.array(step, { maxLength: 30 }), async steps => {
+        const [before, after] = [new Lab(1), new Lab(2)];
+        const streams = [new Movable(before)];
+        const client = new XenStoreClient(streams[0]);
+        const run = (nodes: Nodes, { kind, path, value }: (typeof steps)[0]) => {
+          if (kind === 'write') return nodes.write(path, value);
+          if (kind === 'rm') return nodes.rm(path);
+          if (kind === 'chmod') return nodes.setPerms(path, ['r0', `r${value.length}`]);
+          return kind === 'read' ? nodes.read(path) : nodes.directory(path);
+        };
+        const tolerant = (promise: Promise<unknown>) => promise.catch(() => {});
+        for (const s of steps) if (s.where === 'before') await before.run(tolerant(run(client, s)));
+        const t = await before.run(client.begin());
+        for (const s of steps) {
+          if (s.where !== 'before') await before.run(tolerant(run(s.where === 'live' ? client : t, s)));
+        }
+        const seen = contents(before, true);
+        update(before, after, streams);
+        assert.deepEqual(contents(after, true), seen);
+        assert.deepEqual(contents(after, false), contents(before, false));
+        const { outcome } = before.server.store.commit(transactionOf(before), SELF);
+        const committed = await after.run(
+          t.commit().then(
+            () => '',
+            error => error.code,
+          ),
+        );
+        assert.equal(committed, outcome);
+        assert.deepEqual(contents(after, false), contents(before, false));
+        assert.deepEqual(after.server.store.check(), []);
+      }),
+      { numRuns: 60 },
+    );
   });
 
   test('what is none is refused', () => {
