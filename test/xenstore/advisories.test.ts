@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { XS } from '../../src/abi/xs-wire.js';
+import { XS, xsTypeName } from '../../src/abi/xs-wire.js';
 import type { ByteStream } from '../../src/platform/platform.js';
 import { XenStoreClient } from '../../src/xenstore/index.js';
 import { Lab } from './lab.js';
@@ -277,6 +277,35 @@ describe('XenStore security advisories', () => {
     await lab.scheduler.runFor(100);
     assert.equal(raw.messages.filter(({ type }) => type !== XS.WATCH_EVENT).length, 501);
   });
+
+  for (const type of [XS.DIRECTORY, XS.DIRECTORY_PART, XS.GET_PERMS, XS.READ]) {
+    test(`XSA-416: replies to ${xsTypeName(type)} that nobody reads leave nothing behind but themselves`, async () => {
+      const lab = new Lab();
+      const admin = lab.client();
+      const { guest } = lab.domain(5);
+      await lab.run(admin.setPerms('/', ['r0']));
+      for (let i = 0; i < 100; i++)
+        await lab.run(admin.write(`/many/with-a-long-name-${i}`, 'v'.repeat(1000)));
+      const stream = guest.stream();
+      const raw = new RawClient(stream);
+      guest.onEvent = () => {};
+      const path = type === XS.READ ? '/many/with-a-long-name-1' : '/many';
+      const payload = type === XS.DIRECTORY_PART ? `${path}\0${0}\0` : `${path}\0`;
+      for (let i = 0; i < 300; i++) raw.send(type, payload);
+      await lab.scheduler.runFor(100);
+      const connection = [...lab.server.connections].find(({ domid }) => domid === 5)!;
+      assert.ok(
+        connection.output.bytes.length <= 1 << 16,
+        `a buffer of ${connection.output.bytes.length} bytes`,
+      );
+      guest.onEvent = () => stream.onEvent();
+      stream.onEvent();
+      await lab.scheduler.runFor(500);
+      assert.equal(raw.messages.filter(message => message.type === type).length, 300);
+      assert.equal(connection.output.length, 0);
+      assert.deepEqual(lab.server.store.check(), []);
+    });
+  }
 
   for (const { seconds, timeoutMs, left } of [
     { seconds: 19, timeoutMs: undefined, left: 300 },
