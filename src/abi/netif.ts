@@ -193,6 +193,16 @@ export function hashExtraWord0(hashType: number, algorithm: number, more = false
   return XEN_NETIF_EXTRA_TYPE_HASH | (flags << 8) | (hashType << 16) | (algorithm << 24);
 }
 
+/** Words of a MCAST_ADD or MCAST_DEL extra info. */
+export function multicastExtraWord0(address: Uint8Array, add: boolean): number {
+  const type = add ? XEN_NETIF_EXTRA_TYPE_MCAST_ADD : XEN_NETIF_EXTRA_TYPE_MCAST_DEL;
+  return type | (address[0] << 16) | (address[1] << 24);
+}
+
+export function multicastExtraWord1(address: Uint8Array): number {
+  return address[2] | (address[3] << 8) | (address[4] << 16) | (address[5] << 24);
+}
+
 /** First word of an XDP extra info; the second is 0. */
 export function xdpExtraWord0(headroom: number, more = false): number {
   return XEN_NETIF_EXTRA_TYPE_XDP | ((more ? XEN_NETIF_EXTRA_FLAG_MORE : 0) << 8) | (headroom << 16);

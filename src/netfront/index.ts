@@ -1,5 +1,6 @@
 export * from './control.js';
 export * from './granted-pool.js';
+export * from './multicast.js';
 export * from './netfront.js';
 export * from './queue.js';
 export * from './rx-slots.js';

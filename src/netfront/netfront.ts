@@ -26,6 +26,7 @@ import {
 } from '../xenbus/index.js';
 import { Control, type HashSettings } from './control.js';
 import { GrantedPool } from './granted-pool.js';
+import { isFilterable, MulticastFilterRequests } from './multicast.js';
 import { Queue, type QueueDevice } from './queue.js';
 
 const ETH_DATA_LEN = 1500;
@@ -39,6 +40,9 @@ interface BackendFeatures extends PeerOffloads {
   maxQueues: number;
   controlRing: boolean;
   xdpHeadroom: boolean;
+  multicastControl: boolean;
+  /** It follows changes of `request-multicast-control`, too. */
+  dynamicMulticast: boolean;
 }
 
 export interface NetfrontOptions {
@@ -49,6 +53,11 @@ export interface NetfrontOptions {
    * a queue, for a backend that then copies without grant operations. Not where the backend is not trusted.
    */
   staticGrants?: boolean;
+  /**
+   * Has a backend that can pass on only those groups that are in the device's list (`ip maddr`). Whoever sits above the device
+   * must put there what it wants; broadcasts come anyway.
+   */
+  multicastControl?: boolean;
 }
 
 /** Queues of a device at most; more were never useful (XENNET's and XENVIF's default bound). */
@@ -103,6 +112,9 @@ export class Netfront implements QueueDevice {
   private failures = 0;
   private retryTimer: Timer | null = null;
   private xdpHeadroom = 0;
+  private multicast: MulticastFilterRequests | null = null;
+  /** What `request-multicast-control` says. */
+  private filtering = false;
   private reconfiguring: { resolve(): void; reject(error: Error): void } | null = null;
 
   constructor(
@@ -124,6 +136,7 @@ export class Netfront implements QueueDevice {
           for (const queue of this.queues) queue.flush();
         },
         fixFeatures: (_, features) => this.fixFeatures(features),
+        setRxMode: () => this.followGroups(),
         ringSizes: () => RING_SIZES,
         ethtoolStats: () => ethtoolQueueStats(this.queueStats, this.dev.txQueues),
         changeMtu: (dev, mtu) => {
@@ -212,6 +225,10 @@ export class Netfront implements QueueDevice {
     dev.txPool = this.trusted ? this.txPool!.pages : null;
     dev.open();
     for (const queue of this.queues) queue.start();
+    if (this.options.multicastControl && this.backend.multicastControl) {
+      this.multicast = new MulticastFilterRequests(dev as NetDevice, this.queues[0], this.platform.scheduler);
+      this.multicast.sync();
+    }
     this.connected = await xbdev.switchState(XenbusState.Connected);
     this.updateCarrier();
   }
@@ -221,6 +238,8 @@ export class Netfront implements QueueDevice {
     this.connected = false;
     this.dev.carrierOff();
     this.dev.txPool = null;
+    this.multicast?.stop();
+    this.multicast = null;
     for (const queue of this.queues.splice(0)) queue.destroy();
     this.control?.destroy();
     this.control = null;
@@ -260,6 +279,17 @@ export class Netfront implements QueueDevice {
     if (!this.connected || this.failures > 0) return;
     this.disconnect();
     await this.xbdev.switchState(XenbusState.Closing);
+  }
+
+  /** The device's list of groups, or how much it wants beside them, has changed. */
+  private followGroups(): void {
+    const { multicast, backend, dev } = this;
+    if (multicast === null) return;
+    multicast.sync();
+    const filtering = isFilterable(dev as NetDevice);
+    if (filtering === this.filtering || !backend?.dynamicMulticast) return;
+    this.filtering = filtering;
+    void this.xbdev.publish({ 'request-multicast-control': Number(filtering) });
   }
 
   /** Offers to start over: at once after a connection that had worked, ever later after those that did not. */
@@ -479,6 +509,8 @@ export class Netfront implements QueueDevice {
       maxQueues: await xbdev.readUnsigned(xbdev.otherend, 'multi-queue-max-queues', 0),
       controlRing: await peerHas(xbdev, 'feature-ctrl-ring'),
       xdpHeadroom: await peerHas(xbdev, 'feature-xdp-headroom'),
+      multicastControl: await peerHas(xbdev, 'feature-multicast-control'),
+      dynamicMulticast: await peerHas(xbdev, 'feature-dynamic-multicast-control'),
     };
   }
 
@@ -516,6 +548,10 @@ export class Netfront implements QueueDevice {
     }
     for (const key of OFFERED) nodes[key] = 1;
     if (backend.xdpHeadroom) nodes['xdp-headroom'] = this.xdpHeadroom;
+    if (this.options.multicastControl && backend.multicastControl) {
+      this.filtering = isFilterable(this.dev as NetDevice);
+      nodes['request-multicast-control'] = Number(this.filtering);
+    }
     if (this.control !== null) {
       nodes['ctrl-ring-ref'] = this.control.ringRef;
       nodes['event-channel-ctrl'] = this.control.port;

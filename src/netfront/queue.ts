@@ -24,7 +24,7 @@ import type { Platform } from '../platform/platform.js';
 import type { Timer } from '../platform/scheduler.js';
 import { GrantedPool } from './granted-pool.js';
 import { RX_SLOTS_MAX, RxPacket, takeResponses } from './rx-slots.js';
-import { txChecksumFlags, txSlotsNeeded, writeTxPacket, writeTxRequest } from './tx-slots.js';
+import { txChecksumFlags, txSlotsNeeded, writeMulticast, writeTxPacket, writeTxRequest } from './tx-slots.js';
 
 /** Slots of a packet at most: what every backend must take, and a GSO extra info. */
 const TX_SLOTS_MAX = 19;
@@ -329,6 +329,24 @@ export class Queue {
     this.device.dev.stats.txDropped++;
     packet.release();
     return NETDEV_TX_OK;
+  }
+
+  /**
+   * Asks the backend to pass on what is sent to a group, or no longer to.
+   * @returns false when there is no room on the ring, or no memory
+   */
+  requestMulticast(address: Uint8Array, add: boolean): boolean {
+    if (!this.carrying || this.tx.free < TX_SLOTS_MAX || this.freeIdCount === 0) return false;
+    // What stands for the request until it is answered: a packet of nothing.
+    const dummy = this.device.net.packets.tryGet();
+    if (dummy === null) return false;
+    const id = this.freeIds[this.freeIdCount - 1];
+    this.takeId(dummy, 0, id);
+    this.unanswered[id] = 1;
+    this.extrasUnanswered++;
+    writeMulticast(this.tx, address, add, id);
+    this.flush();
+    return true;
   }
 
   /** Publishes what `startXmit` wrote. */

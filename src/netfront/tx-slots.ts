@@ -1,6 +1,8 @@
 import {
   gsoExtraWord0,
   gsoExtraWord1,
+  multicastExtraWord0,
+  multicastExtraWord1,
   NETTXF_CSUM_BLANK,
   NETTXF_DATA_VALIDATED,
   NETTXF_EXTRA_INFO,
@@ -71,4 +73,13 @@ export function writeTxPacket(
     }
   }
   ring.reqProdPvt = index | 0;
+}
+
+/** Writes a request that changes the backend's multicast filter: a dummy without data, and the extra info. */
+export function writeMulticast(ring: FrontRing, address: Uint8Array, add: boolean, id: number): void {
+  writeTxRequest(ring, ring.reqProdPvt, 0, 0, NETTXF_EXTRA_INFO, id, 0);
+  const at = ring.slot(ring.reqProdPvt + 1) >>> 2;
+  ring.memory.i32[at] = multicastExtraWord0(address, add);
+  ring.memory.i32[at + 1] = multicastExtraWord1(address);
+  ring.reqProdPvt = (ring.reqProdPvt + 2) | 0;
 }

@@ -144,6 +144,60 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
   });
 });
 
+test('multicast control: the backend passes on the groups in the list, until that is not all that is wanted', async () => {
+  const host = await Host.boot(46);
+  const guest = await host.createGuest('a', { multicastControl: true });
+  const other = await host.createGuest('b');
+  const eth0 = await host.connectVif(guest);
+  const peer = await host.connectVif(other);
+  const vif = host.dom0.net.byName(`vif${guest.domain.domid}.0`)!.priv as Vif;
+  const group = (i: number) => Uint8Array.of(1, 0, 0x5e, 0, 0, i);
+  let got: number[] = [];
+  eth0.rxHandler = packet => {
+    got.push(bytesOf(packet)[5]);
+    packet.release();
+  };
+  const arrived = async (...groups: number[]): Promise<number[]> => {
+    got = [];
+    for (const i of groups) {
+      const bytes = buildFrame({
+        source: [...peer.address],
+        destination: [...group(i)],
+        payload: new Uint8Array(50),
+      });
+      peer.xmit(packetFrom(peer, bytes));
+    }
+    await host.scheduler.runFor(100);
+    return got.sort();
+  };
+  assert.deepEqual(await arrived(1, 2), []);
+  eth0.addMulticast(group(1));
+  await host.scheduler.runFor(10);
+  assert.deepEqual(await arrived(1, 2), [1]);
+  eth0.addMulticast(group(2));
+  eth0.deleteMulticast(group(1));
+  await host.scheduler.runFor(10);
+  assert.deepEqual(await arrived(1, 2), [2]);
+  // Another connection knows them, too.
+  const [queue] = vif.queues;
+  await host.run(host.xs.write(`${host.backPath(guest)}/state`, String(XenbusState.Closing)));
+  await host.until(() => vif.queues.length > 0 && vif.queues[0] !== queue && eth0.carrierOk);
+  await host.scheduler.runFor(10);
+  assert.equal(vif.multicast.size, 1);
+  assert.deepEqual(await arrived(1, 2), [2]);
+  // More than a filter holds: all groups come.
+  for (let i = 3; i < 70; i++) eth0.addMulticast(group(i));
+  await host.scheduler.runFor(50);
+  assert.deepEqual(await arrived(1, 2, 69, 99), [1, 2, 69, 99]);
+  for (let i = 3; i < 70; i++) eth0.deleteMulticast(group(i));
+  await host.scheduler.runFor(50);
+  assert.deepEqual(await arrived(1, 2, 69), [2]);
+  eth0.setAllmulti(1);
+  await host.scheduler.runFor(50);
+  assert.deepEqual(await arrived(1, 2, 69), [1, 2, 69]);
+  assert.equal(guest.kernel.net.packets.used, 0, 'every request is answered');
+});
+
 describe('XDP headroom', () => {
   test('is asked for with Reconfiguring, given with Reconfigured, and survives a reconnect', async () => {
     const s = await scene(11);
