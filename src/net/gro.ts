@@ -7,6 +7,8 @@ import { CHECKSUM_NONE, FRAGMENT_LOCAL, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MAX_FRAG
 
 /** Flows that are held at a time (MAX_GRO_SKBS of Linux, for each of its buckets). */
 export const MAX_GRO_FLOWS = 8;
+/** A GSO packet that is longer is not held: there is hardly room for another behind it. */
+const GSO_HELD_MAX = 32768;
 /** The IP length field ends here. */
 const IP_MAX = 65535;
 const IP_DF = 0x40;
@@ -30,12 +32,14 @@ class Held {
   nextSequence = 0;
   segmentSize = 0;
   segments = 0;
+  /** It is made of several packets. */
+  merged = false;
   id = 0;
 }
 
 /**
  * Generic receive offload: TCP packets of one flow that follow each other become one GSO packet, so that a
- * receiver that takes those gets fewer. The data stays where it is; the later packets are kept alive by
+ * receiver that takes those gets fewer; GSO packets, too, become longer ones. The data stays where it is; the later packets are kept alive by
  * the first. Only what can be taken apart again into the same packets is put together.
  *
  * Packets are held until the poll that brought them ends.
@@ -46,8 +50,8 @@ export class Gro {
 
   /** Takes a packet that arrived. Takes the reference. */
   receive(packet: Packet, device: NetDevice): void {
-    // With nothing held there is no order to keep, a GSO packet is whole already, and most others can be told early.
-    if (this.used === 0 && (packet.gsoType !== GSO_NONE || isPlainDatagram(packet))) {
+    // With nothing held there is no order to keep, and what is not to be held can mostly be told early.
+    if (this.used === 0 && (isPlainDatagram(packet) || isLongGso(packet))) {
       device.receive(packet);
       return;
     }
@@ -65,11 +69,11 @@ export class Gro {
         this.flushAt(i);
         break;
       }
-      const short = packet.length - headers.length < held.segmentSize;
+      const short = (packet.length - headers.length) % held.segmentSize !== 0;
       if (ends !== 0 || short) this.flushAt(i);
       return;
     }
-    if ((tcpFlags(packet) & TCP_PSH) !== 0) device.receive(packet);
+    if ((tcpFlags(packet) & TCP_PSH) !== 0 || !endsWhole(packet) || isLongGso(packet)) device.receive(packet);
     else this.hold(packet, device);
   }
 
@@ -80,7 +84,7 @@ export class Gro {
 
   /** Only plain data of an established connection, whole, with a checksum that is known to be right. */
   private isCandidate(packet: Packet, level: number): boolean {
-    if (packet.gsoType !== GSO_NONE || packet.references !== 1 || packet.failed) return false;
+    if (packet.references !== 1 || packet.failed) return false;
     if (level !== PARSED_L4 || headers.protocol !== IPPROTO_TCP) return false;
     if (headers.l3Length !== (headers.ipVersion === 4 ? 20 : 40)) return false;
     // Padding behind the IP packet would become data.
@@ -102,9 +106,10 @@ export class Gro {
     held.headerLength = headers.length;
     held.ipVersion = headers.ipVersion;
     held.ipLength = headers.ipLength;
-    held.segmentSize = packet.length - headers.length;
-    held.nextSequence = (sequence(packet, headers.l4) + held.segmentSize) | 0;
-    held.segments = 1;
+    held.segmentSize = segmentSizeOf(packet);
+    held.nextSequence = (sequence(packet, headers.l4) + packet.length - headers.length) | 0;
+    held.segments = segmentsOf(packet);
+    held.merged = false;
     const ip = packet.data + headers.l3;
     held.id = (u8[ip + 4] << 8) | u8[ip + 5];
   }
@@ -114,7 +119,9 @@ export class Gro {
     const whole = held.packet!;
     const payload = packet.length - headers.length;
     const { u8 } = packet.memory;
-    if (payload > held.segmentSize || held.ipLength + payload > IP_MAX) return false;
+    if (packet.gsoType === GSO_NONE ? payload > held.segmentSize : packet.gsoSize !== held.segmentSize)
+      return false;
+    if (held.ipLength + payload > IP_MAX) return false;
     if (sequence(packet, headers.l4) !== held.nextSequence || packet.parent !== null) return false;
     if (held.ipVersion === 4) {
       const ip = packet.data + headers.l3;
@@ -137,7 +144,8 @@ export class Gro {
     u8[whole.data + held.l4 + 13] |= u8[from] & TCP_PSH;
     held.ipLength += payload;
     held.nextSequence = (held.nextSequence + payload) | 0;
-    held.segments++;
+    held.segments += segmentsOf(packet);
+    held.merged = true;
     return true;
   }
 
@@ -162,7 +170,7 @@ export class Gro {
     // The order in which flows came is kept, so that the oldest goes first.
     this.held.splice(index, 1);
     this.held.push(held);
-    if (held.segments > 1) finish(held, packet);
+    if (held.merged) finish(held, packet);
     device.receive(packet);
   }
 }
@@ -177,6 +185,24 @@ function isPlainDatagram(packet: Packet): boolean {
     u8[data + 13] === (ETH_P_IP & 0xff) &&
     u8[data + IP_PROTOCOL] !== IPPROTO_TCP
   );
+}
+
+function isLongGso(packet: Packet): boolean {
+  return packet.gsoType !== GSO_NONE && packet.length > GSO_HELD_MAX;
+}
+
+/** Bytes of payload in each segment that the packet is, or can be cut into. */
+function segmentSizeOf(packet: Packet): number {
+  return packet.gsoType === GSO_NONE ? packet.length - headers.length : packet.gsoSize;
+}
+
+function segmentsOf(packet: Packet): number {
+  return packet.gsoType === GSO_NONE ? 1 : Math.ceil((packet.length - headers.length) / packet.gsoSize);
+}
+
+/** Its last segment is as long as the others: more can follow. */
+function endsWhole(packet: Packet): boolean {
+  return packet.gsoType === GSO_NONE || (packet.length - headers.length) % packet.gsoSize === 0;
 }
 
 /** Makes the head say what the packet has become. */

@@ -1,4 +1,4 @@
-import { availableParallelism } from 'node:os';
+import { cpus } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import {
   CStruct,
@@ -13,10 +13,10 @@ import {
   watchReadable,
 } from '../platform/linux/libc.js';
 
-/** Frames that one device may bring before the next one has its turn. */
-const BURST = 64;
+/** Frames that one device may bring before the next one has its turn: half of what a ring takes. */
+const BURST = 128;
 /** How long to look for more before going to sleep, at most. With one processor nobody can bring any meanwhile. */
-const SPIN_MAX_MS = availableParallelism() > 1 ? 0.05 : 0;
+const SPIN_MAX_MS = cpus().length > 1 ? 0.05 : 0;
 /** A wake so soon after going to sleep would have been worth spinning for. */
 const SPIN_WORTH_MS = 0.2;
 /** How long a device that brings nothing is looked at, one by one, while others bring frames. */

@@ -129,6 +129,42 @@ test('a run that is longer than a packet can be becomes several', () => {
   for (const { bytes } of got) assert.equal((bytes[16] << 8) | bytes[17], bytes.length - 14);
 });
 
+test('GSO packets of a run become a longer one, until one ends with a short segment', () => {
+  for (const version of [4, 6] as const) {
+    const { kernel, arrive, make } = setUp();
+    const sizes = [3000, 1000, 5000, 700, 2000, 40_000];
+    let sequence = 1000;
+    const frames = sizes.map((size, n): TcpFrame => {
+      const payload = Uint8Array.from({ length: size }, (_, i) => (n * 31 + i) & 255);
+      const frame = { payload, sequence, id: n, flags: 0x10, version };
+      sequence += size;
+      return frame;
+    });
+    const packets = frames.map(frame => {
+      const packet = make(frame, { linear: 100 });
+      if (frame.payload.length === 1000) return packet;
+      packet.gsoType = version === 4 ? GSO_TCPV4 : GSO_TCPV6;
+      packet.gsoSize = 1000;
+      return packet;
+    });
+    const { got, taken } = arrive(packets);
+    const headers = layout(got[0].bytes).payload;
+    assert.deepEqual(
+      got.map(g => [g.gsoType === GSO_NONE ? 0 : g.gsoSize, g.bytes.length - headers]),
+      [
+        [1000, 9700],
+        [1000, 42_000],
+      ],
+    );
+    const joined = (list: readonly Uint8Array[]): Buffer => Buffer.concat(list);
+    assert.deepEqual(
+      joined(taken.map(bytes => bytes.slice(layout(bytes).payload))),
+      joined(frames.map(frame => frame.payload)),
+    );
+    assert.equal(kernel.net.packets.used + kernel.net.pages.used, 0);
+  }
+});
+
 test('what does not belong together stays apart, in its order', () => {
   const { arrive, make } = setUp();
   const [a, b] = run(2, 500);

@@ -25,7 +25,7 @@ class Pipe implements PollSource {
   /** Returned instead of a look at the pipe. */
   instead: number | null = null;
   handle: PollHandle | null = null;
-  private readonly buffer = Buffer.alloc(64);
+  private readonly buffer = Buffer.alloc(128);
 
   constructor() {
     const folder = mkdtempSync(join(tmpdir(), 'pvnet-test-'));
@@ -115,13 +115,13 @@ describe('a poller', { skip, timeout: 20_000 }, () => {
     await asleep(pipe);
     assert.deepEqual(pipe.polls.splice(0), [
       { count: 1, budget: 1 },
-      { count: 49, budget: 64 },
+      { count: 49, budget: 128 },
     ]);
-    pipe.bring(100);
-    await until(() => pipe.taken === 153);
+    pipe.bring(200);
+    await until(() => pipe.taken === 253);
     assert.deepEqual(pipe.polls, [
-      { count: 64, budget: 64 },
-      { count: 36, budget: 64 },
+      { count: 128, budget: 128 },
+      { count: 72, budget: 128 },
     ]);
   });
 
@@ -172,7 +172,7 @@ describe('a poller', { skip, timeout: 20_000 }, () => {
       b.handle!.remove();
       return poll.call(b, budget);
     };
-    b.bring(200);
+    b.bring(300);
     await until(() => b.taken > 0);
     const taken = b.taken;
     await delay(5);
