@@ -193,6 +193,20 @@ class Model {
     );
   }
 
+  /** What `pvnet vif-list` says: in words what the vif waits for, and nothing of one that works. */
+  assertWords(devid: number, after: string): void {
+    const [front, back] = [this.front(devid), this.back(devid)];
+    if (front === undefined || back === undefined) return;
+    const words = back.waitingFor() ?? front.waitingFor();
+    const carriers = [(front.driverData as Netfront | undefined)?.dev, this.vif(devid)];
+    const works = this.isConnected(devid) && carriers.every(dev => dev?.carrierOk);
+    assert.equal(
+      words === null,
+      works,
+      `after ${after} it says ${words}, and it ${works ? 'works' : 'does not'}`,
+    );
+  }
+
   /** What distinguishes one state from another, all that is stored and all that the drivers know. */
   async key(devid: number): Promise<string> {
     const { xs } = this.host;
@@ -348,6 +362,7 @@ test('whatever happens to a vif, it connects again or goes, and leaves nothing',
           const key = await model.key(devid);
           if (!states.has(key)) {
             states.set(key, name);
+            model.assertWords(devid, name);
             next.push(events);
             if (await model.connect(devid)) byThemselves++;
             else {
