@@ -55,11 +55,12 @@ export class BridgePort {
   localLow = 0;
   /**
    * The addresses of the last frame that another port had to be found for, as they lie in memory, and what was
-   * found, which holds for the same addresses at the same time and `fdb.version`. Frames come in bursts of a flow.
+   * found, which holds for the same addresses in the same softirq round and `fdb.version`. Frames come in bursts of a
+   * flow.
    */
   readonly lastAddresses = new Int32Array(3);
   lastTarget: BridgePort | null = null;
-  lastTime = 0;
+  lastRound = 0;
   lastVersion = 0;
 
   constructor(
@@ -70,7 +71,7 @@ export class BridgePort {
   ) {}
 
   get forwarding(): boolean {
-    return this.device.running && this.device.carrierOk;
+    return this.device.passesPackets;
   }
 }
 
@@ -297,22 +298,31 @@ export class Bridge extends NetDevice<undefined> {
       packet.release();
       return;
     }
-    const { u8, i32 } = packet.memory;
-    const at = packet.data;
-    const now = this.net.now;
-    const aligned = (at & 3) === 0;
+    const { lastTarget, lastAddresses } = port;
     if (
-      aligned &&
-      port.lastTarget !== null &&
-      port.lastTime === now &&
+      lastTarget !== null &&
+      port.lastRound === this.net.round &&
       port.lastVersion === this.fdb.version &&
-      i32[at >>> 2] === port.lastAddresses[0] &&
-      i32[(at >>> 2) + 1] === port.lastAddresses[1] &&
-      i32[(at >>> 2) + 2] === port.lastAddresses[2]
+      (packet.data & 3) === 0
     ) {
-      this.forwardFrom(port, port.lastTarget, packet);
-      return;
+      const { i32 } = packet.memory;
+      const at = packet.data >>> 2;
+      if (
+        i32[at] === lastAddresses[0] &&
+        i32[at + 1] === lastAddresses[1] &&
+        i32[at + 2] === lastAddresses[2]
+      ) {
+        this.forwardFrom(port, lastTarget, packet);
+        return;
+      }
     }
+    this.learnAndForward(port, packet);
+  }
+
+  private learnAndForward(port: BridgePort, packet: Packet): void {
+    const { u8 } = packet.memory;
+    const at = packet.data;
+    const { now } = this.net;
     const sourceHigh = (u8[at + 6] << 8) | u8[at + 7];
     const sourceLow = (u8[at + 8] << 24) | (u8[at + 9] << 16) | (u8[at + 10] << 8) | u8[at + 11];
     if ((sourceHigh & 0x100) !== 0 || (sourceHigh | sourceLow) === 0) {
@@ -335,12 +345,7 @@ export class Bridge extends NetDevice<undefined> {
           this.flood(packet, port, high, low, this.promiscuity > 0);
           return;
         }
-        if (aligned) {
-          for (let i = 0; i < 3; i++) port.lastAddresses[i] = i32[(at >>> 2) + i];
-          port.lastTarget = target;
-          port.lastTime = now;
-          port.lastVersion = this.fdb.version;
-        }
+        if ((at & 3) === 0) this.remember(port, target, packet);
         this.forwardFrom(port, target, packet);
         return;
       }
@@ -354,6 +359,15 @@ export class Bridge extends NetDevice<undefined> {
       default:
         packet.release();
     }
+  }
+
+  private remember(port: BridgePort, target: BridgePort, packet: Packet): void {
+    const { round } = this.net;
+    const { i32 } = packet.memory;
+    for (let i = 0; i < 3; i++) port.lastAddresses[i] = i32[(packet.data >>> 2) + i];
+    port.lastTarget = round === 0 ? null : target;
+    port.lastRound = round;
+    port.lastVersion = this.fdb.version;
   }
 
   private forwardFrom(port: BridgePort, target: BridgePort, packet: Packet): void {

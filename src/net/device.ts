@@ -293,6 +293,11 @@ export class NetDevice<Priv = unknown> {
     return (this.state & LINK_STATE_NOCARRIER) === 0;
   }
 
+  /** Running, with a carrier. */
+  get passesPackets(): boolean {
+    return (this.state & (LINK_STATE_START | LINK_STATE_NOCARRIER)) === LINK_STATE_START;
+  }
+
   get dormant(): boolean {
     return (this.state & LINK_STATE_DORMANT) !== 0;
   }

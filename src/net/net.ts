@@ -161,6 +161,11 @@ export class Net {
     return this.softirq.now;
   }
 
+  /** Number of the softirq round, in which `now` stays the same; 0 outside. */
+  get round(): number {
+    return this.softirq.round;
+  }
+
   /**
    * alloc_netdev_mqs: a device that its driver fills in and then registers.
    * @param name may hold one %d, which registration fills in

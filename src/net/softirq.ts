@@ -6,6 +6,8 @@ import type { TxQueue } from './tx-queue.js';
 
 /** Packets that one round of polls may handle (net.core.netdev_budget). */
 export const NETDEV_BUDGET = 300;
+/** Rounds are numbered 1 … this and one, in 30 bits: numbers that need no memory of their own. */
+const ROUND_MAX = 0x3fffffff;
 
 /**
  * The NET_TX and NET_RX softirqs of one domain's kernel: one task that sends from woken queues, polls the
@@ -21,6 +23,9 @@ export class Softirq {
   private dirtyCount = 0;
   private running = false;
   private roundTime = 0;
+  /** Number of this round, 0 outside of one; numbers come again, but not soon. */
+  round = 0;
+  private lastRound = 0;
   /** Rounds run, and rounds that ended with work left (time_squeeze of /proc/net/softnet_stat). */
   rounds = 0;
   squeezed = 0;
@@ -86,6 +91,8 @@ export class Softirq {
     if (this.pollHead === null && this.txHead === null && this.dirtyCount === 0) return;
     this.running = true;
     this.roundTime = this.scheduler.now();
+    this.lastRound = (this.lastRound & ROUND_MAX) + 1;
+    this.round = this.lastRound;
     this.rounds++;
     try {
       this.sendWoken();
@@ -93,6 +100,7 @@ export class Softirq {
       this.flush();
     } finally {
       this.running = false;
+      this.round = 0;
     }
     if (this.pollHead !== null || this.txHead !== null || this.dirtyCount > 0) {
       this.squeezed++;

@@ -1,7 +1,7 @@
 import { type ExtraInfos, RING_SIZES, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
 import { type PeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
-import { GSO_MAX_SIZE, type NetDevice, parseAddress } from '../net/device.js';
+import { GSO_MAX_SIZE, type NetDevice, type NetDeviceOps, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
@@ -74,6 +74,38 @@ export class VifStats {
   carrierDrops = 0;
 }
 
+/** A class, and not a closure for each vif: the compiler finds where a call of `startXmit` goes. */
+class VifOps implements NetDeviceOps<Vif> {
+  startXmit(packet: Packet, dev: NetDevice<Vif>): number {
+    return dev.priv.startXmit(packet);
+  }
+
+  selectQueue(packet: Packet, dev: NetDevice<Vif>): number {
+    return dev.priv.selectQueue(packet);
+  }
+
+  fixFeatures(dev: NetDevice<Vif>, features: number): number {
+    return withoutUntaken(features, dev.priv.frontend);
+  }
+
+  ringSizes() {
+    return RING_SIZES;
+  }
+
+  ethtoolStats(dev: NetDevice<Vif>) {
+    return ethtoolQueueStats(
+      dev.priv.queues.map(queue => queue.stats),
+      dev.txQueues,
+    );
+  }
+
+  changeMtu(dev: NetDevice<Vif>, mtu: number): void {
+    dev.priv.checkMtu(mtu);
+  }
+}
+
+const OPS = new VifOps();
+
 /** The backend's end of one virtual interface: the device vif<domid>.<handle> and its queues. */
 export class Vif implements QueueVif, ControlTarget {
   readonly dev: NetDevice<Vif>;
@@ -91,7 +123,7 @@ export class Vif implements QueueVif, ControlTarget {
   private readonly filtered: FilteredPacket;
   private readonly headers = new Headers();
   private control: ControlRing | null = null;
-  private frontend = NO_FEATURES;
+  frontend = NO_FEATURES;
   /** What the guest may send, null without a bound. */
   rate: Rate | null = null;
   /** Set once the frontend broke the protocol, until it reconnects. */
@@ -118,22 +150,8 @@ export class Vif implements QueueVif, ControlTarget {
     maxQueues: number,
     private readonly onFatal: (reason: string) => void,
   ) {
-    this.dev = net.allocEtherdev<Vif>(
-      `vif${domid}.${handle}`,
-      {
-        startXmit: packet => this.startXmit(packet),
-        selectQueue: packet => this.selectQueue(packet),
-        fixFeatures: (_, features) => withoutUntaken(features, this.frontend),
-        ringSizes: () => RING_SIZES,
-        ethtoolStats: () =>
-          ethtoolQueueStats(
-            this.queues.map(queue => queue.stats),
-            this.dev.txQueues,
-          ),
-        changeMtu: (_, mtu) => this.checkMtu(mtu),
-      },
-      { priv: this, txQueues: maxQueues, rxQueues: maxQueues },
-    );
+    const queues = { txQueues: maxQueues, rxQueues: maxQueues };
+    this.dev = net.allocEtherdev<Vif>(`vif${domid}.${handle}`, OPS, { priv: this, ...queues });
     this.filtered = new FilteredPacket(net.materialiser);
     const { dev } = this;
     dev.hwFeatures = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6;
@@ -294,7 +312,7 @@ export class Vif implements QueueVif, ControlTarget {
     return false;
   }
 
-  private selectQueue(packet: Packet): number {
+  selectQueue(packet: Packet): number {
     const count = this.queues.length;
     if (count < 2) return 0;
     if (!this.hash.enabled) return this.net.flowHash(packet) % count;
@@ -310,7 +328,7 @@ export class Vif implements QueueVif, ControlTarget {
     for (const queue of this.queues.splice(0)) queue.destroy();
   }
 
-  private startXmit(packet: Packet): number {
+  startXmit(packet: Packet): number {
     const queue = this.queues[packet.queue];
     if (queue === undefined) {
       this.dev.stats.txDropped++;
@@ -330,7 +348,7 @@ export class Vif implements QueueVif, ControlTarget {
     return NETDEV_TX_OK;
   }
 
-  private checkMtu(mtu: number): void {
+  checkMtu(mtu: number): void {
     // The script sets the MTU before the frontend has said what it can; `connect` cuts what is too much.
     const max = this.frontend.sg || !this.connected ? ETH_MAX_MTU - VLAN_ETH_HLEN : ETH_DATA_LEN;
     if (mtu > max) throw this.dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that it can send`);

@@ -2,7 +2,7 @@ import { RING_SIZES, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import { type PeerOffloads, peerHas, readPeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
-import { isValidEtherAddress, type NetDevice, parseAddress } from '../net/device.js';
+import { isValidEtherAddress, type NetDevice, type NetDeviceOps, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
@@ -12,6 +12,7 @@ import {
   NETIF_F_TSO6,
 } from '../net/features.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
+import type { Packet } from '../net/packet.js';
 import { ethtoolQueueStats } from '../net/stats.js';
 import { netfrontRxbufAttributes } from '../net/sysfs.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
@@ -86,10 +87,48 @@ const RETRY_MAX_MS = 60_000;
 /** Pages that a queue sends from: a ring of them on their way, and as many being filled. */
 const TX_PAGES_PER_QUEUE = 512;
 
+/** A class, and not a closure for each device: the compiler finds where a call of `startXmit` goes. */
+class NetfrontOps implements NetDeviceOps<Netfront> {
+  startXmit(packet: Packet, dev: NetDevice<Netfront>): number {
+    const queue = dev.priv.queues[packet.queue];
+    if (queue !== undefined) return queue.startXmit(packet);
+    dev.stats.txDropped++;
+    packet.release();
+    return NETDEV_TX_OK;
+  }
+
+  flush(dev: NetDevice<Netfront>): void {
+    for (const queue of dev.priv.queues) queue.flush();
+  }
+
+  fixFeatures(dev: NetDevice<Netfront>, features: number): number {
+    return dev.priv.fixFeatures(features);
+  }
+
+  setRxMode(dev: NetDevice<Netfront>): void {
+    dev.priv.followGroups();
+  }
+
+  ringSizes() {
+    return RING_SIZES;
+  }
+
+  ethtoolStats(dev: NetDevice<Netfront>) {
+    return ethtoolQueueStats(dev.priv.queueStats, dev.txQueues);
+  }
+
+  changeMtu(dev: NetDevice<Netfront>, mtu: number): void {
+    const max = dev.priv.maxMtu;
+    if (mtu > max) throw dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that its backend takes`);
+  }
+}
+
+const OPS = new NetfrontOps();
+
 /** The frontend of one virtual interface: the guest's eth%d. */
 export class Netfront implements QueueDevice {
   readonly dev: NetDevice<Netfront>;
-  private queues: Queue[] = [];
+  queues: Queue[] = [];
   private txPool: GrantedPool | null = null;
   private control: Control | null = null;
   private backend: BackendFeatures | null = null;
@@ -122,31 +161,9 @@ export class Netfront implements QueueDevice {
     readonly xbdev: XenbusDevice,
     private readonly options: NetfrontOptions = {},
   ) {
-    this.dev = kernel.net.allocEtherdev<Netfront>(
-      'eth%d',
-      {
-        startXmit: (packet, dev) => {
-          const queue = this.queues[packet.queue];
-          if (queue !== undefined) return queue.startXmit(packet);
-          dev.stats.txDropped++;
-          packet.release();
-          return NETDEV_TX_OK;
-        },
-        flush: () => {
-          for (const queue of this.queues) queue.flush();
-        },
-        fixFeatures: (_, features) => this.fixFeatures(features),
-        setRxMode: () => this.followGroups(),
-        ringSizes: () => RING_SIZES,
-        ethtoolStats: () => ethtoolQueueStats(this.queueStats, this.dev.txQueues),
-        changeMtu: (dev, mtu) => {
-          const max = this.maxMtu;
-          if (mtu > max)
-            throw dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that its backend takes`);
-        },
-      },
-      { priv: this, txQueues: options.maxQueues ?? 1, rxQueues: options.maxQueues ?? 1 },
-    );
+    const maxQueues = options.maxQueues ?? 1;
+    const queues = { txQueues: maxQueues, rxQueues: maxQueues };
+    this.dev = kernel.net.allocEtherdev<Netfront>('eth%d', OPS, { priv: this, ...queues });
     const { dev } = this;
     dev.setParent('xen', xbdev.id, 'vif');
     dev.sysfs = netfrontRxbufAttributes(dev);
@@ -183,7 +200,7 @@ export class Netfront implements QueueDevice {
     return this.queues.map(queue => queue.stats);
   }
 
-  private get maxMtu(): number {
+  get maxMtu(): number {
     return this.backend === null || this.backend.sg ? ETH_MAX_MTU : ETH_DATA_LEN;
   }
 
@@ -282,7 +299,7 @@ export class Netfront implements QueueDevice {
   }
 
   /** The device's list of groups, or how much it wants beside them, has changed. */
-  private followGroups(): void {
+  followGroups(): void {
     const { multicast, backend, dev } = this;
     if (multicast === null) return;
     multicast.sync();
@@ -568,7 +585,7 @@ export class Netfront implements QueueDevice {
     }
   }
 
-  private fixFeatures(features: number): number {
+  fixFeatures(features: number): number {
     const { backend } = this;
     if (backend === null) return features;
     return withoutUntaken(features, backend);

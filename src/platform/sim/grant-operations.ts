@@ -64,6 +64,28 @@ class CopySide {
   viaGref = 0;
 }
 
+const NO_WORDS = new Int32Array(0);
+/** No domid, not even COPY_LOCAL. */
+const NOBODY = -2;
+
+/** What copies look at of the domain that the last one on this side named, at hand. */
+class PlainSide {
+  domid = NOBODY;
+  /** Entries that plain reads suffice to check. */
+  entries = 0;
+  frameWords: Int32Array = NO_WORDS;
+  physmap: Int32Array = NO_WORDS;
+
+  select(domid: number, granter: Domain | null): void {
+    this.domid = domid;
+    this.entries = 0;
+    if (granter === null) return;
+    this.entries = granter.grantTable.plainEntries;
+    this.frameWords = granter.grantTable.frameWords;
+    this.physmap = granter.physmap;
+  }
+}
+
 /**
  * The grant-table hypercalls, GNTTABOP by GNTTABOP, for any caller: a TypeScript domain through its
  * Platform, or an adapter that decodes the argument structs of an emulated guest.
@@ -72,6 +94,8 @@ export class GrantOperations {
   private readonly mapResult: MapResult = { status: 0, handle: 0, frame: 0 };
   private readonly source = new CopySide();
   private readonly dest = new CopySide();
+  private readonly plainSource = new PlainSide();
+  private readonly plainDest = new PlainSide();
   /** What a copy looks at, at hand. */
   private readonly i32: Int32Array;
   private readonly owner: Uint16Array;
@@ -242,16 +266,25 @@ export class GrantOperations {
    */
   copy(caller: Domain, batch: CopyBatch): void {
     const { words } = batch;
-    const { i32 } = this;
+    const { i32, plainSource, plainDest } = this;
     const end = batch.count * COPY_WORDS;
+    plainSource.domid = NOBODY;
+    plainDest.domid = NOBODY;
     let list = 0;
     for (let at = 0; at < end; at += COPY_WORDS) {
       const bytes = words[at + COPY_LENGTH];
       const from = words[at + COPY_SRC_OFFSET];
       const to = words[at + COPY_DST_OFFSET];
       if (from + bytes <= PAGE_SIZE && to + bytes <= PAGE_SIZE) {
-        const source = this.plainAddress(caller, words[at + COPY_SRC_DOMID], words[at + COPY_SRC_REF], 0);
+        const source = this.plainAddress(
+          plainSource,
+          caller,
+          words[at + COPY_SRC_DOMID],
+          words[at + COPY_SRC_REF],
+          0,
+        );
         const dest = this.plainAddress(
+          plainDest,
           caller,
           words[at + COPY_DST_DOMID],
           words[at + COPY_DST_REF],
@@ -287,22 +320,20 @@ export class GrantOperations {
    * @param ref as int32; a negative one, which is beyond every table, takes the long way
    * @param refused flags that the entry must not have
    */
-  private plainAddress(caller: Domain, domid: number, ref: number, refused: number): number {
+  private plainAddress(side: PlainSide, caller: Domain, domid: number, ref: number, refused: number): number {
     if (ref < 0) return -1;
     if (domid === COPY_LOCAL) {
       return this.owner[ref] === caller.domid && caller.bank === 0 ? ref << PAGE_SHIFT : -1;
     }
-    const granter = this.byDomid[domid];
-    if (!granter) return -1;
-    const table = granter.grantTable;
-    if (ref >= table.plainEntries) return -1;
+    if (domid !== side.domid) side.select(domid, this.byDomid[domid] ?? null);
+    if (ref >= side.entries) return -1;
     const { i32 } = this;
-    const at = table.frameWords[ref >>> V1_FRAME_SHIFT] + ((ref & V1_ENTRY_IN_FRAME) << 1);
+    const at = side.frameWords[ref >>> V1_FRAME_SHIFT] + ((ref & V1_ENTRY_IN_FRAME) << 1);
     const head = i32[at];
     if ((head & (0xffff0000 | GTF_type_mask | refused)) !== ((caller.domid << 16) | GTF_permit_access)) {
       return -1;
     }
-    const { physmap } = granter;
+    const { physmap } = side;
     const gfn = i32[at + 1];
     if (gfn < 0 || gfn >= physmap.length) return -1;
     const frame = physmap[gfn];
@@ -348,7 +379,8 @@ export class GrantOperations {
     side.via = null;
     side.start = 0;
     side.end = PAGE_SIZE;
-    const plain = this.plainAddress(caller, domid, ref | 0, write ? GTF_readonly : 0);
+    const at = write ? this.plainDest : this.plainSource;
+    const plain = this.plainAddress(at, caller, domid, ref | 0, write ? GTF_readonly : 0);
     if (plain >= 0) {
       side.bank = 0;
       side.memory = this.hypervisor.memory;
