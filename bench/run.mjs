@@ -99,6 +99,23 @@ const TCP_VALUES = {
 };
 const throughput = run => run.bytes / run.seconds;
 
+/** What 10⁷ packets leave to collect. */
+function alloc() {
+  const argv = [join(root, 'dist/bench/ring.js'), '64', '100', '--packets', '10000000'];
+  return [
+    {
+      title: 'ring, allocation',
+      contenders: { pvnet: () => measure([node, ...argv]) },
+      values: {
+        Mpackets: { of: run => run.packets / 1e6, show: fixed(2) },
+        collections: { of: run => run.collections, show: fixed(0) },
+        'bytes/packet': { of: run => run.allocated / run.packets, show: fixed(2) },
+      },
+      comparisons: [],
+    },
+  ];
+}
+
 function tcp(title, flags) {
   return [
     {
@@ -241,6 +258,7 @@ function switches() {
 const BENCHMARKS = {
   ring: () => ring('ring', []),
   fresh: () => ring('ring, fresh grants', ['--fresh']),
+  alloc,
   tcp: () => tcp('TCP, TSO', []),
   'tcp-no-tso': () => tcp('TCP, no TSO', ['--no-tso']),
   scale,
