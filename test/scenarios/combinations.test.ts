@@ -159,7 +159,7 @@ async function sendToGroup(host: Host, from: NetDevice, to: NetDevice): Promise<
 
 async function tryCombination(combination: Combination, seed: number): Promise<void> {
   const c = combination;
-  const host = await Host.boot(seed, { maxQueues: 4 });
+  const host = await Host.boot(seed, { netback: { maxQueues: 4 } });
   const { frontQueues: maxQueues, staticGrants, multicastControl } = c;
   const guest = await host.createGuest('a', { maxQueues, staticGrants, multicastControl });
   assert.equal(guest.domain.domid, 1);

@@ -6,7 +6,7 @@ import { netbackOf, type Vif } from '../../src/netback/index.js';
 import type { Netfront } from '../../src/netfront/index.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
-import { type GuestDomain, Host } from '../support/host.js';
+import { type GuestDomain, Host, type VifKeys } from '../support/host.js';
 import { bytesOf, packetFrom } from '../support/packets.js';
 
 const { Connected } = XenbusState;
@@ -21,7 +21,7 @@ interface Scene {
 }
 
 /** Two guests on a bridge; what is odd is so about the first. */
-async function scene(seed: number, keys: { front?: object; back?: object } = {}): Promise<Scene> {
+async function scene(seed: number, keys: VifKeys = {}): Promise<Scene> {
   const host = await Host.boot(seed);
   const guest = await host.createGuest('a');
   const other = await host.createGuest('b');

@@ -27,7 +27,7 @@ function send(from: NetDevice, to: NetDevice, length: number): void {
 
 /** Grants, mappings and ports of all domains. */
 function held(host: Host): Record<string, { grants: number }> {
-  const domains = Object.entries(host.holdings());
+  const domains = Object.entries(host.allHoldings());
   return Object.fromEntries(domains.map(([domid, { pages: _, ...rest }]) => [domid, rest]));
 }
 

@@ -46,7 +46,7 @@ describe('a vif from nothing to traffic and back to nothing', () => {
       const host = await Host.boot(seed);
       const guest = await host.createGuest('a');
       const other = await host.createGuest('b');
-      const before = host.holdings();
+      const before = host.allHoldings();
 
       // Probe: netback publishes what it can do and waits; netfront has nothing to show yet.
       await host.addVif(guest);
@@ -116,7 +116,7 @@ describe('a vif from nothing to traffic and back to nothing', () => {
       assert.equal(host.dom0.net.byName(`vif${guest.domain.domid}.0`), undefined);
       // netfront let go of its rings before netback did: they come back a moment later.
       await host.until(() => guest.kernel.reclaimer.pending + other.kernel.reclaimer.pending === 0);
-      assertSameButPages(host.holdings(), before);
+      assertSameButPages(host.allHoldings(), before);
     });
   }
 });
@@ -182,7 +182,7 @@ describe('either end may come, go and come back at any time', () => {
   test('a guest that is destroyed in the middle of traffic leaves nothing in dom0', async () => {
     const host = await Host.boot(34);
     const [guest, other] = [await host.createGuest('a'), await host.createGuest('b')];
-    const before = host.holdings() as Record<string, object>;
+    const before = host.allHoldings() as Record<string, object>;
     const eth0 = await host.connectVif(guest);
     const peer = await host.connectVif(other);
     collect(peer);
@@ -195,7 +195,7 @@ describe('either end may come, go and come back at any time', () => {
     }
     await host.until(() => host.states(guest)[1] === -1);
     await host.detachVif(other);
-    const after = host.holdings() as Record<string, { grants: number; mapped: number; ports: number }>;
+    const after = host.allHoldings() as Record<string, { grants: number; mapped: number; ports: number }>;
     assert.deepEqual(Object.keys(after), ['0', String(other.domain.domid)]);
     const { grants, mapped } = before['0'] as { grants: number; mapped: number };
     assert.equal(after['0'].grants, grants);
@@ -234,7 +234,7 @@ describe('several queues', () => {
     [1, 8, 1],
   ]) {
     test(`a frontend that wants ${front} and a backend that offers ${back} use ${used}`, async () => {
-      const host = await Host.boot(51, { maxQueues: back });
+      const host = await Host.boot(51, { netback: { maxQueues: back } });
       const guest = await host.createGuest('a', { maxQueues: front });
       const other = await host.createGuest('b', { maxQueues: front });
       const eth0 = await host.connectVif(guest);
@@ -252,7 +252,7 @@ describe('several queues', () => {
   }
 
   test('a frontend that asks for more queues than there are gets none', async () => {
-    const host = await Host.boot(52, { maxQueues: 2 });
+    const host = await Host.boot(52, { netback: { maxQueues: 2 } });
     const guest = await host.createGuest('evil', null);
     await host.addVif(guest);
     await host.until(() => host.states(guest)[1] === InitWait);
@@ -314,14 +314,14 @@ describe('what a hostile or broken frontend writes to xenstore', () => {
       const healthy = await host.createGuest('healthy');
       await host.addVif(guest);
       await host.until(() => host.states(guest)[1] === InitWait);
-      const before = host.holdings() as Record<string, { mapped: number; ports: number }>;
+      const before = host.allHoldings() as Record<string, { mapped: number; ports: number }>;
       await publish(host, guest, keys);
       await host.until(() => host.states(guest)[1] === Closing);
       const error = await host.run(
         host.xs.read(`/local/domain/0/error/backend/vif/${guest.domain.domid}/0/error`),
       );
       assert.match(error, /^\d+ .*vif\d+\.0/);
-      const after = host.holdings() as typeof before;
+      const after = host.allHoldings() as typeof before;
       assert.equal(after['0'].mapped, before['0'].mapped);
       assert.equal(after['0'].ports, before['0'].ports);
       const eth0 = await host.connectVif(healthy);

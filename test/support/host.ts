@@ -1,126 +1,73 @@
 import { XenbusState } from '../../src/abi/index.js';
-import { bootKernel, type Kernel } from '../../src/kernel/index.js';
 import { Bridge, type NetDevice } from '../../src/net/index.js';
 import { type NetbackOptions, registerNetback } from '../../src/netback/index.js';
 import { type NetfrontOptions, registerNetfront } from '../../src/netfront/index.js';
-import { type Domain, Hypervisor, SeededScheduler } from '../../src/platform/sim/index.js';
-import { type SimXenstored, startSimXenstored } from '../../src/toolstack/sim-xenstored.js';
 import { formatXenbusTrace, type XenbusTraceEvent } from '../../src/xenbus/index.js';
-import { streamPair, XenStoreClient } from '../../src/xenstore/index.js';
+import type { XenStoreClient } from '../../src/xenstore/index.js';
+import { type PlugOptions, SimHost, type SimHostOptions, type SimKernel } from './sim-host.js';
 
 /** A domain of the test host with its kernel. */
-export interface GuestDomain {
-  readonly domain: Domain;
-  readonly kernel: Kernel;
+export type GuestDomain = SimKernel;
+
+export interface HostOptions extends SimHostOptions {
+  netback?: NetbackOptions;
 }
 
-/**
- * A whole host on virtual time: xenstored, domain 0 with netback and a bridge, and guests with netfront, all
- * of them the real ones. Its toolstack is the least that libxl does, so that a test can stop half-way.
- */
-export class Host {
-  readonly scheduler: SeededScheduler;
-  readonly hypervisor: Hypervisor;
+/** Nodes of a vif's two directories beyond those that it always has. */
+export interface VifKeys {
+  front?: PlugOptions['frontNodes'];
+  back?: PlugOptions['backNodes'];
+}
+
+/** A `SimHost` with the network drivers: domain 0 has netback and a bridge, guests have netfront. */
+export class Host extends SimHost {
+  /** What every xenbus did, a line each. */
   readonly trace: string[] = [];
-  dom0!: Kernel;
   bridge!: Bridge;
-  xenstored!: SimXenstored;
-  /** The toolstack's connection. */
-  xs!: XenStoreClient;
 
-  private constructor(seed: number) {
-    this.scheduler = new SeededScheduler(seed, {
-      yieldToMicrotasks: () => new Promise(resolve => setImmediate(resolve)),
-    });
-    this.hypervisor = new Hypervisor({ scheduler: this.scheduler, memoryBytes: 64 << 20 });
-  }
-
-  static async boot(seed = 1, netback: NetbackOptions = {}): Promise<Host> {
-    const host = new Host(seed);
-    const domain = host.hypervisor.createDomain({ name: 'Domain-0', privileged: true });
-    host.dom0 = await bootKernel(domain.platform, { name: 'Domain-0', trace: host.record });
-    host.xenstored = startSimXenstored(host.hypervisor, host.dom0);
-    const [mine, its] = streamPair(host.scheduler);
-    host.xenstored.server.attach(its);
-    host.xs = new XenStoreClient(mine);
-    await host.run(host.dom0.xenbus.ready);
-    host.bridge = new Bridge(host.dom0.net, 'xenbr0');
-    host.dom0.net.register(host.bridge as NetDevice);
+  static override async boot(seed = 1, options: HostOptions = {}): Promise<Host> {
+    const host = new Host(seed, options);
+    await host.start();
+    const { dom0 } = host;
+    host.bridge = new Bridge(dom0.net, 'xenbr0');
+    dom0.net.register(host.bridge as NetDevice);
     host.bridge.open();
-    await host.run(registerNetback(host.dom0, netback));
+    await host.run(registerNetback(dom0.kernel, options.netback));
     return host;
   }
 
-  readonly record = (event: XenbusTraceEvent): void => {
+  protected override seen(event: XenbusTraceEvent): void {
     this.trace.push(formatXenbusTrace(event));
-  };
-
-  /** Lets the host run until a promise of its own is settled. */
-  async run<T>(promise: Promise<T>): Promise<T> {
-    let done = false;
-    const mark = () => {
-      done = true;
-    };
-    promise.then(mark, mark);
-    await this.scheduler.runUntil(() => done);
-    return promise;
   }
 
-  /** Lets the host run until `condition` holds. @throws after a minute of virtual time */
-  until(condition: () => boolean): Promise<void> {
-    return this.scheduler.runUntil(condition);
+  /** The toolstack's connection. */
+  get xs(): XenStoreClient {
+    return this.toolstack;
   }
 
-  /** A domain that xenstored knows, with a home directory, and a kernel; with null without netfront. */
+  /** A domain whose kernel is up; with null without netfront. */
   async createGuest(name: string, netfront: NetfrontOptions | null = {}): Promise<GuestDomain> {
-    const domain = this.hypervisor.createDomain({ name });
-    const { domid, platform } = domain;
-    const { xs } = this;
-    const home = `/local/domain/${domid}`;
-    await this.run(
-      (async () => {
-        await xs.mkdir(home);
-        await xs.setPerms(home, [`n${domid}`]);
-        await xs.mkdir(`${home}/device`);
-        await xs.setPerms(`${home}/device`, [`n${domid}`]);
-        await xs.write(`${home}/name`, name);
-        this.xenstored.server.introduce(domid, platform.memory.gfn(domain.storePage), domain.storePort);
-      })(),
-    );
-    const kernel = await this.run(bootKernel(platform, { name, trace: this.record }));
-    if (netfront !== null) await this.run(registerNetfront(kernel, netfront));
-    return { domain, kernel };
+    const guest = await this.bootDomain({ name });
+    if (netfront !== null) await this.run(registerNetfront(guest.kernel, netfront));
+    return guest;
+  }
+
+  private vif(guest: GuestDomain, devid: number, keys: VifKeys = {}): PlugOptions {
+    const mac = `00:16:3e:00:${[guest.domid, devid].map(n => n.toString(16).padStart(2, '0')).join(':')}`;
+    const script = { bridge: 'xenbr0', script: '/etc/xen/scripts/vif-bridge', 'hotplug-status': '' };
+    return {
+      type: 'vif',
+      front: guest,
+      back: this.dom0,
+      devid,
+      frontNodes: { mac, ...keys.front },
+      backNodes: { mac, ...script, ...keys.back },
+    };
   }
 
   /** What libxl writes for a vif, in one transaction. */
-  async addVif(guest: GuestDomain, devid = 0, keys: { front?: object; back?: object } = {}): Promise<void> {
-    const { domid } = guest.domain;
-    const front = `/local/domain/${domid}/device/vif/${devid}`;
-    const back = `/local/domain/0/backend/vif/${domid}/${devid}`;
-    const mac = `00:16:3e:00:${domid.toString(16).padStart(2, '0')}:${devid.toString(16).padStart(2, '0')}`;
-    const frontKeys = { backend: back, 'backend-id': 0, state: 1, handle: devid, mac, ...keys.front };
-    const backKeys = {
-      frontend: front,
-      'frontend-id': domid,
-      online: 1,
-      state: 1,
-      handle: devid,
-      mac,
-      bridge: 'xenbr0',
-      script: '/etc/xen/scripts/vif-bridge',
-      'hotplug-status': '',
-      ...keys.back,
-    };
-    await this.run(
-      this.xs.transaction(async t => {
-        await t.mkdir(front);
-        await t.setPerms(front, [`n${domid}`, 'r0']);
-        await t.mkdir(back);
-        await t.setPerms(back, ['n0', `r${domid}`]);
-        for (const [key, value] of Object.entries(frontKeys)) await t.write(`${front}/${key}`, String(value));
-        for (const [key, value] of Object.entries(backKeys)) await t.write(`${back}/${key}`, String(value));
-      }),
-    );
+  addVif(guest: GuestDomain, devid = 0, keys?: VifKeys): Promise<void> {
+    return this.plug(this.vif(guest, devid, keys));
   }
 
   /** What the hotplug script does: the vif joins the bridge, and the backend hears of it. */
@@ -134,7 +81,7 @@ export class Host {
   }
 
   /** A vif that is connected at both ends. @returns the guest's device */
-  async connectVif(guest: GuestDomain, devid = 0, keys: { front?: object; back?: object } = {}) {
+  async connectVif(guest: GuestDomain, devid = 0, keys?: VifKeys) {
     await this.addVif(guest, devid, keys);
     await this.hotplug(guest, devid);
     await this.until(() => this.states(guest, devid).every(state => state === XenbusState.Connected));
@@ -143,11 +90,11 @@ export class Host {
   }
 
   backPath(guest: GuestDomain, devid = 0): string {
-    return `/local/domain/0/backend/vif/${guest.domain.domid}/${devid}`;
+    return this.backDir(this.vif(guest, devid));
   }
 
   frontPath(guest: GuestDomain, devid = 0): string {
-    return `/local/domain/${guest.domain.domid}/device/vif/${devid}`;
+    return this.frontDir(this.vif(guest, devid));
   }
 
   /** Both ends' states as the buses have them: [frontend, backend]; -1 for none. */
@@ -157,30 +104,14 @@ export class Host {
     return [front?.state ?? -1, back?.state ?? -1];
   }
 
-  /** What libxl writes to take a vif away; the directories go when the backend is closed. */
+  /** What libxl does to take a vif away; the directories go when the backend is closed. */
   async detachVif(guest: GuestDomain, devid = 0): Promise<void> {
-    const { xs } = this;
-    const back = this.backPath(guest, devid);
-    await this.run(
-      xs.transaction(async t => {
-        await t.write(`${back}/online`, '0');
-        await t.write(`${back}/state`, String(XenbusState.Closing));
-      }),
-    );
-    await this.until(
-      () => this.states(guest, devid)[1] === XenbusState.Closed || this.states(guest, devid)[1] < 0,
-    );
-    await this.run(
-      xs.transaction(async t => {
-        await t.rm(this.frontPath(guest, devid));
-        await t.rm(back);
-      }),
-    );
+    await this.unplug(this.vif(guest, devid));
     await this.until(() => this.states(guest, devid).every(state => state === -1));
   }
 
   /** What every domain holds of Xen's resources; the same before and after, or something leaked. */
-  holdings(): object {
+  allHoldings(): object {
     return Object.fromEntries(
       this.hypervisor.domains.map(({ domid, platform }) => [
         domid,

@@ -1,4 +1,6 @@
-import { Irqs } from '../../src/events/index.js';
+import type { Irqs } from '../../src/events/index.js';
+import { Kernel } from '../../src/kernel/index.js';
+import type { Net } from '../../src/net/index.js';
 import type { Platform } from '../../src/platform/platform.js';
 import {
   type Domain,
@@ -8,16 +10,18 @@ import {
   SeededScheduler,
 } from '../../src/platform/sim/index.js';
 import { type SimXenstored, startSimXenstored } from '../../src/toolstack/sim-xenstored.js';
-import { Xenbus, type XenbusTraceEvent } from '../../src/xenbus/index.js';
+import type { Xenbus, XenbusTraceEvent } from '../../src/xenbus/index.js';
 import { streamPair, XenStoreClient, type XenStoreServerOptions } from '../../src/xenstore/index.js';
 
-/** A domain with a kernel: platform, interrupts, xenbus, and what its xenbus did so far. */
+/** A domain with a kernel, the kernel's parts at hand, and what its xenbus did so far. */
 export interface SimKernel {
   readonly domain: Domain;
   readonly domid: number;
+  readonly kernel: Kernel;
   readonly platform: Platform;
   readonly irqs: Irqs;
   readonly xenbus: Xenbus;
+  readonly net: Net;
   readonly trace: XenbusTraceEvent[];
 }
 
@@ -80,10 +84,15 @@ export class SimHost {
   /** A host whose domain 0 is up. */
   static async boot(seed = 1, options: SimHostOptions = {}): Promise<SimHost> {
     const host = new SimHost(seed, options);
-    await host.run(host.toolstack.mkdir('/local/domain/0'));
-    await host.run(host.dom0.xenbus.init());
-    await host.run(host.dom0.xenbus.ready);
+    await host.start();
     return host;
+  }
+
+  /** Brings domain 0 up. */
+  protected async start(): Promise<void> {
+    await this.run(this.toolstack.mkdir('/local/domain/0'));
+    await this.run(this.dom0.xenbus.init());
+    await this.run(this.dom0.xenbus.ready);
   }
 
   /** Runs the host until `work` has settled. @throws what it throws; Error when nothing is left to run before */
@@ -143,19 +152,19 @@ export class SimHost {
     return this.#kernel(domain);
   }
 
-  frontPath({ type, front, devid = 0 }: PlugOptions): string {
+  frontDir({ type, front, devid = 0 }: PlugOptions): string {
     return `/local/domain/${front.domid}/device/${type}/${devid}`;
   }
 
-  backPath({ type, front, back, devid = 0 }: PlugOptions): string {
+  backDir({ type, front, back, devid = 0 }: PlugOptions): string {
     return `/local/domain/${back.domid}/backend/${type}/${front.domid}/${devid}`;
   }
 
   /** Attaches a device as libxl does, in one transaction. */
   plug(options: PlugOptions): Promise<void> {
     const { front, back, frontNodes = {}, backNodes = {} } = options;
-    const frontPath = this.frontPath(options);
-    const backPath = this.backPath(options);
+    const frontPath = this.frontDir(options);
+    const backPath = this.backDir(options);
     return this.run(
       this.toolstack.transaction(async t => {
         const fill = async (path: string, perms: string[], nodes: Record<string, string | number>) => {
@@ -188,7 +197,7 @@ export class SimHost {
    * @returns whether the backend went to Closed within the 10 s that libxl gives it
    */
   async unplug(options: PlugOptions): Promise<boolean> {
-    const backPath = this.backPath(options);
+    const backPath = this.backDir(options);
     await this.run(
       this.toolstack.transaction(async t => {
         if (!(await t.exists(`${backPath}/state`))) return;
@@ -211,7 +220,7 @@ export class SimHost {
   async removeDirs(options: PlugOptions): Promise<void> {
     await this.run(
       this.toolstack.transaction(async t => {
-        for (const path of [this.frontPath(options), this.backPath(options)]) {
+        for (const path of [this.frontDir(options), this.backDir(options)]) {
           if (await t.exists(path)) await t.rm(path);
         }
       }),
@@ -254,13 +263,21 @@ export class SimHost {
     };
   }
 
+  /** Hears what any xenbus does. */
+  protected seen(_event: XenbusTraceEvent): void {}
+
   #kernel(domain: Domain): SimKernel {
-    const { platform, domid } = domain;
-    const irqs = new Irqs(platform);
     const trace: XenbusTraceEvent[] = [];
-    const xenbus = new Xenbus({ platform, irqs, trace: event => trace.push(event) });
-    const kernel = { domain, domid, platform, irqs, xenbus, trace };
-    this.kernels.push(kernel);
-    return kernel;
+    const kernel = new Kernel(domain.platform, {
+      name: domain.name,
+      trace: event => {
+        trace.push(event);
+        this.seen(event);
+      },
+    });
+    const { platform, irqs, xenbus, net } = kernel;
+    const made = { domain, domid: domain.domid, kernel, platform, irqs, xenbus, net, trace };
+    this.kernels.push(made);
+    return made;
   }
 }

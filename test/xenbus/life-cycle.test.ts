@@ -20,7 +20,7 @@ import {
 const S = XenbusState;
 
 function pathsOf({ host, vdev }: Scene): { front: string; back: string } {
-  return { front: host.frontPath(vdev), back: host.backPath(vdev) };
+  return { front: host.frontDir(vdev), back: host.backDir(vdev) };
 }
 
 describe('other ends that are not there', () => {
@@ -86,7 +86,7 @@ describe('other ends that are not there', () => {
       const { host, vdev } = s;
       await register(s);
       const base = holdings(s);
-      const back = host.backPath(vdev);
+      const back = host.backDir(vdev);
       await host.plug(vdev);
       await host.run(host.toolstack.setPerms(back, ['n0']));
       await host.removeDirs(vdev);
@@ -96,7 +96,7 @@ describe('other ends that are not there', () => {
           await t.setPerms(back, ['n0']);
         }),
       );
-      const front = host.frontPath(vdev);
+      const front = host.frontDir(vdev);
       await host.run(
         host.toolstack.transaction(async t => {
           await t.mkdir(front);
@@ -134,15 +134,15 @@ describe('other ends that are not there', () => {
     await host.run(s.domU.xenbus.registerFrontend(s.front));
     const base = holdings(s);
     await host.plug(vdev);
-    await host.run(host.toolstack.rm(host.backPath(vdev)));
+    await host.run(host.toolstack.rm(host.backDir(vdev)));
     await host.write('/local/domain/1/device/echo/0/state', '1');
     await host.removeDirs(vdev);
-    const front = host.frontPath(vdev);
+    const front = host.frontDir(vdev);
     await host.run(
       host.toolstack.transaction(async t => {
         await t.mkdir(front);
         await t.setPerms(front, ['n1', 'r0']);
-        await t.write(`${front}/backend`, host.backPath(vdev));
+        await t.write(`${front}/backend`, host.backDir(vdev));
         await t.write(`${front}/backend-id`, '0');
         await t.write(`${front}/state`, '1');
       }),
@@ -197,7 +197,7 @@ describe('drivers that fail', () => {
     const s = await scene(1);
     const { host, domU, vdev } = s;
     await connect(s);
-    const front = host.frontPath(vdev);
+    const front = host.frontDir(vdev);
     await host.run(host.toolstack.setPerms(`${front}/state`, ['n0', 'r1']));
     await host.run(host.toolstack.setPerms('/local/domain/1/error', ['n0']));
     const device = frontOf(s);
@@ -348,23 +348,23 @@ describe('removal', () => {
     const { host, vdev } = s;
     await connect(s);
     const device = frontOf(s);
-    const removed = host.toolstack.rm(host.frontPath(vdev));
+    const removed = host.toolstack.rm(host.frontDir(vdev));
     const late = device.switchState(S.Closing);
     await host.run(removed);
     await host.run(late);
     await host.settle();
-    assert.equal(await host.read(`${host.frontPath(vdev)}/state`), undefined);
+    assert.equal(await host.read(`${host.frontDir(vdev)}/state`), undefined);
     assert.equal(await host.run(device.switchState(S.Closed)), false);
-    assert.equal(await host.read(host.frontPath(vdev)), undefined);
+    assert.equal(await host.read(host.frontDir(vdev)), undefined);
   });
 
   test("the peer's directory may be gone or unreadable: its state is Unknown", async () => {
     const s = await scene(1);
     const { host, vdev } = s;
     await connect(s);
-    await host.run(host.toolstack.setPerms(`${host.backPath(vdev)}/state`, ['n0']));
+    await host.run(host.toolstack.setPerms(`${host.backDir(vdev)}/state`, ['n0']));
     assert.equal(await host.run(frontOf(s).readOtherendState()), S.Unknown);
-    await host.run(host.toolstack.rm(host.frontPath(vdev)));
+    await host.run(host.toolstack.rm(host.frontDir(vdev)));
     await host.until(() => backOf(s).state === S.Closed);
     assert.equal(backOf(s).otherendState, S.Unknown);
   });

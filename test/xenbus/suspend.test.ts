@@ -51,7 +51,7 @@ describe('suspend and resume', () => {
       await host.run(domU.xenbus.suspend());
       await restoreDirs(s);
       await host.settle();
-      await host.write(`${host.backPath(vdev)}/state`, XenbusState.Closed);
+      await host.write(`${host.backDir(vdev)}/state`, XenbusState.Closed);
       await host.run(domU.xenbus.resume());
       await host.until(() => frontOf(s).state === XenbusState.Closed);
       await host.removeDirs(vdev);

@@ -54,7 +54,7 @@ describe('xenwatch', () => {
       );
       await host.settle();
       const calls = s.back.calls.length;
-      const path = `${host.frontPath(vdev)}/state`;
+      const path = `${host.frontDir(vdev)}/state`;
       let most = 0;
       for (let i = 0; i < 200; i++) {
         const writes: Promise<void>[] = [];
