@@ -11,6 +11,7 @@ import {
   NETIF_F_GSO_PARTIAL,
   NETIF_F_HIGHDMA,
   NETIF_F_HW_CSUM,
+  NETIF_F_HW_VLAN_CTAG_FILTER,
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
   NETIF_F_SOFT_FEATURES,
@@ -59,6 +60,12 @@ export function registerNetdevice(net: Net, device: NetDevice): void {
   try {
     runInit(device);
     initialised = true;
+    if ((device.features & NETIF_F_HW_VLAN_CTAG_FILTER) !== 0) {
+      throw device.error(
+        'EINVAL',
+        'it claims to filter VLANs, and no driver can be told which (NetDeviceOps)',
+      );
+    }
     device.ifindex = table.reserveIndex(askedIndex);
     indexed = true;
     if (device.iflink === -1) device.iflink = device.ifindex;

@@ -20,6 +20,7 @@ import {
   NETIF_F_HW_CSUM,
   NETIF_F_HW_TLS_RX,
   NETIF_F_HW_TLS_TX,
+  NETIF_F_HW_VLAN_CTAG_FILTER,
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
   NETIF_F_LRO,
@@ -45,6 +46,8 @@ import {
   notifierToErrno,
 } from '../../src/net/notifier.js';
 import { decodeLink, decodeMessages, RTM_DELLINK, RTM_NEWLINK } from '../../src/net/rtnetlink.js';
+import { sysClassNet, sysVirtualNet } from '../../src/net/sysfs.js';
+import { VirtualTree } from '../../src/net/vfs.js';
 import { TestKernel } from './kernel.js';
 
 const OPS: NetDeviceOps = { startXmit: () => 0 };
@@ -57,6 +60,9 @@ function residue(net: Net): object {
     notifiers: net.notifiers.size,
     locked: net.rtnl.locked,
     linkwatch: net.linkwatch.size,
+    sysfs: [sysClassNet(net), sysVirtualNet(net)].map(({ entries }) => Object.keys(entries()).length),
+    references: [...net.devices].map(device => device.refcount),
+    packets: net.packets.used,
   };
 }
 
@@ -336,6 +342,48 @@ describe('seed 003, 2: registering', () => {
     assert.deepEqual(residue(net), before);
     assert.deepEqual(veto.heard, ['POST_INIT eth0', 'REGISTER eth0', 'UNREGISTER eth0', 'PRE_UNINIT eth0']);
     assert.deepEqual([device.regState, device.refcount, messages], [NETREG_UNREGISTERED, 1, [RTM_DELLINK]]);
+  });
+
+  test('3.5 a device that claims to filter VLANs, and cannot be told which, is EINVAL after init', () => {
+    const { net } = new TestKernel();
+    const calls: string[] = [];
+    const before = residue(net);
+    const device = net.allocEtherdev('eth%d', {
+      ...OPS,
+      init: () => void calls.push('init'),
+      uninit: () => void calls.push('uninit'),
+    });
+    device.features = NETIF_F_HW_VLAN_CTAG_FILTER;
+    assert.throws(() => net.register(device), { code: 'EINVAL' });
+    assert.deepEqual(calls, ['init', 'uninit']);
+    assert.deepEqual(residue(net), before);
+    assert.deepEqual([device.name, device.ifindex, device.refcount], ['eth%d', 0, 1]);
+  });
+
+  test('3.7 the sysfs entry: there when REGISTER is told, gone when UNREGISTER is', async () => {
+    const { net } = new TestKernel();
+    const entries = (): string[] => Object.keys(sysClassNet(net).entries());
+    const seen: [string, string[]][] = [];
+    net.registerNotifier({
+      notifierCall(event) {
+        seen.push([eventName(event), entries()]);
+        return NOTIFY_DONE;
+      },
+    });
+    const device = net.allocEtherdev('eth%d', OPS);
+    assert.deepEqual(entries(), []);
+    net.register(device);
+    const tree = new VirtualTree(sysVirtualNet(net));
+    assert.equal(tree.read('/eth0/ifindex'), `${device.ifindex}\n`);
+    assert.equal(tree.read('/eth0/uevent'), `INTERFACE=eth0\nIFINDEX=${device.ifindex}\n`);
+    await net.unregister(device);
+    assert.deepEqual(seen, [
+      ['POST_INIT', []],
+      ['REGISTER', ['eth0']],
+      ['UNREGISTER', []],
+      ['PRE_UNINIT', []],
+    ]);
+    assert.throws(() => tree.read('/eth0/ifindex'), { code: 'ENOENT' });
   });
 
   test('3.8 to 3.12: registered, present, noop qdisc, one more reference, found by name and number', () => {
