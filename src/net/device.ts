@@ -208,6 +208,8 @@ export class NetDevice<Priv = unknown> {
   ops: NetDeviceOps<Priv>;
   readonly stats = new LinkStats();
   readonly txQueues: TxQueue[] = [];
+  /** The only one of most devices. */
+  private readonly firstQueue: TxQueue;
   readonly numTxQueues: number;
   realNumTxQueues: number;
   readonly numRxQueues: number;
@@ -247,6 +249,7 @@ export class NetDevice<Priv = unknown> {
     this.numRxQueues = rxQueues;
     this.realNumRxQueues = rxQueues;
     for (let i = 0; i < txQueues; i++) this.txQueues.push(new TxQueue(this, i, NOOP));
+    this.firstQueue = this.txQueues[0];
   }
 
   /** References in all; 1 when only its driver has it. */
@@ -326,7 +329,7 @@ export class NetDevice<Priv = unknown> {
   /** True while a queue is stopped: a source that can wait does, until its wake listener is called. */
   get congested(): boolean {
     const { txQueues } = this;
-    for (let i = 0; i < this.realNumTxQueues; i++) if (txQueues[i].state !== 0) return true;
+    for (let i = 0; i < this.realNumTxQueues; i++) if (txQueues[i].stopped) return true;
     return false;
   }
 
@@ -417,12 +420,9 @@ export class NetDevice<Priv = unknown> {
    * @returns false when the packet was dropped
    */
   xmit(packet: Packet, more = false): boolean {
-    if ((this.flags & IFF_UP) === 0) {
-      this.stats.txDropped++;
-      packet.release();
-      return false;
-    }
-    const sent = this.txQueues[this.realNumTxQueues === 1 ? 0 : this.pickQueue(packet)].enqueue(packet);
+    // A device that is down has queues that pass nothing.
+    const queue = this.realNumTxQueues === 1 ? this.firstQueue : this.txQueues[this.pickQueue(packet)];
+    const sent = queue.enqueue(packet);
     if (!more) this.flush();
     return sent;
   }
@@ -453,6 +453,7 @@ export class NetDevice<Priv = unknown> {
 
   /** Remembers that there are packets to publish; called by the queues. */
   markDirty(): void {
+    if (this.dirty) return;
     this.dirty = true;
     if (this.inFlushList) return;
     this.inFlushList = true;

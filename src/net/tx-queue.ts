@@ -12,16 +12,23 @@ export const NETDEV_TX_BUSY = 0x10;
 export const QUEUE_STATE_DRV_XOFF = 1;
 export const QUEUE_STATE_STACK_XOFF = 2;
 export const QUEUE_STATE_FROZEN = 4;
+/** Any of them: nothing is given to the driver. */
+const STOPPED = QUEUE_STATE_DRV_XOFF | QUEUE_STATE_STACK_XOFF | QUEUE_STATE_FROZEN;
+/** Bits of ours, so that one test finds a packet that can go straight to the driver: packets wait before it, … */
+const WAITED_FOR = 8;
+/** … the qdisc passes nothing on, … */
+const CLOSED = 16;
+/** … the driver has the turn: it may call xmit of its own device (a tunnel would). */
+const IN_XMIT = 32;
 
 /** Packets that one run sends before others have their turn (dev_tx_weight). */
 const TX_WEIGHT = 64;
 
 /** One of a device's transmit queues, with its qdisc. */
 export class TxQueue {
-  state = 0;
+  private state = 0;
   private discipline: Qdisc;
-  /** The qdisc passes packets on, and keeps them when they must wait. */
-  private passes = false;
+  /** The qdisc keeps packets when they must wait. */
   private keeps = false;
   /** Packets in the qdisc. */
   private waiting = 0;
@@ -39,7 +46,6 @@ export class TxQueue {
   /** Byte queue limit, unused until the driver calls `sent`; and how often it held packets back. */
   limitStops = 0;
   readonly dql = new DynamicQueueLimit();
-  private inXmit = false;
 
   constructor(
     readonly device: NetDevice,
@@ -56,14 +62,23 @@ export class TxQueue {
 
   /** What the former one kept must have been dropped with `reset`. */
   set qdisc(qdisc: Qdisc) {
+    const passes = qdisc.kind !== 'noop';
     this.discipline = qdisc;
-    this.passes = qdisc.kind !== 'noop';
-    this.keeps = this.passes && qdisc.kind !== 'noqueue';
+    this.state = passes ? this.state & ~CLOSED : this.state | CLOSED;
+    this.keeps = passes && qdisc.kind !== 'noqueue';
     this.waiting = qdisc.length;
+    this.noteWaiting();
   }
 
+  /** The driver or the byte queue limit has stopped it. */
   get stopped(): boolean {
-    return this.state !== 0;
+    return (this.state & STOPPED) !== 0;
+  }
+
+  /** After `waiting` or `requeued` has changed. */
+  private noteWaiting(): void {
+    const waited = this.waiting > 0 || this.requeued !== null;
+    this.state = waited ? this.state | WAITED_FOR : this.state & ~WAITED_FOR;
   }
 
   /** Packets that wait in front of the device. */
@@ -134,36 +149,42 @@ export class TxQueue {
    * @returns false when it was dropped
    */
   enqueue(packet: Packet): boolean {
-    if (this.state === 0 && this.waiting === 0 && this.requeued === null && this.passes) {
-      return this.send(packet);
-    }
-    if (!this.keeps) return this.drop(packet);
-    const own = this.device.net.materialiser.own(packet);
+    return this.state === 0 ? this.send(packet) : this.putOff(packet);
+  }
+
+  private putOff(packet: Packet): boolean {
+    const { net } = this.device;
+    // A packet that comes while another is given to the driver finds no queue before it.
+    if (!this.keeps || this.state === IN_XMIT) return this.drop(packet);
+    const own = net.materialiser.own(packet);
     if (own === null) return this.drop(null);
     if (!this.discipline.enqueue(own)) return this.drop(own);
     this.waiting++;
-    if (this.state === 0) this.device.net.scheduleQueue(this);
+    this.noteWaiting();
+    if (!this.stopped) net.scheduleQueue(this);
     return true;
   }
 
   /** Sends what waits, a bounded number of packets. @returns true when there is more that could be sent */
   run(): boolean {
     for (let sent = 0; sent < TX_WEIGHT; sent++) {
-      if (this.state !== 0) return false;
+      if (this.stopped) return false;
       const { requeued } = this;
       if (requeued !== null) {
         this.requeued = null;
+        this.noteWaiting();
         this.transmit(requeued);
       } else {
         const packet = this.discipline.dequeue();
         if (packet === null) return false;
         this.waiting--;
+        this.noteWaiting();
         this.send(packet);
       }
       // The device was busy: it has been scheduled for another time.
       if (this.requeued !== null) return false;
     }
-    return this.state === 0 && this.waiting > 0;
+    return !this.stopped && this.waiting > 0;
   }
 
   /** Drops all that waits. */
@@ -172,20 +193,19 @@ export class TxQueue {
     this.requeued = null;
     this.discipline.reset();
     this.waiting = 0;
+    this.noteWaiting();
   }
 
   private send(packet: Packet): boolean {
-    // A driver may call xmit of its own device (a tunnel would): that packet has to wait its turn.
-    if (this.inXmit) return this.drop(packet);
     const { device } = this;
     if (!passesAsItIs(packet, device.features)) {
       const list = validateXmit(packet, device, device.net.packets, device.net.materialiser);
       return list === null ? this.drop(null) : this.transmit(list);
     }
     packet.queue = this.index;
-    this.inXmit = true;
+    this.state |= IN_XMIT;
     const sent = device.ops.startXmit(packet, device);
-    this.inXmit = false;
+    this.state &= ~IN_XMIT;
     device.markDirty();
     return sent === NETDEV_TX_OK ? true : this.requeue(packet);
   }
@@ -193,9 +213,9 @@ export class TxQueue {
   private transmit(list: Packet): boolean {
     const { device } = this;
     let packet: Packet | null = list;
-    this.inXmit = true;
+    this.state |= IN_XMIT;
     while (packet !== null) {
-      if (this.state !== 0) break;
+      if (this.stopped) break;
       const next: Packet | null = packet.next;
       packet.next = null;
       packet.queue = this.index;
@@ -205,7 +225,7 @@ export class TxQueue {
       }
       packet = next;
     }
-    this.inXmit = false;
+    this.state &= ~IN_XMIT;
     device.markDirty();
     return packet === null ? true : this.requeue(packet);
   }
@@ -232,8 +252,9 @@ export class TxQueue {
       if (own !== null) tail = own;
       packet = next;
     }
+    this.noteWaiting();
     // A driver that is busy without having stopped its queue is asked again later.
-    if (this.state === 0) net.scheduleQueue(this);
+    if (!this.stopped) net.scheduleQueue(this);
     return true;
   }
 
