@@ -191,7 +191,15 @@ export class Host {
         if (!isIt || status !== null) continue;
         const online = async (): Promise<void> => {
           const bridge = this.bridge(config.bridge);
-          vif.device = await hotplugOnline(this.xs, this.dom0.net, bridge, paths, device.name, config);
+          vif.device = await hotplugOnline(
+            this.xs,
+            this.dom0.net,
+            bridge,
+            paths,
+            device.name,
+            vif.mac,
+            config,
+          );
         };
         void online().catch(error => this.dom0.platform.log(`toolstack: ${device.name}: ${error.message}`));
       }
@@ -574,9 +582,17 @@ export class Host {
           this.bridge(config.bridge),
           paths,
           `vif${domid}.${devid}`,
+          mac,
           config,
         );
       } else {
+        if (config.antispoof) {
+          const name = driver.config.name;
+          throw new ToolstackError(
+            'EOPNOTSUPP',
+            `antispoof: the backend in ${name} is not ours to set a filter in`,
+          );
+        }
         await this.hotplugElsewhere(driver, paths);
       }
       vif.status = null;

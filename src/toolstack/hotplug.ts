@@ -1,10 +1,25 @@
+import { addressBytes, linkLocalAddress } from '../guests/echo-stack.js';
 import type { Bridge } from '../net/bridge.js';
-import type { NetDevice } from '../net/device.js';
+import { type NetDevice, parseAddress } from '../net/device.js';
 import type { Net } from '../net/net.js';
+import { SourceFilter } from '../netback/source-filter.js';
+import { Vif } from '../netback/vif.js';
 import type { XenStoreClient } from '../xenstore/index.js';
 import { ToolstackError } from './error.js';
 import type { VifConfig } from './vif-config.js';
 import type { VifPaths } from './vif-store.js';
+
+/** Whom a vif with `antispoof` may send as. Of itself, every interface has the link-local address that follows from its MAC. */
+function sourceFilter(mac: string, { ip }: VifConfig): SourceFilter {
+  const address = parseAddress(mac);
+  if (ip.length === 0) return new SourceFilter({ macs: [address] });
+  const all = ip.map(each => addressBytes(each.address));
+  return new SourceFilter({
+    macs: [address],
+    ipv4: all.filter(({ length }) => length === 4),
+    ipv6: [...all.filter(({ length }) => length === 16), linkLocalAddress(address)],
+  });
+}
 
 /**
  * What the script vif-bridge does when a vif comes online: gives the backend's interface its name and MTU, makes it a
@@ -17,6 +32,7 @@ export async function hotplugOnline(
   bridge: Bridge,
   paths: VifPaths,
   name: string,
+  mac: string,
   vif: VifConfig,
 ): Promise<NetDevice> {
   try {
@@ -28,6 +44,7 @@ export async function hotplugOnline(
       device.ops.changeMtu?.(device, vif.mtu);
       device.mtu = vif.mtu;
     }
+    if (vif.antispoof && device.priv instanceof Vif) device.priv.sourceFilter = sourceFilter(mac, vif);
     await xs.write(`${paths.frontend}/mtu`, String(vif.mtu));
     bridge.addPort(device);
     device.open();

@@ -35,6 +35,8 @@ export interface VifConfig {
   readonly devid?: number;
   /** The frontend may rely on the backend. */
   readonly trusted: boolean;
+  /** The guest may send only from its MAC address and, if it has addresses in `ip`, from those. */
+  readonly antispoof: boolean;
 }
 
 /** libxl's defaults (xl.conf(5), libxl_nic.c). */
@@ -65,8 +67,15 @@ const KEYS = [
   'devid',
   'trusted',
   'untrusted',
+  'antispoof',
 ] as const;
 type Key = (typeof KEYS)[number];
+/** Keys that may stand without a value, and what they then say. */
+const FLAGS: ReadonlyMap<string, readonly [key: Key, value: string]> = new Map([
+  ['trusted', ['trusted', '1']],
+  ['untrusted', ['trusted', '0']],
+  ['antispoof', ['antispoof', '1']],
+]);
 
 /**
  * Parses a vif as in xl's `vif = [ 'mac=…,bridge=…' ]` or on `network-attach`'s command line.
@@ -85,12 +94,12 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     const key = (equals < 0 ? trimmed : trimmed.slice(0, equals)).trim().toLowerCase();
     if (!KEYS.includes(key as Key))
       fail(JSON.stringify(key), `no vif has that; there are ${KEYS.join(', ')}`);
-    if (key === 'trusted' || key === 'untrusted') {
-      if (equals < 0) {
-        given.set('trusted', key === 'trusted' ? '1' : '0');
-        continue;
-      }
-    } else if (equals < 0) fail(key, `it needs a value, as in ${key}=…`);
+    const flag = FLAGS.get(key);
+    if (equals < 0 && flag !== undefined) {
+      given.set(...flag);
+      continue;
+    }
+    if (equals < 0) fail(key, `it needs a value, as in ${key}=…`);
     if (given.has(key as Key)) fail(key, 'it is given twice');
     given.set(key as Key, trimmed.slice(equals + 1).trim());
   }
@@ -118,8 +127,11 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
   if (type !== 'vif' && type !== 'vif_ioemu' && type !== 'ioemu') {
     fail('type', `"${type}" is none of vif and ioemu`);
   }
-  const trusted = given.get('trusted') ?? '1';
-  if (trusted !== '0' && trusted !== '1') fail('trusted', `"${trusted}" is neither 0 nor 1`);
+  const truth = (key: Key, absent: boolean): boolean => {
+    const value = given.get(key);
+    if (value === undefined) return absent;
+    return value === '0' || value === '1' ? value === '1' : fail(key, `"${value}" is neither 0 nor 1`);
+  };
   return {
     mac: parsed('mac', parseMac),
     bridge: interfaceName('bridge', given.get('bridge') ?? DEFAULT_BRIDGE),
@@ -135,7 +147,8 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     forwarddev: given.get('forwarddev'),
     vlan: given.get('vlan'),
     devid: given.has('devid') ? number('devid', 0, 0xffff) : undefined,
-    trusted: trusted === '1',
+    trusted: truth('trusted', true),
+    antispoof: truth('antispoof', false),
   };
 }
 

@@ -134,6 +134,9 @@ describe('a vif', () => {
   test('is untrusted when it says so', () => {
     assert.equal(parseVif('untrusted').trusted, false);
     assert.equal(parseVif('trusted').trusted, true);
+    assert.equal(parseVif('antispoof').antispoof, true);
+    assert.equal(parseVif('mac=00:16:3e:00:00:01').antispoof, false);
+    assert.throws(() => parseVif('antispoof=yes'), /antispoof: "yes" is neither 0 nor 1/);
   });
 });
 

@@ -1,8 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, type TestContext, test } from 'node:test';
+import { sendFrame } from '../../src/guests/frames.js';
+import type { Vif } from '../../src/netback/index.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host } from '../../src/toolstack/host.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
+import { buildFrame } from '../net/frames.js';
 
 function echo(name: string, vifs = "''"): ReturnType<typeof parseDomain> {
   return parseDomain(`name = "${name}"\nguest = "echo"\nvif = [ ${vifs} ]`, `${name}.cfg`);
@@ -44,6 +47,32 @@ describe('a host with echo guests', () => {
     }
     assert.ok((await b.booted!.guest.ping!('10.0.0.1')) >= 0);
     await assert.rejects(a.booted!.guest.ping!('10.0.0.9', 20), /ETIMEDOUT: 10\.0\.0\.9 did not answer/);
+  });
+
+  test('holds a guest with antispoof to its addresses', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1 fd00::1,antispoof'"));
+    const b = await host.create(echo('b', "'ip=10.0.0.2 fd00::2'"));
+    assert.deepEqual([await host.settled(a), await host.settled(b)], [[], []]);
+    for (const address of ['10.0.0.2', 'fd00::2']) assert.ok((await a.booted!.guest.ping!(address)) >= 0);
+    const vif = host.dom0.net.byName('vif1.0')!;
+    const { stats } = vif.priv as Vif;
+    assert.equal(stats.spoofed, 0);
+    const dev = a.booted!.kernel!.net.byName('eth0')!;
+    const send = (source: readonly number[], payload: number): void => {
+      const frame = buildFrame({ source, payload: new Uint8Array(payload) });
+      // buildFrame's packets come from 10.0.0.1.
+      sendFrame(dev, frame);
+      frame[14 + 15]++;
+      sendFrame(dev, frame);
+    };
+    const { rxDropped } = vif.stats;
+    send([...dev.address], 50);
+    send([2, 0, 0, 0, 0, 1], 50);
+    await new Promise(resolve => setTimeout(resolve, 100));
+    assert.equal(stats.spoofed, 3, 'another IP address, another MAC address, both');
+    assert.equal(vif.stats.rxDropped - rxDropped, 3);
+    assert.ok((await b.booted!.guest.ping!('10.0.0.1')) >= 0);
   });
 
   test('writes to xenstore what libxl writes', async t => {
