@@ -42,6 +42,15 @@ const FLAG_NAMES: readonly (readonly [string, number])[] = [
   ['DORMANT', 0x20000],
   ['ECHO', 0x40000],
 ];
+const USAGE = `Usage: ip [ OPTIONS ] link
+       ip [ OPTIONS ] link show [ DEVICE | group GROUP ] [up] [master DEVICE] [type KIND]
+       ip link set [ dev ] DEVICE [ { up | down } ] [ name NAME ] [ address LLADDR ] [ mtu MTU ]
+                [ txqueuelen LENGTH ] [ group GROUP ] [ alias TEXT ] [ { master DEVICE | nomaster } ]
+                [ { promisc | allmulticast | multicast | arp } { on | off } ]
+                [ type { bridge ageing_time TIME | bridge_slave FLAG { on | off } … } ]
+       ip link add [ [ name ] NAME ] [ mtu MTU ] [ address LLADDR ] … type { bridge | dummy | veth [ peer name NAME ] }
+       ip link delete [ dev ] DEVICE
+       OPTIONS := { -s[tatistics] | -d[etails] | -j[son] | -p[retty] | -br[ief] | -o[neline] }`;
 const LINK_MODES = ['DEFAULT', 'DORMANT', 'TESTING'];
 
 interface Options {
@@ -82,13 +91,13 @@ function run(net: Net, args: readonly string[]): Printed {
   const rest = [...args];
   while (rest[0]?.startsWith('-')) parseOption(rest.shift()!, options);
   const object = rest.shift();
-  if (object === undefined)
-    throw new Refusal(255, 'Usage: ip [ OPTIONS ] link [ show | set | add | delete ] …');
+  if (object === undefined || object === 'help') throw new Refusal(255, USAGE);
   if (!'link'.startsWith(object)) {
     throw new Refusal(1, `Object "${object}" is unknown, try "ip help".`);
   }
   const command = rest.shift() ?? 'show';
   if (['show', 'list', 'lst', 'ls'].some(word => word.startsWith(command))) return show(net, rest, options);
+  if (command === 'help') throw new Refusal(255, USAGE);
   const change = CHANGES.find(([words]) => words.some(word => word.startsWith(command)));
   if (change !== undefined) {
     change[1](net, rest);

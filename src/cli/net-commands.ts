@@ -28,7 +28,7 @@ export const NET_COMMANDS: Readonly<Record<string, Command>> = {
     usage: 'DOMAIN [-s] [-d] [-j] [-br] [-o] link [show [DEV]|set DEV …|add NAME type KIND|delete DEV]',
     summary: 'Shows and changes the network devices of a domain’s kernel, as iproute2 does.',
     details:
-      'link set takes: up, down, mtu N, txqueuelen N, name NAME, address MAC, alias TEXT, group N, promisc, allmulticast, multicast and arp on|off, master BRIDGE, nomaster.',
+      'link set takes: up, down, mtu N, txqueuelen N, name NAME, address MAC, alias TEXT, group N, promisc, allmulticast, multicast and arp on|off, master BRIDGE, nomaster, type bridge|bridge_slave …; `pvnet ip DOMAIN link help` says it all.',
     passThrough: true,
     arguments: [1, Number.POSITIVE_INFINITY],
     run: invocation => {

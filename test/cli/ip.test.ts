@@ -98,6 +98,16 @@ test('refusals are those of iproute2, and say which rule was broken', () => {
   assert.equal(veth0.name, 'veth0');
 });
 
+test('help, and what is no command', () => {
+  const { net } = new TestKernel();
+  for (const args of [['link', 'help'], ['help'], []]) {
+    const { status, stderr } = ip(net, args);
+    assert.deepEqual([status, stderr.split('\n')[0]], [255, 'Usage: ip [ OPTIONS ] link']);
+  }
+  assert.equal(ip(net, ['link', 'frob']).stderr, 'Command "frob" is unknown, try "ip link help".\n');
+  assert.equal(ip(net, ['addr']).stderr, 'Object "addr" is unknown, try "ip help".\n');
+});
+
 test('statistics widen their columns', () => {
   const kernel = new TestKernel();
   const device: NetDevice = kernel.device('eth%d');
