@@ -9,7 +9,8 @@ const SPIN_MS = 0.05;
 
 /** A guest's thread as the host sees it: a worker of Node or of a browser, whose program is GuestWorker. */
 export interface GuestThreadPort {
-  post(message: ToGuest): void;
+  /** @param transfer buffers of the message that need not be copied */
+  post(message: ToGuest, transfer?: ArrayBuffer[]): void;
   onMessage(listener: (message: FromGuest) => void): void;
   /** The thread has failed, and ended. */
   onError(listener: (error: Error) => void): void;
@@ -81,9 +82,9 @@ export class GuestThread {
     this.control.words[WORD.asleep] = 1;
   }
 
-  private post(message: ToGuest): void {
+  private post(message: ToGuest, transfer?: ArrayBuffer[]): void {
     Atomics.add(this.control.words, WORD.mail, 1);
-    this.port.post(message);
+    this.port.post(message, transfer);
     this.control.wake();
   }
 
@@ -243,10 +244,10 @@ export class GuestThread {
     return new Uint8Array((await saved).state);
   }
 
-  /** @param state is what `save` gave for a machine of the same parts; it must not have run */
+  /** @param state is what `save` gave for a machine with as much RAM; it is handed over, and empty afterwards */
   async restore(state: Uint8Array): Promise<void> {
     const restored = this.replies.next('restored');
-    this.post({ type: 'restore', state });
+    this.post({ type: 'restore', state }, [state.buffer as ArrayBuffer]);
     await restored;
   }
 

@@ -33,7 +33,8 @@ export interface LinuxGuestOptions {
   readonly spawn: () => GuestThreadPort;
   /** v86.wasm. */
   readonly module: Uint8Array;
-  readonly kernel: Uint8Array;
+  /** None for a guest that only goes on from a saved one. */
+  readonly kernel?: Uint8Array;
   readonly ramdisk?: Uint8Array;
   readonly bios: Uint8Array;
   readonly vgaBios: Uint8Array;
@@ -116,6 +117,7 @@ export class LinuxGuest {
   /**
    * Boots, or goes on from where a saved guest was suspended.
    * @param dom0 whose kernel has the other end of the console
+   * @param saved is handed over: it is of no use afterwards
    */
   async start(
     domain: Domain,

@@ -30,16 +30,13 @@ export interface GuestMachine {
 export async function createLinuxMachine(config: DomainConfig): Promise<GuestMachine> {
   const spec = config.linux ?? { driverDomain: false };
   const cached = cachedFiles();
-  const kernel = readGuestFile(spec.kernel ?? requireFiles().kernel, 'the kernel');
-  // A kernel of one's own boots with what its file says, not with modules of another.
   const ours = spec.ramdisk === undefined && spec.kernel === undefined;
-  const ramdisk = spec.ramdisk === undefined ? undefined : readGuestFile(spec.ramdisk, 'the ramdisk');
   const extra = extraWords(spec);
+  const snapshot = ours ? readSnapshot(config.memory, extra) : null;
   const linux = await LinuxGuest.create({
     spawn: spawnNodeWorker,
     module: readV86Module(),
-    kernel,
-    ramdisk: ours ? readOurRamdisk() : ramdisk,
+    ...(snapshot === null ? readBootFiles(spec) : {}),
     bios: readGuestFile(spec.bios ?? cached?.bios ?? requireFiles().bios, 'the BIOS'),
     vgaBios: readGuestFile(spec.vgaBios ?? cached?.vgaBios ?? requireFiles().vgaBios, 'the VGA BIOS'),
     memoryMib: config.memory,
@@ -49,8 +46,7 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
   return {
     domainOptions: linux.domainOptions,
     async start(domain, dom0, state) {
-      const fresh = ours ? readSnapshot(config.memory, extra) : null;
-      await linux.start(domain, dom0, state === undefined ? fresh : await savedFromJson(state));
+      await linux.start(domain, dom0, state === undefined ? snapshot : await savedFromJson(state));
       const guest = guestOf(linux, ours ? devids : null);
       return {
         kernel: null,
@@ -60,6 +56,13 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
     },
     destroy: () => linux.destroy(),
   };
+}
+
+/** Kernel and ramdisk. A kernel of one's own boots with what its file says, not with modules of another. */
+function readBootFiles(spec: LinuxSpec): { kernel: Uint8Array; ramdisk?: Uint8Array } {
+  const kernel = readGuestFile(spec.kernel ?? requireFiles().kernel, 'the kernel');
+  if (spec.ramdisk !== undefined) return { kernel, ramdisk: readGuestFile(spec.ramdisk, 'the ramdisk') };
+  return spec.kernel === undefined ? { kernel, ramdisk: readOurRamdisk() } : { kernel };
 }
 
 /** The machine of a guest of this kind; null for a guest of another. */

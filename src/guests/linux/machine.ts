@@ -64,8 +64,8 @@ export interface MachineParts {
   readonly module: WebAssemblyModule;
   readonly bios: Uint8Array;
   readonly vgaBios: Uint8Array;
-  /** A Linux kernel with the boot protocol (bzImage). */
-  readonly kernel: Uint8Array;
+  /** A Linux kernel with the boot protocol (bzImage); none in a machine that only goes on from a saved state. */
+  readonly kernel?: Uint8Array | undefined;
   readonly ramdisk?: Uint8Array | undefined;
   readonly commandLine: string;
   /** Guest RAM: a multiple of 128 KiB. */
@@ -246,7 +246,7 @@ export class Machine {
       wasm_fn: instantiate,
       bios: { buffer: arrayBuffer(parts.bios) },
       vga_bios: { buffer: arrayBuffer(parts.vgaBios) },
-      bzimage: { buffer: arrayBuffer(parts.kernel) },
+      bzimage: parts.kernel === undefined ? undefined : { buffer: arrayBuffer(parts.kernel) },
       initrd: parts.ramdisk === undefined ? undefined : { buffer: arrayBuffer(parts.ramdisk) },
       cmdline: parts.commandLine,
       memory_size: parts.memoryBytes,

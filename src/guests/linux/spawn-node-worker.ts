@@ -6,7 +6,7 @@ import type { FromGuest } from './guest-worker.js';
 export function spawnNodeWorker(): GuestThreadPort {
   const worker = new Worker(new URL('./node-worker.js', import.meta.url), { name: 'linux guest' });
   return {
-    post: message => worker.postMessage(message),
+    post: (message, transfer) => worker.postMessage(message, transfer),
     onMessage: listener => worker.on('message', (message: FromGuest) => listener(message)),
     onError: listener => worker.on('error', listener),
     terminate: async () => {
