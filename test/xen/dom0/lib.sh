@@ -34,3 +34,5 @@ counters() {
 	local name; pvnet stats xen --json > /tmp/stats.json || return
 	for name; do sed -n "s/.*\"$name\": \([0-9]*\),\{0,1\}$/\1/p" /tmp/stats.json; done | tr '\n' ' '
 }
+# What the backend holds of Xen.
+held() { local m e; read -r m e <<<"$(counters grantsMapped eventChannels)"; echo "$m grants mapped, $e event channels"; }

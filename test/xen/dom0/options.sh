@@ -1,0 +1,49 @@
+# The backend's options: which vifs, a filter, XenStore through the kernel's device; and the end of xenstored.
+. test/xen/dom0/lib.sh
+modprobe tun
+iperf3 -s -D >/dev/null
+vif=bridge=xenbr0,script=vif-xenlab
+start_backend --tap --match 'a*' || exit 1
+check 'a guest that --match selects' xenlab-domu create --name a1 --ip 10.77.0.2/24 --vif $vif || exit 1
+check '… has a network' ping_guest 10.77.0.2
+xenlab-domu create --name b --ip 10.77.0.3/24 --no-vif
+refused() { ! xl network-attach b bridge=xenbr0 script=vif-xenlab; }
+check 'one that it does not select is left alone: libxl gives up' refused
+other_backend() {
+	node src/cli/main.js backend --tap --match b --socket /tmp/b.sock >/tmp/other.out 2>/tmp/other.err & other=$!
+	until_true 60 grep -q ready /tmp/other.out
+}
+check 'a second backend beside the first, for that guest' other_backend
+attached() { xl network-attach b bridge=xenbr0 script=vif-xenlab && until_true 60 ping -c 1 -W 1 10.77.0.3 && ping_guest 10.77.0.3; }
+check '… serves it' attached
+only() { pvnet vif-list "$@" | tail -n +2 | awk '{ print $1 }' | xargs; }
+each() { local own; own=$(only) other_own=$(only --socket /tmp/b.sock); echo "$own / $other_own"; [ "$own/$other_own" = a1/b ]; }
+check 'each shows its own vifs' each
+kill -TERM $other; wait $other
+
+cat > /tmp/filter.mjs <<'S'
+// No ICMP from or to the guest.
+export function filter(packet) {
+	return packet.u16(12) === 0x0800 && packet.u8(23) === 1 ? 1 : 0;
+}
+S
+filtered() { stop_backend USR2; start_backend --tap --match 'a*' --filter /tmp/filter.mjs && until_true 60 tcp a1 10.77.0.1 2 && tcp a1 10.77.0.1 2; }
+check '--filter that drops ICMP: TCP passes' filtered
+check '… and ping does not' bash -c '! ping -c 3 -W 2 10.77.0.2'
+check '… which stats tell' bash -c 'node src/cli/main.js stats | grep filterDrops'
+
+through_device() { stop_backend USR2; XENSTORED_PATH=/dev/xen/xenbus start_backend --tap && until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
+check 'XenStore through /dev/xen/xenbus, as in a driver domain' through_device
+reattached() { xl network-detach a1 0 && xenlab-domu attach --name a1 $vif && until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
+check '… network-detach and network-attach' reattached
+
+through_socket() { stop_backend USR2; start_backend --tap && until_true 60 ping -c 1 -W 1 10.77.0.2; }
+check 'through the socket again' through_socket
+lost() {
+	kill -9 "$(cat /run/xenstored.pid)"
+	until_true 20 sh -c "! kill -0 $backend"
+	wait $backend; local status=$?
+	echo "status $status: $(grep 'xenstored is lost' /tmp/backend.err | tail -1)"; [ $status = 1 ]
+}
+check 'xenstored dies: the backend says so and ends' lost
+cat /tmp/backend.err >&2
