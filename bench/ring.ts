@@ -66,13 +66,13 @@ function fillPool(to: BenchGuest): void {
 }
 
 /** Remembers the reference that each page of the pool is granted by. */
-function noteGrants({ kernel }: BenchGuest): Map<number, number> {
+function noteGrants({ kernel }: BenchGuest): Int32Array {
   const { grants } = kernel.platform;
-  const noted = new Map<number, number>();
+  const noted = new Int32Array(kernel.platform.memory.memory.u8.length >>> PAGE_SHIFT);
   const grantAccess = grants.grantAccess.bind(grants);
   grants.grantAccess = (domid, page, readonly) => {
     const gref = grantAccess(domid, page, readonly);
-    noted.set(page, gref);
+    noted[page] = gref;
     return gref;
   };
   return noted;
@@ -82,8 +82,8 @@ function takePage(): number {
   const index = pool.alloc();
   if (grefs !== null) {
     const page = pool.pages[index];
-    const gref = grefs.get(page);
-    if (gref !== undefined) {
+    const gref = grefs[page];
+    if (gref !== 0) {
       const { grants } = sender.kernel.platform;
       if (!grants.end(gref)) throw new Error(`grant ${gref} is still in use`);
       grants.grant(gref, 0, page, true);

@@ -29,6 +29,7 @@ import { HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../memory.js';
 import type { Domain } from './domain.js';
 import { BANK_SHIFT, PAGE_IN_BANK } from './frame-table.js';
+import type { GrantTable } from './grant-table.js';
 import type { Hypervisor } from './hypervisor.js';
 
 const V1_ENTRY_IN_FRAME = GRANT_ENTRIES_PER_FRAME_V1 - 1;
@@ -73,13 +74,16 @@ class PlainSide {
   domid = NOBODY;
   /** Entries that plain reads suffice to check. */
   entries = 0;
+  table: GrantTable | null = null;
   frameWords: Int32Array = NO_WORDS;
   physmap: Int32Array = NO_WORDS;
 
   select(domid: number, granter: Domain | null): void {
     this.domid = domid;
     this.entries = 0;
+    this.table = null;
     if (granter === null) return;
+    this.table = granter.grantTable;
     this.entries = granter.grantTable.plainEntries;
     this.frameWords = granter.grantTable.frameWords;
     this.physmap = granter.physmap;
@@ -96,6 +100,9 @@ export class GrantOperations {
   private readonly dest = new CopySide();
   private readonly plainSource = new PlainSide();
   private readonly plainDest = new PlainSide();
+  /** Pins that last until the listed copies are done: a domid, and a reference with 1 in its lowest bit to write. */
+  private readonly pins = new Int32Array(2 * 2 * (LIST_END / LIST_WORDS));
+  private pinWords = 0;
   /** What a copy looks at, at hand. */
   private readonly i32: Int32Array;
   private readonly owner: Uint16Array;
@@ -276,20 +283,36 @@ export class GrantOperations {
       const from = words[at + COPY_SRC_OFFSET];
       const to = words[at + COPY_DST_OFFSET];
       if (from + bytes <= PAGE_SIZE && to + bytes <= PAGE_SIZE) {
-        const source = this.plainAddress(
+        let source = this.plainAddress(
           plainSource,
           caller,
           words[at + COPY_SRC_DOMID],
           words[at + COPY_SRC_REF],
           0,
         );
-        const dest = this.plainAddress(
+        let dest = this.plainAddress(
           plainDest,
           caller,
           words[at + COPY_DST_DOMID],
           words[at + COPY_DST_REF],
           GTF_readonly,
         );
+        if (source < 0)
+          source = this.pinnedAddress(
+            plainSource,
+            caller,
+            words[at + COPY_SRC_DOMID],
+            words[at + COPY_SRC_REF],
+            false,
+          );
+        if (dest < 0)
+          dest = this.pinnedAddress(
+            plainDest,
+            caller,
+            words[at + COPY_DST_DOMID],
+            words[at + COPY_DST_REF],
+            true,
+          );
         if ((source | dest) >= 0) {
           i32[list] = dest + to;
           i32[list + 1] = source + from;
@@ -309,6 +332,36 @@ export class GrantOperations {
 
   private copyListed(end: number): void {
     if (end > 0) this.hypervisor.memory.copyList(0, end << 2);
+    if (this.pinWords > 0) this.unpinListed();
+  }
+
+  private unpinListed(): void {
+    const { pins, byDomid } = this;
+    for (let i = 0; i < this.pinWords; i += 2) {
+      byDomid[pins[i]]!.grantTable.unpin(pins[i + 1] >>> 1, (pins[i + 1] & 1) !== 0);
+    }
+    this.pinWords = 0;
+  }
+
+  /**
+   * `plainAddress` for a v1 entry of a domain in another thread: pins it until the listed copies are done.
+   * @param side as `plainAddress` has left it
+   */
+  private pinnedAddress(side: PlainSide, caller: Domain, domid: number, ref: number, write: boolean): number {
+    const { table, physmap } = side;
+    // The side still is of another domain when the copy names a page of the caller's own.
+    if (domid !== side.domid || table === null || table.version !== 1) return -1;
+    if (ref < 0 || ref >= table.entries) return -1;
+    if (table.pin(ref, caller.domid, write, false) !== GNTST.okay) return -1;
+    const gfn = this.i32[table.entryWord(ref) + 1];
+    const frame = gfn < 0 || gfn >= physmap.length ? 0 : physmap[gfn];
+    if (frame <= 0 || frame >>> BANK_SHIFT !== 0) {
+      table.unpin(ref, write);
+      return -1;
+    }
+    this.pins[this.pinWords++] = side.domid;
+    this.pins[this.pinWords++] = (ref << 1) | (write ? 1 : 0);
+    return frame << PAGE_SHIFT;
   }
 
   /**

@@ -148,7 +148,8 @@ export class GrantTable {
     const at = this.entryWord(gref);
     const wanted = (domid << 16) | GTF_permit_access;
     const bits = write ? GTF_reading | GTF_writing : GTF_reading;
-    let word = Atomics.load(i32, at);
+    // Read plainly: the exchange finds out whether it was right.
+    let word = i32[at];
     for (let tries = 0; tries < PIN_RETRIES; tries++) {
       if ((word & (0xffff0000 | GTF_type_mask)) !== wanted) return GNTST.general_error;
       if (write && (word & GTF_readonly) !== 0) return GNTST.general_error;

@@ -466,3 +466,32 @@ describe('the version of a grant table', () => {
     assert.equal(grants.querySize(dom0, b.domid).frames, 2);
   });
 });
+
+test('grants of a domain in another thread are pinned while a batch is copied, and nothing else is', () => {
+  const { hypervisor } = makeHost();
+  const { dom0, a, b } = makeDomains(hypervisor, {});
+  for (const domain of [a, b]) domain.grantTable.plainEntries = 0;
+  const [from, to] = [a, b].map(domain => domain.platform.memory.allocPage());
+  hypervisor.memory.u8.fill(7, from * PAGE_SIZE, (from + 1) * PAGE_SIZE);
+  const source = a.platform.grants.grantAccess(dom0.domid, from, true);
+  const dest = b.platform.grants.grantAccess(dom0.domid, to, false);
+  const local = dom0.platform.memory.allocPage();
+  const batch = new CopyBatch(5);
+  batch.add(a.domid, source, 0, b.domid, dest, 0, 64);
+  batch.add(b.domid, dest, 0, COPY_LOCAL, local, 0, 64);
+  // A page that is not dom0's, under a number that is a reference of the domain before.
+  batch.add(COPY_LOCAL, dest, 0, COPY_LOCAL, local, 0, 64);
+  batch.add(COPY_LOCAL, local, 0, a.domid, source, 0, 64);
+  batch.add(a.domid, source, 0, COPY_LOCAL, local, PAGE_SIZE - 1, 1);
+  dom0.platform.grants.copy(batch);
+  assert.deepEqual(
+    [0, 1, 2, 3, 4].map(i => batch.status(i)),
+    [GNTST.okay, GNTST.okay, GNTST.bad_page, GNTST.general_error, GNTST.okay],
+  );
+  const at = local * PAGE_SIZE;
+  assert.deepEqual([...hypervisor.memory.u8.subarray(at + 62, at + 66)], [7, 7, 0, 0]);
+  assert.equal(hypervisor.memory.u8[at + PAGE_SIZE - 1], 7);
+  assert.equal(a.grantTable.pinned + b.grantTable.pinned, 0);
+  assert.equal(flagsOf(a, source) & FLAGS_PINNED, 0);
+  assert.equal(flagsOf(b, dest) & FLAGS_PINNED, 0);
+});
