@@ -8,6 +8,7 @@ import {
   NETRXF_MORE_DATA,
 } from '../../src/abi/index.js';
 import { HostileBackend } from '../../src/mock/index.js';
+import { NETIF_F_HW_VLAN_CTAG_FILTER } from '../../src/net/features.js';
 import { GSO_TCPV4, type NetDevice, type Packet } from '../../src/net/index.js';
 import { GrantedPool, Queue } from '../../src/netfront/index.js';
 import { type GrantMapping, PAGE_SIZE } from '../../src/platform/index.js';
@@ -43,8 +44,8 @@ export class NetfrontFuzzer {
     }) as NetDevice;
     const { dev } = this;
     dev.mtu = 65535;
-    dev.hwFeatures = 0x7fffffff;
-    dev.features = 0x7fffffff;
+    dev.hwFeatures = 0x7fffffff & ~NETIF_F_HW_VLAN_CTAG_FILTER;
+    dev.features = dev.hwFeatures;
     dev.rxHandler = packet => {
       this.checkPages(packet);
       if (this.kept.length < KEPT_MAX && draw.oneIn(4)) this.kept.push(packet);
