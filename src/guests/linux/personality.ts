@@ -223,8 +223,8 @@ export class Personality implements MachineHost {
     this.wakeHost();
     for (let i = 0; i < SPINS && Atomics.load(words, WORD.call) === CALL.asked; i++);
     while (Atomics.load(words, WORD.call) === CALL.asked) Atomics.wait(words, WORD.call, CALL.asked);
-    this.takeMail();
     this.refresh();
+    this.takeMail();
   }
 
   private wakeHost(): void {
