@@ -1,7 +1,7 @@
 // How the cost of an operation grows with the store, and what one client's abuse costs another.
 import { connect } from 'node:net';
 import { isMainThread, Worker, workerData } from 'node:worker_threads';
-import { cpuSeconds, median, start, stop } from './servers.mjs';
+import { cpuSeconds, median, residentMb, start, stop } from './servers.mjs';
 
 const XS = { DIRECTORY: 1, READ: 2, WATCH: 4, TRANSACTION_START: 6, TRANSACTION_END: 7, WRITE: 11 };
 const HEADER = 16;
@@ -170,9 +170,11 @@ async function slice(store, kind, count) {
   return ((cpuSeconds(store.server.pid) - before) * 1e6) / count;
 }
 
-/** @returns for each kind of operation its cost in each of the stores, which take turns */
+const MEMORY = 'memory, MB';
+
+/** @returns for each kind of operation its cost in each of the stores, which take turns, and their memory */
 async function measure(stores, scale) {
-  const found = {};
+  const found = { [MEMORY]: stores.map(({ server }) => residentMb(server.pid)) };
   for (const [what, kind] of Object.entries(KINDS)) {
     const asked = stores.filter(({ name }) => name === 'pvnet' || FLOOR.includes(what));
     const count = Math.ceil(10_000 * kind.share * scale);
@@ -189,7 +191,7 @@ async function measure(stores, scale) {
 
 /**
  * @returns for each kind of operation the cost in a small and in a large store, in µs of the server's
- * processor, and what the floor needs for it
+ * processor, and what the floor needs for it; last, the memory that each holds
  */
 export async function flat(cpu, rounds, scale) {
   const results = [];
@@ -205,10 +207,10 @@ export async function flat(cpu, rounds, scale) {
     const [small, large] = [at, at + 1].map(i => median(results.map(found => found[what][i])));
     return { small, large, ratio: large / small };
   };
-  return Object.keys(KINDS).map(what => ({
+  return [...Object.keys(KINDS), MEMORY].map(what => ({
     what,
     ...costOf(what, 0),
-    floor: FLOOR.includes(what) ? costOf(what, 2) : null,
+    floor: FLOOR.includes(what) || what === MEMORY ? costOf(what, 2) : null,
   }));
 }
 
