@@ -170,7 +170,7 @@ export function vdeLink(): Promise<Link> {
 
 export function socatLink(): Promise<Link> {
   return switchLink((inside, taps) => {
-    inside(['socat', ...taps.map(tap => `TUN,tun-type=tap,iff-no-pi,iff-up,tun-name=${tap}`)]);
+    inside(['socat', ...taps.map(tap => `TUN,tun-type=tap,iff-no-pi,tun-name=${tap}`)]);
   });
 }
 
