@@ -15,8 +15,8 @@ import { type Tap, TapIo, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6 } fr
 
 /** Packets that are written at a time. */
 const BATCH = 64;
-/** Bytes that are read before they are sent on: more would no longer be in the processor's cache when they are copied. */
-const BURST_BYTES = 256 * 1024;
+/** Bytes that are read before they are sent on: of more, the first are out of the cache when they are copied. */
+const BURST_BYTES = 128 * 1024;
 /** What may change what the interface should be. */
 const EVENTS = [NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE, NETDEV_CHANGEMTU];
 
