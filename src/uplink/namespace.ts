@@ -17,7 +17,7 @@ const HOLDER = `
 mount -t sysfs sysfs /sys 2>/dev/null
 echo ready
 while read -r line; do
-  if [ "$line" = close ]; then exec ${HELD_FD}>&-
+  if [ "$line" = close ]; then exec ${HELD_FD}>&-; echo closed
   elif command exec ${HELD_FD}<>${TUN_DEVICE}; then echo open
   else echo failed
   fi
@@ -215,7 +215,9 @@ export class NetworkNamespace {
       );
     } finally {
       c.close(pidfd);
+      // Until the holder has let go, the device would outlive our closing it.
       this.holder.stdin.write('close\n');
+      await this.replies.next();
     }
     c.fcntl(fd, F_SETFD, FD_CLOEXEC);
     c.fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK);
