@@ -1,20 +1,10 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import type { Host, HostedDomain } from '../../src/toolstack/host.js';
 import { type DomainImage, restoreDomain, saveDomain } from '../../src/toolstack/save.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
-import { domain, holdings, NO_LINUX, sh, startHost } from '../support/linux.js';
+import { domain, holdings, NO_LINUX, restarted, sh, startHost } from '../support/linux.js';
 
 const MAC = 'mac=00:16:3e:00:00:01';
-
-/** The domain of the same name that the toolstack creates after a reboot. */
-async function restarted(host: Host, old: HostedDomain): Promise<HostedDomain> {
-  for (;;) {
-    const found = [...host.domains].find(({ config }) => config.name === old.config.name);
-    if (found !== undefined && found !== old && found.booted !== null) return found;
-    await new Promise(resolve => setTimeout(resolve, 20));
-  }
-}
 
 describe('Linux guests', { skip: NO_LINUX }, () => {
   test('their xen-netfront and our netback carry traffic both ways', async t => {

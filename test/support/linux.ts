@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
 import type { TestContext } from 'node:test';
 import { runInShell } from '../../src/guests/linux/console-shell.js';
 import { cachedFiles, cacheFolder } from '../../src/guests/linux/files.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host, type HostedDomain } from '../../src/toolstack/host.js';
+import { runProgram } from '../../src/uplink/namespace.js';
 
 /** Why no Linux guest can boot here, or false. */
 export const NO_LINUX =
@@ -43,8 +46,55 @@ export function holdings(host: Host): object {
       host.hypervisor.freePages,
     ),
     dying: host.hypervisor.dyingDomains.length,
+    nodes: host.xenstored.server.store.nodeCount,
     devices: [...host.dom0.net.devices].map(device => device.name),
   };
+}
+
+/** The domain of the same name that the toolstack creates after a reboot. */
+export async function restarted(host: Host, old: HostedDomain): Promise<HostedDomain> {
+  for (;;) {
+    const found = [...host.domains].find(({ config }) => config.name === old.config.name);
+    if (found !== undefined && found !== old && found.booted !== null) return found;
+    await new Promise(resolve => setTimeout(resolve, 20));
+  }
+}
+
+/** Runs a program in the namespace of a guest of kind "netns", to its end. @returns what it printed */
+export async function inNamespace(guest: HostedDomain, ...argv: string[]): Promise<string> {
+  const { status, stdout, stderr } = await runProgram(guest.booted!.guest.command!(argv));
+  assert.equal(status, 0, `${argv[0]}: ${stderr}`);
+  return stdout;
+}
+
+/** Starts a program there that runs until the test ends. @returns the first line that it printed */
+export async function startIn(t: TestContext, guest: HostedDomain, ...argv: string[]): Promise<string> {
+  const [file, ...args] = guest.booted!.guest.command!(argv);
+  const child = spawn(file, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  t.after(() => void child.kill());
+  for await (const line of createInterface({ input: child.stdout })) {
+    child.stdout.resume();
+    return line;
+  }
+  throw new Error(`${argv[0]} ended and printed nothing`);
+}
+
+/** Takes a driver from its devices, each of which holds the module, and unloads it. */
+export const UNLOAD_FRONTEND = unload('xen', 'xen-netfront');
+export const UNLOAD_BACKEND = unload('xen-backend', 'xen-netback');
+
+function unload(bus: string, module: string): string {
+  const each = `for path in /sys/bus/${bus}/drivers/vif/vif-*; do echo \${path##*/} > $path/driver/unbind; done`;
+  return `${each} && rmmod ${module}`;
+}
+
+/** Holds what iperf3 says at its end: all was sent, and what was not on its way any more was received. */
+export function checkTransfer(json: string, bytes: number, what: string): void {
+  const { end } = JSON.parse(json.slice(json.indexOf('{'))) as {
+    end: { sum_sent: { bytes: number }; sum_received: { bytes: number } };
+  };
+  assert.ok(end.sum_sent.bytes >= bytes, `${what}: sent ${end.sum_sent.bytes}`);
+  assert.ok(end.sum_received.bytes >= bytes / 2, `${what}: received ${end.sum_received.bytes}`);
 }
 
 /**

@@ -165,12 +165,16 @@ export const BACKEND_AGENT = `#!/bin/sh
 connect() {
   # InitWait is said just before the interface comes.
   for try in 1 2 3 4 5 6 7 8 9; do [ -e /sys/class/net/$1 ] && break; sleep 0.1; done
-  [ -e /sys/class/net/$1/brport ] && return
-  xs_read backend/vif/$2/$3/bridge && bridge=$value || bridge=xenbr0
-  [ -e /sys/class/net/$bridge ] || ip link add $bridge type bridge
-  ip link set $bridge up
-  ip link set $1 master $bridge
-  ip link set $1 up
+  [ -e /sys/class/net/$1 ] || return
+  if [ ! -e /sys/class/net/$1/brport ]; then
+    xs_read backend/vif/$2/$3/bridge && bridge=$value || bridge=xenbr0
+    [ -e /sys/class/net/$bridge ] || ip link add $bridge type bridge
+    ip link set $bridge up
+    ip link set $1 master $bridge
+    ip link set $1 up
+  fi
+  # Of a vif that was detached and attached again at once, the kernel may not have seen that it was gone.
+  xs_read backend/vif/$2/$3/hotplug-status && [ "$value" = connected ] && return
   xs_write backend/vif/$2/$3/hotplug-status connected
 }
 # Backends that came while this kernel was being restored from a snapshot: the bus has not heard of them.
@@ -184,18 +188,27 @@ announce() {
     done
   done
 }
+# InitWait, or what a frontend that was quicker than we has made of it.
+serve() {
+  xs_read backend/vif/$1/$2/state || return
+  case $value in 2|3|4) connect vif$1.$2 $1 $2 ;; esac
+}
 xs_open
 xs_watch backend/vif
 while xs_event backend/vif; do
   case $path in
-    backend/vif) announce; continue ;;
-    backend/vif/*/*/state) ;;
-    *) continue ;;
+    backend/vif)
+      announce
+      # What came before the watch was there.
+      for path in /sys/bus/xen-backend/devices/vif-*; do
+        ids=\${path##*vif-}
+        serve \${ids%-*} \${ids#*-}
+      done ;;
+    backend/vif/*/*/state)
+      ids=\${path#backend/vif/}
+      ids=\${ids%/state}
+      serve \${ids%/*} \${ids#*/} ;;
   esac
-  ids=\${path#backend/vif/}
-  ids=\${ids%/state}
-  xs_read $path && [ "$value" = 2 ] || continue
-  connect vif\${ids%/*}.\${ids#*/} \${ids%/*} \${ids#*/}
 done
 `;
 
