@@ -172,7 +172,8 @@ export class XenbusBus {
 
   async #match(device: XenbusDevice): Promise<void> {
     const driver = this.driverFor(device);
-    if (driver !== undefined) await this.#bind(device, driver);
+    if (driver === undefined || (driver.match !== undefined && !(await driver.match(device)))) return;
+    await this.#bind(device, driver);
   }
 
   /** Gives a device to a driver (xenbus_dev_probe). */
