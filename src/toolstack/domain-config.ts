@@ -45,7 +45,17 @@ const DEFAULT_GUEST = 'echo';
 /** The kinds of guests that there are, with an argument or without. */
 const KINDS: Record<string, boolean> = { echo: false, netns: false, module: true, linux: false };
 const USED = ['name', 'memory', 'guest', 'vif'];
-const USED_BY_LINUX = ['kernel', 'ramdisk', 'bios', 'vga_bios', 'extra', 'vcpus', 'driver_domain', 'type'];
+const USED_BY_LINUX = [
+  'kernel',
+  'ramdisk',
+  'initrd',
+  'bios',
+  'vga_bios',
+  'extra',
+  'vcpus',
+  'driver_domain',
+  'type',
+];
 
 /** @throws ToolstackError with file, line and key; ENOENT when there is no such file */
 export function readDomainFile(path: string): DomainConfig {
@@ -119,21 +129,22 @@ function parseLinux(
     const given = string(key);
     return given === null ? undefined : resolve(dirname(file), given.text);
   };
-  const number = (key: string, want: number, why: string): boolean => {
+  /** @returns the number, which must be one of these; undefined without the key */
+  const oneOf = (key: string, numbers: readonly number[], why: string): number | undefined => {
     const setting = settings.get(key);
-    if (setting === undefined) return false;
+    if (setting === undefined) return undefined;
     const { value } = setting;
-    if (value.kind !== 'number' || value.number > want) fail(setting, why);
-    return value.kind === 'number' && value.number === 1;
+    if (value.kind !== 'number' || !numbers.includes(value.number)) return fail(setting, why);
+    return value.number;
   };
-  number('vcpus', 1, 'a guest of kind "linux" has one, as in vcpus = 1');
+  oneOf('vcpus', [1], 'a guest of kind "linux" has one, as in vcpus = 1');
   return {
     kernel: path('kernel'),
-    ramdisk: path('ramdisk'),
+    ramdisk: path('ramdisk') ?? path('initrd'),
     bios: path('bios'),
     vgaBios: path('vga_bios'),
     extra: string('extra')?.text,
-    driverDomain: number('driver_domain', 1, 'it is 0 or 1'),
+    driverDomain: oneOf('driver_domain', [0, 1], 'it is 0 or 1') === 1,
   };
 }
 

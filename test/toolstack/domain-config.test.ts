@@ -45,6 +45,28 @@ describe('a domain file', () => {
     assert.deepEqual(guest, { kind: 'module', argument: '/etc/pvnet/counter.js' });
   });
 
+  test('says what a Linux guest boots', () => {
+    const text = `name = "l"
+guest = "linux"
+kernel = "vmlinuz"
+initrd = "/boot/initrd"
+extra = "quiet"
+vcpus = 1
+driver_domain = 1
+`;
+    const { linux, memory, ignored } = parseDomain(text, '/cfg/l.cfg');
+    assert.equal(linux?.kernel, '/cfg/vmlinuz');
+    assert.equal(linux?.ramdisk, '/boot/initrd');
+    assert.equal(linux?.extra, 'quiet');
+    assert.equal(linux?.driverDomain, true);
+    assert.equal(memory, 128);
+    assert.deepEqual(ignored, []);
+    const wrong = { 'vcpus = 2': /has one/, 'vcpus = 0': /has one/, 'driver_domain = 2': /0 or 1/ };
+    for (const [setting, message] of Object.entries(wrong)) {
+      assert.throws(() => parseDomain(`name = "l"\nguest = "linux"\n${setting}\n`, 'l.cfg'), message);
+    }
+  });
+
   test('takes every escape of a string', () => {
     const { settings } = parseDomain(`name="a"\nextra="\\x41\\102\\n\\\\\\"'"`, 'a.cfg');
     assert.equal((settings.get('extra') as { text: string }).text, 'AB\n\\"\'');
