@@ -49,8 +49,8 @@ describe('Linux guests, at length', { skip: NO_LONG_LINUX }, () => {
     assert.deepEqual(await host.settled(linux), []);
     await sh(driver, 'ip addr add 10.0.0.1/24 dev xenbr0; iperf3 -s -D; sleep 1');
     for (const direction of ['', '-R']) {
-      const json = await sh(linux, `iperf3 -J ${direction} -c 10.0.0.1 -n 1M`);
-      checkTransfer(json, 1 << 20, `iperf3 ${direction}`);
+      const json = await sh(linux, `iperf3 -J ${direction} -c 10.0.0.1 -n 8M`);
+      checkTransfer(json, 8 << 20, `iperf3 ${direction}`);
     }
   });
 

@@ -71,6 +71,32 @@ async function behindDriver(
   return { host, driver, guest };
 }
 
+/** Has a Linux guest serve a file of over 20 MB by HTTP. @returns its SHA-256 */
+async function serveFile(linux: HostedDomain): Promise<string> {
+  await sh(linux, 'for i in 0 1 2 3 4 5 6 7 8 9; do cat /bin/busybox; done > /www/file; httpd -h /www');
+  const [sum, size] = (await sh(linux, 'sha256sum < /www/file; wc -c < /www/file')).split(/[ -]+\n/);
+  assert.ok(Number(size) > 20e6);
+  return sum;
+}
+
+/** Has a namespace (10.0.0.1) and a Linux guest (10.0.0.2) get files of over 20 MB from each other. */
+async function fetchBothWays(t: TestContext, space: HostedDomain, linux: HostedDomain): Promise<void> {
+  const sum = await serveFile(linux);
+  const get =
+    'fetch("http://10.0.0.2/file").then(r => r.arrayBuffer()).then(b => ' +
+    'console.log(require("crypto").createHash("sha256").update(Buffer.from(b)).digest("hex")))';
+  assert.equal((await inNamespace(space, process.execPath, '-e', get)).trim(), sum);
+
+  await sh(linux, 'rm /www/file');
+  const serve =
+    'const b = Buffer.alloc(21e6); for (let i = 0; i < b.length; i += 4) b.writeUInt32LE(i * 2654435761 % 2 ** 32, i);' +
+    'console.log(require("crypto").createHash("sha256").update(b).digest("hex"));' +
+    'require("http").createServer((_, r) => r.end(b)).listen(80)';
+  const served = await startIn(t, space, process.execPath, '-e', serve);
+  const output = await sh(linux, 'wget -q -O - http://10.0.0.1/ | sha256sum');
+  assert.equal(output.slice(0, 64), served);
+}
+
 describe('Linux’s xen-netfront with our netback', { skip: NO_LONG_LINUX }, () => {
   test('carries on by itself when netback is restarted', async t => {
     const { host, echo, linux } = await echoAndLinux(t);
@@ -123,22 +149,7 @@ describe('Linux’s xen-netfront with our netback', { skip: NO_LONG_LINUX }, () 
 
   test('serves and gets files of 20 MB by HTTP', async t => {
     const { space, linux } = await spaceAndLinux(t);
-    await sh(linux, 'for i in 0 1 2 3 4 5 6 7 8 9; do cat /bin/busybox; done > /www/file; httpd -h /www');
-    const [sum, size] = (await sh(linux, 'sha256sum < /www/file; wc -c < /www/file')).split(/[ -]+\n/);
-    assert.ok(Number(size) > 20e6);
-    const get =
-      'fetch("http://10.0.0.2/file").then(r => r.arrayBuffer()).then(b => ' +
-      'console.log(require("crypto").createHash("sha256").update(Buffer.from(b)).digest("hex")))';
-    assert.equal((await inNamespace(space, process.execPath, '-e', get)).trim(), sum);
-
-    await sh(linux, 'rm /www/file');
-    const serve =
-      'const b = Buffer.alloc(21e6); for (let i = 0; i < b.length; i += 4) b.writeUInt32LE(i * 2654435761 % 2 ** 32, i);' +
-      'console.log(require("crypto").createHash("sha256").update(b).digest("hex"));' +
-      'require("http").createServer((_, r) => r.end(b)).listen(80)';
-    const served = await startIn(t, space, process.execPath, '-e', serve);
-    const output = await sh(linux, 'wget -q -O - http://10.0.0.1/ | sha256sum');
-    assert.equal(output.slice(0, 64), served);
+    await fetchBothWays(t, space, linux);
   });
 
   test('changes its MTU while it runs', async t => {
@@ -170,7 +181,7 @@ describe('Linux’s xen-netfront with our netback', { skip: NO_LONG_LINUX }, () 
     assert.ok(output.includes(createHash('sha256').update(typed).digest('hex')), output);
   });
 
-  test('gives all back when it crashes, reboots or is destroyed in the middle of a TCP transfer', async t => {
+  test('gives all back when it is destroyed in the middle of a TCP transfer, or crashes or reboots while it pings', async t => {
     const { host, space, linux: first } = await spaceAndLinux(t);
     await host.destroy(first);
     const before = holdings(host);
@@ -243,6 +254,11 @@ describe('our netfront with Linux’s xen-netback', { skip: NO_LONG_LINUX }, () 
     assert.equal((await inNamespace(guest, process.execPath, '-e', get)).trim(), sum);
   });
 
+  test('carries files of 20 MB both ways by HTTP', async t => {
+    const { driver, guest } = await behindDriver(t, 'netns');
+    await fetchBothWays(t, guest, driver);
+  });
+
   test('gives all back when the driver domain is destroyed in the middle of a transfer', async t => {
     const { host, driver, guest } = await behindDriver(t, 'echo');
     await sh(
@@ -257,4 +273,18 @@ describe('our netfront with Linux’s xen-netback', { skip: NO_LONG_LINUX }, () 
     const beside = { pagesInSight: 0, devices: [] };
     assert.deepEqual({ ...holdings(host), ...beside }, { ...holdings(other), ...beside });
   });
+});
+
+test('Linux’s xen-netfront and another Linux’s xen-netback carry files of 20 MB both ways by HTTP', {
+  skip: NO_LONG_LINUX,
+}, async t => {
+  const { driver, guest } = await behindDriver(t, 'linux');
+  for (const [from, to, address] of [
+    [driver, guest, '10.0.0.2'],
+    [guest, driver, '10.0.0.1'],
+  ] as const) {
+    const sum = await serveFile(from);
+    assert.equal((await sh(to, `wget -q -O - http://${address}/file | sha256sum`)).slice(0, 64), sum);
+    await sh(from, 'rm /www/file');
+  }
 });
