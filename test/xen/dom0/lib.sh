@@ -25,6 +25,9 @@ start_backend() {
 }
 stop_backend() { kill "-$1" "$backend"; wait "$backend"; }
 guest() { local name=$1; shift; xenlab-domu exec --name "$name" --timeout 300 "$@"; }
+# vif_gone GUEST: waits until the guest's kernel has let go of a detached vif. Linux's netfront waits in its removal for
+# the old backend's Closed or absence; when a vif of the same number is attached first, it waits for ever.
+vif_gone() { until_true 60 guest "$1" '! test -e /sys/class/net/eth0'; }
 ping_guest() { ping -q -c 10 -i 0.2 -W 5 "$1" | tail -n 1 | grep rtt; }
 mbits() { grep receiver | sed 's/.* \([0-9.]* [MK]bits\/sec\).*/\1/'; }
 # tcp GUEST ADDRESS SECONDS [-R]

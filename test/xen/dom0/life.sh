@@ -25,7 +25,7 @@ check 'file guest → dom0' upload
 check 'pvnet vif-list' pvnet vif-list
 check 'pvnet dump' pvnet dump
 
-detach() { xl network-detach domu 0 && until_true 10 test ! -e /sys/class/net/vif1.0 && ! xenstore-exists /local/domain/0/backend/vif/1/0; }
+detach() { xl network-detach domu 0 && until_true 10 test ! -e /sys/class/net/vif1.0 && ! xenstore-exists /local/domain/0/backend/vif/1/0 && vif_gone domu; }
 attach() { xenlab-domu attach --name domu bridge=xenbr0 && until_true 30 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
 check 'xl network-detach' detach
 nothing_left() {
