@@ -18,6 +18,14 @@ export interface BenchGuest extends BenchDomain {
 }
 
 const CONNECT_TIMEOUT_MS = 10_000;
+/** How long tasks run before the event loop has its turn. */
+const SLICE_MS = 2;
+
+/** CPU time that this process has used. */
+export function cpuSeconds(): number {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+}
 
 /** A simulated host in this process as `pvnet up` makes one: xenstored, domain 0 with a bridge, guests. */
 export class BenchHost {
@@ -34,6 +42,15 @@ export class BenchHost {
   ) {
     this.scheduler = scheduler;
     this.hypervisor = hypervisor;
+  }
+
+  /** Runs the host until it has used so much CPU time. */
+  async runFor(ms: number): Promise<void> {
+    const end = cpuSeconds() + ms / 1000;
+    do {
+      this.scheduler.drain(SLICE_MS);
+      await new Promise(resolve => setImmediate(resolve));
+    } while (cpuSeconds() < end);
   }
 
   static async boot(memoryBytes = 256 << 20): Promise<BenchHost> {

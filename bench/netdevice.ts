@@ -18,6 +18,7 @@ import {
 import { buildFrame } from '../test/net/frames.js';
 import { TestKernel } from '../test/net/kernel.js';
 import { queueLatency } from '../test/support/queue-latency.js';
+import { cpuSeconds } from './host.js';
 
 const BATCH = 64;
 const FRAME_BYTES = 64;
@@ -26,11 +27,6 @@ const STACK_ROUNDS = 17;
 const STACK_WARM_UP = 4;
 const STACK_PACKETS = 512_000;
 const REGISTRATIONS = 10_000;
-
-function cpuSeconds(): number {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1e6;
-}
 
 /** CPU seconds that `body` takes. */
 function time(body: () => void): number {

@@ -11,12 +11,10 @@
 import { PerformanceObserver } from 'node:perf_hooks';
 import { CHECKSUM_PARTIAL, FRAGMENT_LOCAL, GSO_TCPV4, type Packet } from '../src/net/packet.js';
 import { PAGE_SHIFT, PAGE_SIZE, Task } from '../src/platform/index.js';
-import { type BenchGuest, BenchHost } from './host.js';
+import { type BenchGuest, BenchHost, cpuSeconds } from './host.js';
 
 /** CPU time for the compiler to settle. */
 const WARM_UP_MS = 1500;
-/** How long tasks run before the event loop has its turn. */
-const SLICE_MS = 2;
 /** Longest frame that is sent in one page, and so the longest that is not TCP with GSO. */
 const GSO_ABOVE = PAGE_SIZE;
 const ETH_HLEN = 14;
@@ -128,20 +126,6 @@ receiver.dev.rxHandler = packet => {
   if (++counts.received === counts.sent) host.scheduler.post(send);
 };
 
-function cpuSeconds(): number {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1e6;
-}
-
-/** Runs the host until it has used so much CPU time. */
-async function runFor(ms: number): Promise<void> {
-  const end = cpuSeconds() + ms / 1000;
-  do {
-    host.scheduler.drain(SLICE_MS);
-    await new Promise(resolve => setImmediate(resolve));
-  } while (cpuSeconds() < end);
-}
-
 fillPool(receiver);
 const receiverPort = host.bridge.portList[1];
 const { address } = receiver.dev;
@@ -153,11 +137,11 @@ host.bridge.fdb.learn(
 );
 host.scheduler.post(send);
 if (fresh) {
-  await runFor(10);
+  await host.runFor(10);
   // Their tables have grown to what they need: from now on no copy takes the way for guests of our own thread.
   for (const { domain } of [sender, receiver]) domain.grantTable.plainEntries = 0;
 }
-await runFor(WARM_UP_MS);
+await host.runFor(WARM_UP_MS);
 const before = { ...counts };
 let collections = 0;
 new PerformanceObserver(list => {
@@ -168,7 +152,7 @@ const start = performance.now();
 let allocated = 0;
 do {
   const heap = process.memoryUsage().heapUsed;
-  await runFor(measureMs);
+  await host.runFor(measureMs);
   // What a collection hides in a step is lost; there are few.
   allocated += Math.max(0, process.memoryUsage().heapUsed - heap);
 } while (counts.received - before.received < packets);

@@ -11,12 +11,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { NetDevice, Packet } from '../src/net/index.js';
 import { NETDEV_TX_OK, NETIF_F_SG } from '../src/net/index.js';
 import { PAGE_SHIFT, PAGE_SIZE, type Task, type Timer } from '../src/platform/index.js';
-import { type BenchDomain, type BenchGuest, BenchHost } from './host.js';
+import { type BenchDomain, type BenchGuest, BenchHost, cpuSeconds } from './host.js';
 
 /** CPU time for the compiler to settle. */
 const WARM_UP_MS = 1500;
-/** How long tasks run before the event loop has its turn. */
-const SLICE_MS = 2;
 /** The host counts as settled when nothing has run for so long; and how long to wait for that. */
 const SETTLE_MS = 200;
 const SETTLE_MAX_MS = 20_000;
@@ -40,11 +38,6 @@ if (!(vifs >= 1 && measureMs > 0) || collect === undefined) {
 }
 
 const host = await BenchHost.boot(MEMORY_BYTES);
-
-function cpuSeconds(): number {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1e6;
-}
 
 async function createDomains(count: number): Promise<BenchDomain[]> {
   const domains: BenchDomain[] = [];
@@ -173,15 +166,6 @@ class Source {
   }
 }
 
-/** Runs the host until it has used so much CPU time. */
-async function runFor(ms: number): Promise<void> {
-  const end = cpuSeconds() + ms / 1000;
-  do {
-    host.scheduler.drain(SLICE_MS);
-    await new Promise(resolve => setImmediate(resolve));
-  } while (cpuSeconds() < end);
-}
-
 /** Lets these guests send in turn, for so long. */
 async function send(guests: readonly BenchGuest[]): Promise<{ packets: number; cpuSeconds: number }> {
   let bursts = 0;
@@ -194,10 +178,10 @@ async function send(guests: readonly BenchGuest[]): Promise<{ packets: number; c
     });
   });
   sources[0].send();
-  await runFor(WARM_UP_MS);
+  await host.runFor(WARM_UP_MS);
   const before = bursts;
   const start = cpuSeconds();
-  await runFor(measureMs);
+  await host.runFor(measureMs);
   const result = { packets: (bursts - before) * BURST, cpuSeconds: cpuSeconds() - start };
   stopped = true;
   await sleep(SETTLE_MS);

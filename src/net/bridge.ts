@@ -1,4 +1,11 @@
-import { etherSetup, formatAddress, isValidEtherAddress, NET_ADDR_RANDOM, NetDevice } from './device.js';
+import {
+  etherSetup,
+  formatAddress,
+  isValidEtherAddress,
+  makeUpAddress,
+  NET_ADDR_RANDOM,
+  NetDevice,
+} from './device.js';
 import { NetError } from './error.js';
 import { FDB_LOCAL, Fdb, type FdbEntry } from './fdb.js';
 import {
@@ -126,8 +133,7 @@ export class Bridge extends NetDevice<undefined> {
       NETIF_F_SG | NETIF_F_FRAGLIST | NETIF_F_HIGHDMA | NETIF_F_HW_CSUM | NETIF_F_GSO | NETIF_F_ALL_TSO;
     this.features = this.hwFeatures | NETIF_F_LLTX | NETIF_F_NETNS_LOCAL;
     this.addrAssignType = NET_ADDR_RANDOM;
-    for (let i = 0; i < 6; i++) this.address[i] = Math.floor(net.random() * 256);
-    this.address[0] = (this.address[0] & 0xfe) | 0x02;
+    makeUpAddress(this.address, net.random);
     this.fdb = new Fdb(
       Math.floor(net.random() * 0x7fffffff),
       options.maxEntries,

@@ -675,6 +675,12 @@ export function parseAddress(text: string): Uint8Array {
   return Uint8Array.from(parts, part => Number.parseInt(part, 16));
 }
 
+/** Makes an address up: one interface's, administered locally (eth_random_addr). @param random gives 0 ≤ x < 1 */
+export function makeUpAddress(address: Uint8Array, random: () => number): void {
+  for (let i = 0; i < ETH_ALEN; i++) address[i] = Math.floor(random() * 256);
+  address[0] = (address[0] & 0xfe) | 0x02;
+}
+
 /** An address that one interface can have: not zero and not a group's (is_valid_ether_addr). */
 export function isValidEtherAddress(address: Uint8Array): boolean {
   return (address[0] & 1) === 0 && address.some(byte => byte !== 0);

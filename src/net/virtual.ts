@@ -1,5 +1,5 @@
 import type { NetDevice } from './device.js';
-import { NET_ADDR_RANDOM, NET_NAME_USER } from './device.js';
+import { makeUpAddress, NET_ADDR_RANDOM, NET_NAME_USER } from './device.js';
 import { NETIF_F_ALL_TSO, NETIF_F_HIGHDMA, NETIF_F_HW_CSUM, NETIF_F_LLTX, NETIF_F_SG } from './features.js';
 import { ETH_MAX_MTU, IFF_MULTICAST, IFF_NOARP } from './flags.js';
 import type { Net } from './net.js';
@@ -27,8 +27,7 @@ function allocate(
   device.addrAssignType = NET_ADDR_RANDOM;
   device.hwFeatures = FEATURES;
   device.features = FEATURES | NETIF_F_LLTX;
-  for (let i = 0; i < 6; i++) device.address[i] = Math.floor(net.random() * 256);
-  device.address[0] = (device.address[0] & 0xfe) | 0x02;
+  makeUpAddress(device.address, net.random);
   return device;
 }
 

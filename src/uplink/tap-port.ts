@@ -1,4 +1,4 @@
-import { etherSetup, type NetDevice } from '../net/device.js';
+import { etherSetup, makeUpAddress, type NetDevice } from '../net/device.js';
 import {
   NETIF_F_ALL_TSO,
   NETIF_F_HIGHDMA,
@@ -61,8 +61,7 @@ export class TapPort {
         flush: () => this.flush(),
       },
     ) as NetDevice;
-    for (let i = 0; i < 6; i++) this.device.address[i] = Math.floor(net.random() * 256);
-    this.device.address[0] = (this.device.address[0] & 0xfe) | 0x02;
+    makeUpAddress(this.device.address, net.random);
     net.register(this.device);
   }
 
