@@ -2,6 +2,7 @@
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { buildWasm } from './wasm.mjs';
 
 export const root = fileURLToPath(new URL('..', import.meta.url));
 const lock = `${root}package-lock.json`;
@@ -23,5 +24,6 @@ export function setUp() {
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error']);
     copyFileSync(lock, installedLock);
   }
+  buildWasm(root);
   run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.']);
 }

@@ -32,6 +32,14 @@ export class Memory {
     this.i32 = new Int32Array(buffer, start, bytes >>> 2);
   }
 
+  /**
+   * Makes an instance of a WebAssembly module over this memory, which its code finds as its own: byte addresses are the
+   * same. @returns its exports; null where the memory is none of WebAssembly's, or is to be read through this object only
+   */
+  readonly instantiate:
+    | ((module: Uint8Array, imports: Record<string, Record<string, unknown>>) => unknown)
+    | null = null;
+
   /** Reads the u32 at a byte address that another domain may be writing; a full barrier. */
   load(address: number): number {
     return Atomics.load(this.u32, address >>> 2);

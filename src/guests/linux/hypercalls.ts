@@ -125,7 +125,8 @@ export class Hypercalls {
   /** What a restored guest takes up from the one that was saved; it sets up the rest again by itself. */
   get saved(): SavedHypercalls {
     const gone: number[] = [];
-    for (let gfn = 0; gfn < this.domain.ramPages; gfn++) if (this.domain.physmap[gfn] === 0) gone.push(gfn);
+    for (let gfn = 0; gfn < this.domain.ramPages; gfn++)
+      if (this.domain.physmap.get(gfn) === 0) gone.push(gfn);
     return { callback: this.params[HVM_PARAM.CALLBACK_IRQ], vector: this.vector, balloonedPages: gone };
   }
 

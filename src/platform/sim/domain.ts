@@ -11,12 +11,14 @@ import { HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT } from '../memory.js';
 import type { Platform } from '../platform.js';
 import { Task } from '../scheduler.js';
+import { RECORD_DOMID, RECORD_IN_MACHINE, RECORD_PHYSMAP } from './domain-record.js';
 import { DomainScheduler } from './domain-scheduler.js';
 import { PortTable } from './event-channels.js';
 import { BANK_SHIFT, PAGE_IN_BANK } from './frame-table.js';
 import { GrantTable } from './grant-table.js';
 import type { Hypervisor } from './hypervisor.js';
 import { Maptrack } from './maptrack.js';
+import { Physmap } from './physmap.js';
 import { SimPlatform } from './sim-platform.js';
 
 /** The log of a domain's kernel keeps its last lines. */
@@ -166,11 +168,9 @@ export class Domain {
   readonly platform: Platform;
   state: DomainState = 'running';
   shutdownReason: ShutdownReason | null = null;
-  /**
-   * Frame by guest frame number: 0 where there is none, negative for a frame that the domain sees but that
-   * is not its RAM (shared info, grant table), so that it cannot be granted.
-   */
-  physmap = new Int32Array(64);
+  readonly physmap: Physmap;
+  /** Byte address of what WebAssembly knows of it (domain-record.ts), in a frame of its own. */
+  readonly record: number;
   /** Pages of its own. */
   pages = 0;
   /** Mappings of its pages by other domains. */
@@ -211,10 +211,16 @@ export class Domain {
     this.scheduler = new DomainScheduler(hypervisor.scheduler);
     const { memory, frames } = hypervisor;
     const threaded = options.bank?.threaded ?? false;
-    this.grantTable = new GrantTable(memory, frames, limits.maxGrantFrames, threaded);
+    this.record = frames.allocXen() << PAGE_SHIFT;
+    this.physmap = new Physmap(memory, frames);
+    const words = memory.i32.subarray(this.record >>> 2);
+    words[RECORD_DOMID >>> 2] = domid;
+    words[RECORD_PHYSMAP >>> 2] = this.physmap.address;
+    words[RECORD_IN_MACHINE >>> 2] = bank === 0 ? 1 : 0;
+    this.grantTable = new GrantTable(memory, frames, this.record, limits.maxGrantFrames, threaded);
     this.maptrack = new Maptrack(limits.maxMappings);
     this.ports = new PortTable(Math.min(limits.maxPorts, this.layout.nrEventChannels));
-    this.sharedFrame = hypervisor.allocXenFrame();
+    this.sharedFrame = frames.allocXen();
     this.sharedMemory = memory;
     this.sharedInfo = this.sharedFrame << PAGE_SHIFT;
     const vcpus = options.vcpus ?? 1;
@@ -240,8 +246,7 @@ export class Domain {
   // ---- memory ----
 
   private mapBank(bank: MemoryBank): void {
-    this.physmap = new Int32Array(bank.pages);
-    for (let gfn = 0; gfn < bank.pages; gfn++) this.physmap[gfn] = (this.bank << BANK_SHIFT) | gfn;
+    for (let gfn = 0; gfn < bank.pages; gfn++) this.physmap.set(gfn, (this.bank << BANK_SHIFT) | gfn);
     this.nextGfn = bank.pages;
     this.pages = bank.pages;
   }
@@ -260,8 +265,17 @@ export class Domain {
         `domain ${this.domid} has its ${this.limits.maxPages} pages already`,
       );
     }
-    const frame = this.hypervisor.frames.alloc(this.domid);
-    this.addToPhysmap(gfn >= 0 ? gfn : (this.freeGfns.pop() ?? this.nextGfn++), frame, true);
+    const { frames } = this.hypervisor;
+    const frame = frames.alloc(this.domid);
+    const free = this.freeGfns.length;
+    try {
+      this.addToPhysmap(gfn >= 0 ? gfn : free > 0 ? this.freeGfns[free - 1] : this.nextGfn, frame, true);
+    } catch (error) {
+      frames.release(frame);
+      throw error;
+    }
+    if (gfn < 0 && free > 0) this.freeGfns.pop();
+    else if (gfn < 0) this.nextGfn++;
     this.pages++;
     return frame;
   }
@@ -271,7 +285,7 @@ export class Domain {
     const { frames } = this.hypervisor;
     const gfn = frames.owner[frame] === this.domid ? frames.gfn[frame] : -1;
     if (gfn < 0) throw new HypercallError('EINVAL', `page ${frame} is not of domain ${this.domid}`);
-    this.physmap[gfn] = 0;
+    this.physmap.set(gfn, 0);
     this.freeGfns.push(gfn);
     this.pages--;
     frames.release(frame);
@@ -280,14 +294,10 @@ export class Domain {
   /**
    * Shows the domain a frame of machine memory at `gfn` (XENMEM_add_to_physmap).
    * @param ram the frame is memory of the domain's own; otherwise it cannot be granted, nor copied from by number
+   * @throws as `Physmap.set`
    */
   addToPhysmap(gfn: number, frame: number, ram: boolean): void {
-    if (gfn >= this.physmap.length) {
-      const larger = new Int32Array(Math.max(gfn + 1, this.physmap.length * 2));
-      larger.set(this.physmap);
-      this.physmap = larger;
-    }
-    this.physmap[gfn] = ram ? frame : -frame;
+    this.physmap.set(gfn, ram ? frame : -frame);
     const { frames } = this.hypervisor;
     // A foreign frame keeps the number that its owner knows it by.
     if (ram || frames.owner[frame] === DOMID_XEN) frames.gfn[frame] = gfn;
@@ -297,14 +307,13 @@ export class Domain {
   removeFromPhysmap(frame: number): void {
     const gfn = this.hypervisor.frames.gfn[frame];
     if (gfn < 0) return;
-    this.physmap[gfn] = 0;
+    this.physmap.set(gfn, 0);
     this.hypervisor.frames.gfn[frame] = -1;
   }
 
   /** The frame behind a guest frame number; 0 when that is not RAM of the domain. */
   ramFrame(gfn: number): number {
-    if (!(gfn >= 0 && gfn < this.physmap.length)) return 0;
-    return Math.max(0, this.physmap[gfn]);
+    return Math.max(0, this.physmap.get(gfn));
   }
 
   /** The frame of a page of the domain's memory; 0 when it is not its own. */
@@ -323,16 +332,16 @@ export class Domain {
    * can be granted it any more. @returns false when the domain does not have it
    */
   takeRam(gfn: number): boolean {
-    if (!(gfn < this.ramPages) || this.physmap[gfn] === 0) return false;
-    this.physmap[gfn] = 0;
+    if (!(gfn < this.ramPages) || this.physmap.get(gfn) === 0) return false;
+    this.physmap.set(gfn, 0);
     this.pages--;
     return true;
   }
 
   /** Gives the page back (XENMEM_populate_physmap). @returns false when there is none, or it has it already */
   giveRam(gfn: number): boolean {
-    if (!(gfn < this.ramPages) || this.physmap[gfn] !== 0) return false;
-    this.physmap[gfn] = (this.bank << BANK_SHIFT) | gfn;
+    if (!(gfn < this.ramPages) || this.physmap.get(gfn) !== 0) return false;
+    this.physmap.set(gfn, (this.bank << BANK_SHIFT) | gfn);
     this.pages++;
     return true;
   }
@@ -468,10 +477,10 @@ export class Domain {
   /** Gives all memory back that nobody maps; called once, by the hypervisor. */
   releaseMemory(): void {
     const { frames } = this.hypervisor;
-    for (const frame of this.physmap) {
-      if (frame > 0 && frame >>> BANK_SHIFT === 0) frames.release(frame & PAGE_IN_BANK);
-    }
-    this.physmap = new Int32Array(0);
+    this.physmap.forEachRam(frame => {
+      if (frame >>> BANK_SHIFT === 0) frames.release(frame & PAGE_IN_BANK);
+    });
+    this.physmap.clear();
     this.freeGfns.length = 0;
     this.pages = 0;
   }
@@ -479,7 +488,9 @@ export class Domain {
   /** Gives back what a domain keeps until its last page is unmapped. */
   releaseTables(): void {
     this.grantTable.destroy();
+    this.physmap.destroy();
     this.hypervisor.frames.release(this.sharedFrame);
+    this.hypervisor.frames.release(this.record >>> PAGE_SHIFT);
     this.bankMemory = null;
   }
 

@@ -1,5 +1,6 @@
-import { DOMID_INVALID } from '../../abi/xen.js';
+import { DOMID_INVALID, DOMID_XEN } from '../../abi/xen.js';
 import { HypercallError } from '../errors.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../memory.js';
 import type { MachineMemory } from './machine-memory.js';
 
 /**
@@ -18,7 +19,10 @@ export const NO_GFN = -1;
  * last mapping goes.
  */
 export class FrameTable {
-  /** Owner by frame: a domid, DOMID_XEN for the hypervisor's own, DOMID_INVALID for a free one. */
+  /**
+   * Owner by frame: a domid, DOMID_XEN for the hypervisor's own, DOMID_INVALID for a free one. It lies in the first frames
+   * behind frame 0.
+   */
   readonly owner: Uint16Array;
   /** Guest frame number by frame (Xen's M2P table), or NO_GFN. */
   readonly gfn: Int32Array;
@@ -29,15 +33,28 @@ export class FrameTable {
   private readonly freeFrames: Int32Array;
   private freeCount = 0;
   /** Frames below were handed out before; those from here on are untouched, and zero. */
-  private fresh = 1;
+  private fresh: number;
 
   constructor(private readonly memory: MachineMemory) {
     const { pages } = memory;
-    this.owner = new Uint16Array(pages).fill(DOMID_INVALID);
+    const ownFrames = Math.ceil((pages * Uint16Array.BYTES_PER_ELEMENT) / PAGE_SIZE);
+    this.fresh = 1 + ownFrames;
+    this.owner = new Uint16Array(memory.buffer, this.ownerAddress, pages).fill(DOMID_INVALID);
+    this.owner.fill(DOMID_XEN, 1, this.fresh);
     this.gfn = new Int32Array(pages).fill(NO_GFN);
     this.references = new Int32Array(pages);
     this.released = new Uint8Array(pages);
     this.freeFrames = new Int32Array(pages);
+  }
+
+  /** Byte address of `owner`. */
+  get ownerAddress(): number {
+    return 1 << PAGE_SHIFT;
+  }
+
+  /** A frame of zeros for the hypervisor. @throws ENOMEM */
+  allocXen(): number {
+    return this.alloc(DOMID_XEN);
   }
 
   /** Frames that can still be allocated. Frame 0 never is: no valid page is at address 0. */

@@ -3,10 +3,7 @@ import {
   GNTMAP_host_map,
   GNTMAP_readonly,
   GNTST,
-  GRANT_ENTRIES_PER_FRAME_V1,
   GRANT_ENTRY_V2,
-  GTF_permit_access,
-  GTF_readonly,
   GTF_sub_page,
   GTF_transitive,
   GTF_type_mask,
@@ -29,17 +26,11 @@ import { HypercallError } from '../errors.js';
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../memory.js';
 import type { Domain } from './domain.js';
 import { BANK_SHIFT, PAGE_IN_BANK } from './frame-table.js';
-import type { GrantTable } from './grant-table.js';
 import type { Hypervisor } from './hypervisor.js';
+import { MODULE } from './wasm/hypercalls.bytes.js';
 
-const V1_ENTRY_IN_FRAME = GRANT_ENTRIES_PER_FRAME_V1 - 1;
-const V1_FRAME_SHIFT = 9;
-/**
- * Copies that are allowed and still to be done are listed in frame 0, which is never anybody's, as `copyList` takes
- * them: so many words each, up to the last that fits.
- */
-const LIST_WORDS = 3;
-const LIST_END = LIST_WORDS * Math.floor(PAGE_SIZE / 4 / LIST_WORDS);
+/** Copies of a batch that are done by one call into WebAssembly: their words are put into a frame for it. */
+const COPIES_AT_ONCE = PAGE_SIZE / 4 / COPY_WORDS;
 
 /** What GNTTABOP_map_grant_ref answers; one object, valid until the next call. */
 export interface MapResult {
@@ -65,29 +56,10 @@ class CopySide {
   viaGref = 0;
 }
 
-const NO_WORDS = new Int32Array(0);
-/** No domid, not even COPY_LOCAL. */
-const NOBODY = -2;
-
-/** What copies look at of the domain that the last one on this side named, at hand. */
-class PlainSide {
-  domid = NOBODY;
-  /** Entries that plain reads suffice to check. */
-  entries = 0;
-  table: GrantTable | null = null;
-  frameWords: Int32Array = NO_WORDS;
-  physmap: Int32Array = NO_WORDS;
-
-  select(domid: number, granter: Domain | null): void {
-    this.domid = domid;
-    this.entries = 0;
-    this.table = null;
-    if (granter === null) return;
-    this.table = granter.grantTable;
-    this.entries = granter.grantTable.plainEntries;
-    this.frameWords = granter.grantTable.frameWords;
-    this.physmap = granter.physmap;
-  }
+/** What `wasm/hypercalls.ts` exports. */
+interface Hypercalls {
+  start(directory: number, owner: number, frames: number): void;
+  copy(caller: number, words: number, first: number, count: number): number;
 }
 
 /**
@@ -98,19 +70,21 @@ export class GrantOperations {
   private readonly mapResult: MapResult = { status: 0, handle: 0, frame: 0 };
   private readonly source = new CopySide();
   private readonly dest = new CopySide();
-  private readonly plainSource = new PlainSide();
-  private readonly plainDest = new PlainSide();
-  /** Pins that last until the listed copies are done: a domid, and a reference with 1 in its lowest bit to write. */
-  private readonly pins = new Int32Array(2 * 2 * (LIST_END / LIST_WORDS));
-  private pinWords = 0;
-  /** What a copy looks at, at hand. */
+  /** The functions of wasm/hypercalls.ts over machine memory: also for drivers' modules to import. */
+  readonly hypercalls: Record<string, unknown>;
+  private readonly copyUsual: Hypercalls['copy'];
+  /** Byte address of the words of copies that are being made. */
+  private readonly staged: number;
   private readonly i32: Int32Array;
-  private readonly owner: Uint16Array;
-  private readonly byDomid: (Domain | null)[];
+
   constructor(private readonly hypervisor: Hypervisor) {
-    this.i32 = hypervisor.memory.i32;
-    this.owner = hypervisor.frames.owner;
-    this.byDomid = hypervisor.byDomid;
+    const { memory, frames, directory } = hypervisor;
+    this.i32 = memory.i32;
+    this.staged = frames.allocXen() << PAGE_SHIFT;
+    this.hypercalls = memory.instantiate(MODULE, {}) as Record<string, unknown>;
+    const { start, copy } = this.hypercalls as unknown as Hypercalls;
+    start(directory.address, frames.ownerAddress, memory.pages);
+    this.copyUsual = copy;
   }
 
   /** The domain that `dom` names in an operation on a whole table, or null. */
@@ -272,125 +246,27 @@ export class GrantOperations {
    * copy gets its own status, and a failed one changes nothing else.
    */
   copy(caller: Domain, batch: CopyBatch): void {
-    const { words } = batch;
-    const { i32, plainSource, plainDest } = this;
-    const end = batch.count * COPY_WORDS;
-    plainSource.domid = NOBODY;
-    plainDest.domid = NOBODY;
-    let list = 0;
-    for (let at = 0; at < end; at += COPY_WORDS) {
-      const bytes = words[at + COPY_LENGTH];
-      const from = words[at + COPY_SRC_OFFSET];
-      const to = words[at + COPY_DST_OFFSET];
-      if (from + bytes <= PAGE_SIZE && to + bytes <= PAGE_SIZE) {
-        let source = this.plainAddress(
-          plainSource,
-          caller,
-          words[at + COPY_SRC_DOMID],
-          words[at + COPY_SRC_REF],
-          0,
-        );
-        let dest = this.plainAddress(
-          plainDest,
-          caller,
-          words[at + COPY_DST_DOMID],
-          words[at + COPY_DST_REF],
-          GTF_readonly,
-        );
-        if (source < 0)
-          source = this.pinnedAddress(
-            plainSource,
-            caller,
-            words[at + COPY_SRC_DOMID],
-            words[at + COPY_SRC_REF],
-            false,
-          );
-        if (dest < 0)
-          dest = this.pinnedAddress(
-            plainDest,
-            caller,
-            words[at + COPY_DST_DOMID],
-            words[at + COPY_DST_REF],
-            true,
-          );
-        if ((source | dest) >= 0) {
-          i32[list] = dest + to;
-          i32[list + 1] = source + from;
-          i32[list + 2] = bytes;
-          list += LIST_WORDS;
-          words[at + COPY_STATUS] = GNTST.okay;
-          if (list < LIST_END) continue;
-        }
-      }
-      // The copies stay in their order.
-      this.copyListed(list);
-      if (list < LIST_END) words[at + COPY_STATUS] = this.copySlowly(caller, words, at);
-      list = 0;
+    for (let first = 0; first < batch.count; first += COPIES_AT_ONCE) {
+      this.copySome(caller, batch.words, first * COPY_WORDS, Math.min(COPIES_AT_ONCE, batch.count - first));
     }
-    this.copyListed(list);
   }
 
-  private copyListed(end: number): void {
-    if (end > 0) this.hypervisor.memory.copyList(0, end << 2);
-    if (this.pinWords > 0) this.unpinListed();
+  private copySome(caller: Domain, words: Int32Array, from: number, count: number): void {
+    const { i32, staged } = this;
+    const to = staged >>> 2;
+    for (let i = 0; i < count * COPY_WORDS; i++) i32[to + i] = words[from + i];
+    for (let i = 0; ; i++) {
+      i = this.copyUsual(caller.record, staged, i, count);
+      if (i >= count) break;
+      const at = from + i * COPY_WORDS;
+      i32[to + i * COPY_WORDS + COPY_STATUS] = this.copySlowly(caller, words, at);
+    }
+    for (let i = COPY_STATUS; i < count * COPY_WORDS; i += COPY_WORDS) words[from + i] = i32[to + i];
   }
 
-  private unpinListed(): void {
-    const { pins, byDomid } = this;
-    for (let i = 0; i < this.pinWords; i += 2) {
-      byDomid[pins[i]]!.grantTable.unpin(pins[i + 1] >>> 1, (pins[i + 1] & 1) !== 0);
-    }
-    this.pinWords = 0;
-  }
-
-  /**
-   * `plainAddress` for a v1 entry of a domain in another thread: pins it until the listed copies are done.
-   * @param side as `plainAddress` has left it
-   */
-  private pinnedAddress(side: PlainSide, caller: Domain, domid: number, ref: number, write: boolean): number {
-    const { table, physmap } = side;
-    // The side still is of another domain when the copy names a page of the caller's own.
-    if (domid !== side.domid || table === null || table.version !== 1) return -1;
-    if (ref < 0 || ref >= table.entries) return -1;
-    if (table.pin(ref, caller.domid, write, false) !== GNTST.okay) return -1;
-    const gfn = this.i32[table.entryWord(ref) + 1];
-    const frame = gfn < 0 || gfn >= physmap.length ? 0 : physmap[gfn];
-    if (frame <= 0 || frame >>> BANK_SHIFT !== 0) {
-      table.unpin(ref, write);
-      return -1;
-    }
-    this.pins[this.pinWords++] = side.domid;
-    this.pins[this.pinWords++] = (ref << 1) | (write ? 1 : 0);
-    return frame << PAGE_SHIFT;
-  }
-
-  /**
-   * The byte address in machine memory of one side of a copy, when plain reads suffice to allow it: a page
-   * of the caller's own, or a v1 entry of a domain in our thread. Otherwise -1, which only means that it
-   * takes the long way.
-   *
-   * No reading or writing bit is set: the granter cannot run before the copy is done, so it could not see it.
-   * @param ref as int32; a negative one, which is beyond every table, takes the long way
-   * @param refused flags that the entry must not have
-   */
-  private plainAddress(side: PlainSide, caller: Domain, domid: number, ref: number, refused: number): number {
-    if (ref < 0) return -1;
-    if (domid === COPY_LOCAL) {
-      return this.owner[ref] === caller.domid && caller.bank === 0 ? ref << PAGE_SHIFT : -1;
-    }
-    if (domid !== side.domid) side.select(domid, this.byDomid[domid] ?? null);
-    if (ref >= side.entries) return -1;
-    const { i32 } = this;
-    const at = side.frameWords[ref >>> V1_FRAME_SHIFT] + ((ref & V1_ENTRY_IN_FRAME) << 1);
-    const head = i32[at];
-    if ((head & (0xffff0000 | GTF_type_mask | refused)) !== ((caller.domid << 16) | GTF_permit_access)) {
-      return -1;
-    }
-    const { physmap } = side;
-    const gfn = i32[at + 1];
-    if (gfn < 0 || gfn >= physmap.length) return -1;
-    const frame = physmap[gfn];
-    return frame > 0 && frame >>> BANK_SHIFT === 0 ? frame << PAGE_SHIFT : -1;
+  /** For who has the words of its copies in machine memory: does the one that `Hypercalls.copy` stopped at. */
+  copyOne(caller: Domain, words: number): void {
+    this.i32[(words >>> 2) + COPY_STATUS] = this.copySlowly(caller, this.i32, words >>> 2);
   }
 
   /** Does the copy at `at` of a batch's words. @returns its status */
@@ -432,14 +308,6 @@ export class GrantOperations {
     side.via = null;
     side.start = 0;
     side.end = PAGE_SIZE;
-    const at = write ? this.plainDest : this.plainSource;
-    const plain = this.plainAddress(at, caller, domid, ref | 0, write ? GTF_readonly : 0);
-    if (plain >= 0) {
-      side.bank = 0;
-      side.memory = this.hypervisor.memory;
-      side.address = plain;
-      return GNTST.okay;
-    }
     if (domid === COPY_LOCAL) {
       const frame = caller.ownFrame(ref);
       if (frame === 0) return GNTST.bad_page;

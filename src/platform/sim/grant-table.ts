@@ -14,9 +14,15 @@ import {
   GTF_type_mask,
   GTF_writing,
 } from '../../abi/grant-table.js';
-import { DOMID_XEN } from '../../abi/xen.js';
 import { HypercallError } from '../errors.js';
 import { PAGE_SHIFT } from '../memory.js';
+import {
+  RECORD_ENTRIES,
+  RECORD_FRAMES_MAX,
+  RECORD_PINS,
+  RECORD_PLAIN,
+  RECORD_TABLE,
+} from './domain-record.js';
 import type { FrameTable } from './frame-table.js';
 import type { MachineMemory } from './machine-memory.js';
 
@@ -40,38 +46,53 @@ export class GrantTable {
   readonly frames: number[] = [];
   /** Machine frames of the v2 status array; none in v1. */
   readonly statusFrames: number[] = [];
-  /** Index in `memory.i32` of the first word of each table frame. */
-  readonly frameWords: Int32Array;
+  /** Frames with the pins of the entries of each table frame: two words an entry, how often to read and to write. */
+  private readonly pinFrames: number[] = [];
   /** Entries that exist: references are below this. */
   entries = 0;
-  /**
-   * `entries` if copies may check an entry with plain reads and leave its pin bits alone: version 1, and the
-   * domain runs in our thread, so that nobody can look while a copy is made. Otherwise 0.
-   */
-  plainEntries = 0;
-  private readPins = new Int32Array(0);
-  private writePins = new Int32Array(0);
-  /** Pins of all entries together. */
+  /** Pins of all entries together, but those of copies that are being made. */
   pinned = 0;
 
   constructor(
     private readonly memory: MachineMemory,
     private readonly frameTable: FrameTable,
+    /** Byte address of the domain's record (domain-record.ts). */
+    private readonly record: number,
     /** Frames that the table may grow to. */
     readonly maxFrames: number,
     /** The domain's kernel runs in another thread. */
     private readonly threaded: boolean,
   ) {
-    this.frameWords = new Int32Array(maxFrames);
+    if (maxFrames > RECORD_FRAMES_MAX) {
+      throw new HypercallError(
+        'EINVAL',
+        `a grant table of ${maxFrames} frames: it can have ${RECORD_FRAMES_MAX}`,
+      );
+    }
     this.grow(1);
+  }
+
+  /**
+   * `entries` if copies may check an entry with plain reads and leave its pin bits alone: version 1, and the
+   * domain runs in our thread, so that nobody can look while a copy is made. Otherwise 0.
+   */
+  get plainEntries(): number {
+    return this.memory.i32[(this.record + RECORD_PLAIN) >>> 2];
+  }
+
+  set plainEntries(entries: number) {
+    this.memory.i32[(this.record + RECORD_PLAIN) >>> 2] = entries;
   }
 
   /** Makes the table at least `frames` long. @returns false when it may not, or memory lacks */
   grow(frames: number): boolean {
     if (frames > this.maxFrames) return false;
-    // Each frame of the table needs at most one of the status array.
-    if (this.frameTable.available < 2 * (frames - this.frames.length)) return false;
-    while (this.frames.length < frames) this.addFrame(this.frames, true);
+    // Each frame of the table needs one for pins, and at most one of the status array.
+    if (this.frameTable.available < 3 * (frames - this.frames.length)) return false;
+    while (this.frames.length < frames) {
+      this.addFrame(this.frames, RECORD_TABLE);
+      this.addFrame(this.pinFrames, RECORD_PINS);
+    }
     this.resize();
     return true;
   }
@@ -82,30 +103,39 @@ export class GrantTable {
     this.entries = this.frames.length * (v2 ? GRANT_ENTRIES_PER_FRAME_V2 : GRANT_ENTRIES_PER_FRAME_V1);
     if (v2) {
       const status = Math.ceil(this.entries / GRANT_STATUS_PER_FRAME);
-      while (this.statusFrames.length < status) this.addFrame(this.statusFrames, false);
+      while (this.statusFrames.length < status) this.statusFrames.push(this.frameTable.allocXen());
     }
+    this.memory.i32[(this.record + RECORD_ENTRIES) >>> 2] = v2 ? 0 : this.entries;
     this.plainEntries = v2 || this.threaded ? 0 : this.entries;
-    if (this.readPins.length < this.entries) {
-      const readPins = new Int32Array(this.entries);
-      const writePins = new Int32Array(this.entries);
-      readPins.set(this.readPins);
-      writePins.set(this.writePins);
-      this.readPins = readPins;
-      this.writePins = writePins;
-    }
   }
 
-  private addFrame(list: number[], table: boolean): void {
-    const frame = this.frameTable.alloc(DOMID_XEN);
-    if (table) this.frameWords[list.length] = frame << (PAGE_SHIFT - 2);
+  private addFrame(list: number[], field: number): void {
+    const frame = this.frameTable.allocXen();
+    this.memory.i32[((this.record + field) >>> 2) + list.length] = frame << PAGE_SHIFT;
     list.push(frame);
   }
 
   /** Index in `memory.i32` of an entry's first word: flags in the low half, domid in the high one. */
   entryWord(gref: number): number {
     return this.version === 1
-      ? this.frameWords[gref >>> V1_FRAME_SHIFT] + ((gref & (GRANT_ENTRIES_PER_FRAME_V1 - 1)) << 1)
-      : this.frameWords[gref >>> V2_FRAME_SHIFT] + ((gref & (GRANT_ENTRIES_PER_FRAME_V2 - 1)) << 2);
+      ? this.frameWord(RECORD_TABLE, gref >>> V1_FRAME_SHIFT) +
+          ((gref & (GRANT_ENTRIES_PER_FRAME_V1 - 1)) << 1)
+      : this.frameWord(RECORD_TABLE, gref >>> V2_FRAME_SHIFT) +
+          ((gref & (GRANT_ENTRIES_PER_FRAME_V2 - 1)) << 2);
+  }
+
+  /** Index in `memory.i32` of the first word of a frame that the record names. */
+  private frameWord(field: number, index: number): number {
+    return this.memory.i32[((this.record + field) >>> 2) + index] >>> 2;
+  }
+
+  /** Index in `memory.i32` of how often an entry is pinned to read; how often to write is behind it. */
+  private pinWord(gref: number): number {
+    return this.version === 1
+      ? this.frameWord(RECORD_PINS, gref >>> V1_FRAME_SHIFT) +
+          ((gref & (GRANT_ENTRIES_PER_FRAME_V1 - 1)) << 1)
+      : this.frameWord(RECORD_PINS, gref >>> V2_FRAME_SHIFT) +
+          ((gref & (GRANT_ENTRIES_PER_FRAME_V2 - 1)) << 1);
   }
 
   /** Index in `memory.u16` of an entry's status (v2). */
@@ -116,15 +146,15 @@ export class GrantTable {
 
   /** True while a mapping or a copy holds the entry. */
   isPinned(gref: number): boolean {
-    return this.readPins[gref] !== 0 || this.writePins[gref] !== 0;
+    return this.readers(gref) !== 0 || this.writers(gref) !== 0;
   }
 
   readers(gref: number): number {
-    return this.readPins[gref];
+    return this.memory.i32[this.pinWord(gref)];
   }
 
   writers(gref: number): number {
-    return this.writePins[gref];
+    return this.memory.i32[this.pinWord(gref) + 1];
   }
 
   /**
@@ -137,7 +167,7 @@ export class GrantTable {
     const status =
       this.version === 1 ? this.pinV1(gref, domid, write) : this.pinV2(gref, domid, write, mapping);
     if (status === GNTST.okay) {
-      (write ? this.writePins : this.readPins)[gref]++;
+      this.memory.i32[this.pinWord(gref) + (write ? 1 : 0)]++;
       this.pinned++;
     }
     return status;
@@ -179,14 +209,14 @@ export class GrantTable {
 
   /** Ends one pin, and clears the bits that no other pin needs. */
   unpin(gref: number, write: boolean): void {
-    (write ? this.writePins : this.readPins)[gref]--;
+    this.memory.i32[this.pinWord(gref) + (write ? 1 : 0)]--;
     this.pinned--;
     this.clearBits(gref);
   }
 
   private clearBits(gref: number): void {
-    const writing = this.writePins[gref] > 0;
-    const reading = writing || this.readPins[gref] > 0;
+    const writing = this.writers(gref) > 0;
+    const reading = writing || this.readers(gref) > 0;
     const keep = ~((writing ? 0 : GTF_writing) | (reading ? 0 : GTF_reading));
     if (keep === -1) return;
     if (this.version === 1) Atomics.and(this.memory.i32, this.entryWord(gref), keep);
@@ -247,9 +277,10 @@ export class GrantTable {
   destroy(): void {
     for (const frame of this.frames) this.frameTable.release(frame);
     for (const frame of this.statusFrames) this.frameTable.release(frame);
+    for (const frame of this.pinFrames) this.frameTable.release(frame);
     this.frames.length = 0;
     this.statusFrames.length = 0;
+    this.pinFrames.length = 0;
     this.entries = 0;
-    this.plainEntries = 0;
   }
 }

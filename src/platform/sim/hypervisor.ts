@@ -3,12 +3,14 @@ import {
   GNTTAB_RESERVED_XENSTORE,
   GTF_permit_access,
 } from '../../abi/grant-table.js';
-import { DOMID_FIRST_RESERVED, DOMID_XEN, VIRQ } from '../../abi/xen.js';
+import { DOMID_FIRST_RESERVED, VIRQ } from '../../abi/xen.js';
 import { HypercallError } from '../errors.js';
 import type { Memory } from '../memory.js';
 import { PAGE_SHIFT } from '../memory.js';
 import type { Scheduler } from '../scheduler.js';
 import { Domain, type DomainLimits, type DomainOptions, type MemoryBank } from './domain.js';
+import { DomainDirectory } from './domain-directory.js';
+import { LEAF_MASK } from './domain-record.js';
 import { EventChannelOperations } from './event-channels.js';
 import { BANK_SHIFT, FrameTable } from './frame-table.js';
 import { GrantOperations } from './grant-operations.js';
@@ -19,8 +21,11 @@ const MAX_BANKS = 1 << (31 - BANK_SHIFT);
 
 const DEFAULT_MEMORY_BYTES = 1 << 30;
 
-/** Machine memory that each domain needs: shared info, grant table and its status, xenstore and console ring. */
-const FRAMES_TO_START = 5;
+/**
+ * Machine memory that each domain needs: its record, two levels of physmap, shared info, grant table with pins and status,
+ * xenstore and console ring.
+ */
+const FRAMES_TO_START = 9;
 
 /** Xen's defaults (xen/common: max_grant_frames 64, max_maptrack_frames 1024 of 256 entries). */
 const DEFAULT_LIMITS: DomainLimits = {
@@ -53,6 +58,8 @@ export class Hypervisor {
   readonly onLog: ((domain: Domain, line: string) => void) | null;
   /** Domains that run or have shut down, by domid; what hot paths look in. */
   readonly byDomid: (Domain | null)[];
+  /** The same for WebAssembly. */
+  readonly directory: DomainDirectory;
   private readonly limits: DomainLimits;
   /** Domains that were destroyed but have pages that others map. */
   private readonly zombies = new Map<number, Domain>();
@@ -66,6 +73,7 @@ export class Hypervisor {
     this.memory = new MachineMemory(options.memoryBytes ?? DEFAULT_MEMORY_BYTES);
     this.frames = new FrameTable(this.memory);
     this.byDomid = new Array<Domain | null>(DOMID_FIRST_RESERVED + 16).fill(null);
+    this.directory = new DomainDirectory(this.memory, this.frames);
     this.grants = new GrantOperations(this);
     this.events = new EventChannelOperations(this);
     this.onLog = options.onLog ?? null;
@@ -114,12 +122,16 @@ export class Hypervisor {
     }
     const limits = { ...this.limits, ...options.limits };
     if (options.maxPages !== undefined) limits.maxPages = options.maxPages;
-    if (limits.maxPages < (options.bank?.pages ?? 0) + 2 || this.frames.available < FRAMES_TO_START) {
+    const bankPages = options.bank?.pages ?? 0;
+    const needed =
+      FRAMES_TO_START + Math.ceil(bankPages / (LEAF_MASK + 1)) + (this.directory.needsFrame(domid) ? 1 : 0);
+    if (limits.maxPages < bankPages + 2 || this.frames.available < needed) {
       throw new HypercallError('ENOMEM', `no memory for domain ${domid}`);
     }
     const bank = options.bank === undefined ? 0 : this.addBank(options.bank);
     const domain = new Domain(this, domid, options, limits, bank);
     this.byDomid[domid] = domain;
+    this.directory.set(domid, domain.record);
     this.grantReserved(domain, GNTTAB_RESERVED_XENSTORE, domain.storePage);
     this.grantReserved(domain, GNTTAB_RESERVED_CONSOLE, domain.consolePage);
     if (domid >= this.nextDomid) this.nextDomid = domid + 1;
@@ -151,11 +163,6 @@ export class Hypervisor {
     const at = domain.grantTable.entryWord(gref);
     i32[at + (domain.grantTable.version === 1 ? 1 : 2)] = this.frames.gfn[page];
     Atomics.store(i32, at, GTF_permit_access);
-  }
-
-  /** A frame of the hypervisor's own. */
-  allocXenFrame(): number {
-    return this.frames.alloc(DOMID_XEN);
   }
 
   /** The memory that holds a frame; the frame's page in it is `frame & PAGE_IN_BANK`. */
@@ -206,6 +213,7 @@ export class Hypervisor {
     for (const handle of domain.maptrack.handles()) this.grants.unmap(domain, handle);
     domain.releaseMemory();
     this.byDomid[domain.domid] = null;
+    this.directory.set(domain.domid, 0);
     if (domain.mappedByOthers === 0) {
       this.bury(domain);
     } else {

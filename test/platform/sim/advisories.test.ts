@@ -148,9 +148,9 @@ describe('grants', () => {
     for (let i = 0; i < 100; i++) {
       hypervisor.grants.setVersion(a, 2);
       a.addToPhysmap(200, a.grantTable.statusFrames[0], false);
-      assert.notEqual(a.physmap[200], 0);
+      assert.notEqual(a.physmap.get(200), 0);
       hypervisor.grants.setVersion(a, 1);
-      assert.equal(a.physmap[200], 0);
+      assert.equal(a.physmap.get(200), 0);
       assert.equal(hypervisor.grants.getStatusFrames(a, DOMID_SELF, 1).status, GNTST.general_error);
     }
     assert.equal(hypervisor.freePages, free);
