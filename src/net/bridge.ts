@@ -1,10 +1,12 @@
 import {
   etherSetup,
+  type Forwarder,
   formatAddress,
   isValidEtherAddress,
   makeUpAddress,
   NET_ADDR_RANDOM,
   NetDevice,
+  type RxHandler,
 } from './device.js';
 import { NetError } from './error.js';
 import { FDB_LOCAL, Fdb, type FdbEntry } from './fdb.js';
@@ -69,13 +71,18 @@ export class BridgePort {
   lastTarget: BridgePort | null = null;
   lastRound = 0;
   lastVersion = 0;
+  /** What `device` gives its packets to. */
+  readonly handler: RxHandler;
 
   constructor(
     readonly bridge: Bridge,
     readonly device: NetDevice,
     /** 1 …, as brport/port_no. */
     readonly number: number,
-  ) {}
+    receive: (port: BridgePort, packet: Packet) => void,
+  ) {
+    this.handler = packet => receive(this, packet);
+  }
 
   get forwarding(): boolean {
     return this.device.passesPackets;
@@ -97,10 +104,11 @@ export interface BridgeOptions {
  * It decides on the packet's head alone and never touches the data. Every port gets a packet with one
  * reference; a flooded packet becomes one packet a port over the same data.
  */
-export class Bridge extends NetDevice<undefined> {
+export class Bridge extends NetDevice<undefined> implements Forwarder {
   readonly fdb: Fdb;
   private readonly ports: BridgePort[] = [];
   private readonly portByNumber: (BridgePort | undefined)[] = [];
+  private readonly portByDevice = new Map<NetDevice, BridgePort>();
   private readonly notifier: NotifierBlock;
   private addressIsSet = false;
   private mtuIsSet = false;
@@ -152,7 +160,7 @@ export class Bridge extends NetDevice<undefined> {
   }
 
   portOf(device: NetDevice): BridgePort | undefined {
-    return device.master === this ? this.ports.find(port => port.device === device) : undefined;
+    return this.portByDevice.get(device);
   }
 
   /**
@@ -174,13 +182,15 @@ export class Bridge extends NetDevice<undefined> {
     let number = 1;
     while (this.portByNumber[number] !== undefined) number++;
     if (number > BR_MAX_PORTS) throw this.error('ENOSPC', `a bridge has at most ${BR_MAX_PORTS} ports`);
-    const port = new BridgePort(this, device, number);
+    const port = new BridgePort(this, device, number, (from, packet) => this.receiveFrom(from, packet));
     device.master = this;
-    device.rxHandler = packet => this.receiveFrom(port, packet);
+    device.rxHandler = port.handler;
+    device.forwarder = this;
     device.setAllmulti(1);
     device.setPromiscuity(1);
     this.ports.push(port);
     this.portByNumber[number] = port;
+    this.portByDevice.set(device, port);
     this.setLocal(port);
     this.portsChanged();
     if (device.registered) this.net.notify(NETDEV_CHANGEUPPER, device);
@@ -193,8 +203,10 @@ export class Bridge extends NetDevice<undefined> {
     if (port === undefined) throw this.error('EINVAL', `${device.name} is not a port of it`);
     this.ports.splice(this.ports.indexOf(port), 1);
     this.portByNumber[port.number] = undefined;
+    this.portByDevice.delete(device);
     device.master = null;
     device.rxHandler = null;
+    device.forwarder = null;
     device.setAllmulti(-1);
     device.setPromiscuity(-1);
     this.fdb.flushPort(port.number);
@@ -325,13 +337,26 @@ export class Bridge extends NetDevice<undefined> {
     this.learnAndForward(port, packet);
   }
 
+  route(from: NetDevice, high: number, low: number, sourceHigh: number, sourceLow: number): NetDevice | null {
+    const port = this.portByDevice.get(from);
+    if (port === undefined || from.rxHandler !== port.handler || !this.running || !port.forwarding)
+      return null;
+    if (!mayBeSource(sourceHigh, sourceLow) || classify(high, low) !== IS_UNICAST) return null;
+    if (this.promiscuity > 0 && this.rxHandler !== null) return null;
+    const { now } = this.net;
+    if (port.learning) this.fdb.learn(sourceHigh, sourceLow, port.number, now);
+    const found = this.fdb.lookup(high, low, now);
+    const target = found >= 0 ? this.portByNumber[found] : undefined;
+    return target !== undefined && mayPass(port, target) ? target.device : null;
+  }
+
   private learnAndForward(port: BridgePort, packet: Packet): void {
     const { u8 } = packet.memory;
     const at = packet.data;
     const { now } = this.net;
     const sourceHigh = (u8[at + 6] << 8) | u8[at + 7];
     const sourceLow = (u8[at + 8] << 24) | (u8[at + 9] << 16) | (u8[at + 10] << 8) | u8[at + 11];
-    if ((sourceHigh & 0x100) !== 0 || (sourceHigh | sourceLow) === 0) {
+    if (!mayBeSource(sourceHigh, sourceLow)) {
       port.device.stats.rxDropped++;
       packet.release();
       return;
@@ -402,11 +427,7 @@ export class Bridge extends NetDevice<undefined> {
   }
 
   private mayForward(target: BridgePort, from: BridgePort | null, packet: Packet): boolean {
-    if (!target.forwarding) return false;
-    if (from !== null) {
-      if (target === from && !from.hairpin) return false;
-      if (target.isolated && from.isolated) return false;
-    }
+    if (!mayPass(from, target)) return false;
     const { device } = target;
     return packet.gsoType !== GSO_NONE || packet.length <= device.mtu + device.hardHeaderLen + VLAN_HLEN;
   }
@@ -465,6 +486,18 @@ export class Bridge extends NetDevice<undefined> {
     this.stats.rxBytes += packet.length;
     this.receive(packet);
   }
+}
+
+/** Whether frames may go from one port, or from this host, to another. */
+function mayPass(from: BridgePort | null, target: BridgePort): boolean {
+  if (!target.forwarding) return false;
+  if (from === null) return true;
+  return (target !== from || from.hairpin) && !(target.isolated && from.isolated);
+}
+
+/** No group, and not all zero. */
+function mayBeSource(high: number, low: number): boolean {
+  return (high & 0x100) === 0 && (high | low) !== 0;
 }
 
 function classify(high: number, low: number): number {

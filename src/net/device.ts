@@ -116,6 +116,16 @@ export interface NetDeviceOps<Priv = unknown> {
   txTimeout?(device: NetDevice<Priv>, queue: number): void;
 }
 
+/** What passes frames on from one device to another. */
+export interface Forwarder {
+  /**
+   * What would become of a frame with these addresses that came in on `from`, for who passes on many of them: notes that
+   * it came. An address is two integers, its first two bytes and the other four.
+   * @returns the one device that it goes out of, if it is not too long for that; null when the frame has to be shown
+   */
+  route(from: NetDevice, high: number, low: number, sourceHigh: number, sourceLow: number): NetDevice | null;
+}
+
 /** What a device gives its packets to; takes the reference. */
 export type RxHandler = (packet: Packet, device: NetDevice) => void;
 
@@ -216,6 +226,8 @@ export class NetDevice<Priv = unknown> {
   realNumRxQueues: number;
   /** Where received packets go (a bridge, a tap, a stack of ours); without one they are dropped. */
   rxHandler: RxHandler | null = null;
+  /** The bridge that `rxHandler` is of. */
+  forwarder: Forwarder | null = null;
   /** The device that this one is a port of. */
   master: NetDevice | null = null;
   /** Pages that the device can send without granting or copying; a source may read straight into them. */

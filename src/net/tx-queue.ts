@@ -70,6 +70,11 @@ export class TxQueue {
     this.noteWaiting();
   }
 
+  /** Nothing waits, and a packet would go straight to the driver. */
+  get idle(): boolean {
+    return this.state === 0;
+  }
+
   /** The driver or the byte queue limit has stopped it. */
   get stopped(): boolean {
     return (this.state & STOPPED) !== 0;

@@ -7,6 +7,7 @@ import type { GrantMapping } from '../platform/platform.js';
 import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
 import type { ControlConnection } from './control.js';
 import { parseRate } from './credit.js';
+import { FastPathModule } from './fast-path.js';
 import type { QueueConnection } from './queue.js';
 import { type FrontendFeatures, Vif } from './vif.js';
 
@@ -67,6 +68,7 @@ export class Netback {
     private readonly kernel: Kernel,
     readonly xbdev: XenbusDevice,
     private readonly maxQueues: number,
+    private readonly fastPathModule: FastPathModule | null,
   ) {}
 
   /** What the vif waits for where the two states do not say it; null when they do. */
@@ -103,6 +105,7 @@ export class Netback {
       handle,
       this.maxQueues,
       onFatal,
+      this.fastPathModule,
     );
     this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
     // What the operator set before the driver was here.
@@ -376,13 +379,14 @@ async function frontendChanged(back: Netback, state: number): Promise<void> {
 /** The xenbus driver for the vifs of other domains. */
 export function netbackDriver(kernel: Kernel, options: NetbackOptions = {}): XenbusDriver {
   const of = (dev: XenbusDevice) => dev.driverData as Netback | undefined;
+  const fastPathModule = FastPathModule.load(kernel.platform);
   return {
     name: 'netback',
     ids: ['vif'],
     allowRebind: true,
     match: options.match,
     async probe(dev) {
-      const back = new Netback(kernel, dev, options.maxQueues ?? DEFAULT_MAX_QUEUES);
+      const back = new Netback(kernel, dev, options.maxQueues ?? DEFAULT_MAX_QUEUES, fastPathModule);
       dev.driverData = back;
       await back.probe();
     },

@@ -9,6 +9,7 @@ import type { Packet } from '../net/packet.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
 import { Task } from '../platform/scheduler.js';
 import type { Rate } from './credit.js';
+import { type Block, FastPath, type FastPathModule, type FastPathQueue } from './fast-path.js';
 import { RxRing } from './rx-ring.js';
 import { StaticGrants } from './static-grants.js';
 import { TxRing } from './tx-ring.js';
@@ -34,6 +35,13 @@ export interface QueueVif {
   readonly xdpHeadroom: number;
   /** Pages held by packets that wait for the guest, on all its queues. */
   readonly waitingPages: number;
+  /** The code of the fast path, where there can be one. */
+  readonly fastPathModule: FastPathModule | null;
+  /** What the guest sends goes on as it is; what goes to it does. */
+  readonly sendsPlainly: boolean;
+  readonly receivesPlainly: boolean;
+  /** See `FastPathQueue`. */
+  targetOf(device: NetDevice): FastPath | null;
   /** The guest has not posted the rx requests that it needs for too long, or does so again. */
   rxStalled(stalled: boolean): void;
   /** Takes a packet that the guest sent, in a poll of `napi`; the reference too. */
@@ -61,7 +69,7 @@ export class QueueStats {
  * One queue of a vif: a tx ring that the guest sends on and an rx ring that it receives on (tx and rx are
  * seen from the frontend). Lives from connect to disconnect.
  */
-export class Queue {
+export class Queue implements FastPathQueue {
   readonly stats = new QueueStats();
   /** Grants that the frontend asked to keep mapped. */
   readonly staticGrants: StaticGrants;
@@ -72,6 +80,8 @@ export class Queue {
   private readonly rxIrq: number;
   private readonly napi: Napi;
   private readonly pushTask: Task;
+  private readonly block: Block | null;
+  readonly fastPath: FastPath | null;
   /** The polls since the last end of interrupt found something to do. */
   private worked = false;
   private rxEventOwed = false;
@@ -91,7 +101,8 @@ export class Queue {
     const push = () => vif.platform.scheduler.post(this.pushTask);
     const served = (notify: boolean) => this.rxServed(notify);
     const fatal = (reason: string) => this.fatal(reason);
-    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, push, fatal);
+    this.block = vif.fastPathModule?.block(domid, txRing, rxRing) ?? null;
+    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, push, fatal, this.block);
     this.rx = new RxRing(
       vif,
       vif.dev.txQueues[index],
@@ -103,15 +114,45 @@ export class Queue {
       served,
       fatal,
     );
-    checkRing(this.tx.ring, name);
-    checkRing(this.rx.ring, name);
+    this.fastPath = this.block === null ? null : new FastPath(this.block, this);
     this.napi = vif.dev.napiAdd(budget => this.poll(budget));
     try {
+      checkRing(this.tx.ring, name);
+      checkRing(this.rx.ring, name);
       [this.txIrq, this.rxIrq] = this.bindChannels(domid, txPort, rxPort, name);
     } catch (error) {
       vif.dev.napiDel(this.napi);
+      this.block?.destroy();
       throw error;
     }
+  }
+
+  get dev(): NetDevice {
+    return this.vif.dev;
+  }
+
+  get txRing(): BackRing {
+    return this.tx.ring;
+  }
+
+  get rxRing(): BackRing {
+    return this.rx.ring;
+  }
+
+  get sendsPlainly(): boolean {
+    return this.vif.sendsPlainly && this.tx.usual;
+  }
+
+  get receivesPlainly(): boolean {
+    return this.vif.receivesPlainly && this.rx.plain;
+  }
+
+  targetOf(device: NetDevice): FastPath | null {
+    return this.vif.targetOf(device);
+  }
+
+  delivered(): void {
+    if (this.rx.ring.pushResponses()) this.vif.irqs.notifyRemoteViaIrq(this.rxIrq);
   }
 
   private bindChannels(
@@ -220,6 +261,7 @@ export class Queue {
     if (this.rxIrq !== this.txIrq) irqs.unbindFromIrqhandler(this.rxIrq);
     this.rx.forgetStall();
     this.staticGrants.destroy();
+    this.block?.destroy();
   }
 
   private fatal(reason: string): void {
@@ -233,7 +275,7 @@ export class Queue {
       this.napi.complete(0);
       return 0;
     }
-    const work = this.tx.receive(budget, this.napi);
+    const work = this.receive(budget);
     if (work > 0) {
       this.worked = true;
       // After what the packets set going: their receivers wait for them, while their sender is done.
@@ -244,6 +286,13 @@ export class Queue {
     if (this.tx.ring.finalCheckForRequests()) this.napi.schedule();
     else this.endOfInterrupt();
     return work;
+  }
+
+  private receive(budget: number): number {
+    const { fastPath, tx, napi } = this;
+    const passed = fastPath === null ? 0 : fastPath.forward(budget);
+    // What is put together by GRO goes on when the poll ends: nothing behind it may take the fast path before.
+    return passed === budget || fastPath?.drained ? passed : passed + tx.receive(budget - passed, napi);
   }
 
   private endOfInterrupt(): void {

@@ -107,6 +107,18 @@ export class RxRing {
     this.isStalled = false;
   }
 
+  /** No packet waits for the guest, and it does not get them in a way of its own. */
+  get plain(): boolean {
+    return (
+      this.waiting.length === 0 &&
+      this.wanted === 0 &&
+      !this.stopped &&
+      this.staticGrants.size === 0 &&
+      this.vif.xdpHeadroom === 0 &&
+      this.queue.idle
+    );
+  }
+
   private get full(): boolean {
     const { length, bytes } = this.waiting;
     return bytes > RX_QUEUE_BYTES_MAX || length >= RX_QUEUE_PACKETS_MAX;

@@ -19,6 +19,7 @@ import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { CreditLimiter, type Rate } from './credit.js';
+import type { Block } from './fast-path.js';
 import type { QueueStats, QueueVif } from './queue.js';
 import type { StaticGrants } from './static-grants.js';
 import {
@@ -94,6 +95,7 @@ export class TxRing implements PacketOwner {
    * @param domid who granted the ring and the pages on it
    * @param onAnswered responses were written outside of `receive`: they are to be pushed
    * @param onFatal the frontend broke the protocol
+   * @param block where the fast path finds what is owed, if the queue has one
    */
   constructor(
     private readonly vif: QueueVif,
@@ -103,11 +105,17 @@ export class TxRing implements PacketOwner {
     private readonly stats: QueueStats,
     private readonly onAnswered: () => void,
     private readonly onFatal: (reason: string) => void,
+    private readonly block: Block | null,
   ) {
     this.ring = new BackRing(mapping.memory, mapping.address, NETIF_TX_SLOT_SIZE);
     this.ring.attach();
-    this.responses = new Int32Array(this.ring.size);
-    this.answered = new Uint8Array(this.ring.size);
+    this.responses = block?.responses ?? new Int32Array(this.ring.size);
+    this.answered = block?.answered ?? new Uint8Array(this.ring.size);
+  }
+
+  /** Requests are taken without anything that has to be kept in mind for this guest. */
+  get usual(): boolean {
+    return this.credit === null && this.staticGrants.size === 0;
   }
 
   /** Bounds what the guest sends from now on; null for no bound. @param resume called when there is credit again */
@@ -165,7 +173,7 @@ export class TxRing implements PacketOwner {
       return 0;
     }
     const { i32 } = ring.memory;
-    const usual = this.credit === null && this.staticGrants.size === 0;
+    const { usual } = this;
     let available = ring.unconsumed(reqProd);
     batch.clear();
     let taken = 0;
@@ -360,7 +368,8 @@ export class TxRing implements PacketOwner {
 
   /** Publishes the responses of packets before which all are answered. @returns whether the guest wants an event */
   push(): boolean {
-    const { ring, responses, answered } = this;
+    const { ring, responses, answered, block } = this;
+    if (block !== null) return block.respond(ring) && ring.pushResponses();
     const { i32 } = ring.memory;
     const mask = answered.length - 1;
     let at = ring.rspProdPvt;

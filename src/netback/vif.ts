@@ -19,6 +19,7 @@ import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Platform } from '../platform/platform.js';
 import { type ControlConnection, ControlRing, type ControlTarget } from './control.js';
 import type { Rate } from './credit.js';
+import type { FastPath, FastPathModule } from './fast-path.js';
 import { FILTER_PASS, FILTER_REDIRECT, FilteredPacket, type PacketFilter } from './filter.js';
 import { HashConfig } from './hash.js';
 import { MulticastFilter } from './multicast.js';
@@ -139,6 +140,7 @@ export class Vif implements QueueVif, ControlTarget {
    * @param maxQueues queues that a frontend may ask for
    * @param onFatal what to do about a frontend that broke the protocol; called once a connection, from
    *   the data path, and so must put off whatever takes time
+   * @param fastPathModule code for packets that need nothing but checks and copies
    * @throws NetError as `register`
    */
   constructor(
@@ -149,6 +151,7 @@ export class Vif implements QueueVif, ControlTarget {
     readonly handle: number,
     maxQueues: number,
     private readonly onFatal: (reason: string) => void,
+    readonly fastPathModule: FastPathModule | null = null,
   ) {
     const queues = { txQueues: maxQueues, rxQueues: maxQueues };
     this.dev = net.allocEtherdev<Vif>(`vif${domid}.${handle}`, OPS, { priv: this, ...queues });
@@ -166,6 +169,24 @@ export class Vif implements QueueVif, ControlTarget {
 
   get name(): string {
     return this.dev.name;
+  }
+
+  get sendsPlainly(): boolean {
+    return this.carrier && this.sourceFilter === null && this.filter === null;
+  }
+
+  get receivesPlainly(): boolean {
+    return (
+      this.queues.length === 1 &&
+      this.dev.realNumTxQueues === 1 &&
+      !this.disabled &&
+      !this.hash.enabled &&
+      this.filter === null
+    );
+  }
+
+  targetOf({ priv }: NetDevice): FastPath | null {
+    return priv instanceof Vif && priv.queues.length === 1 ? priv.queues[0].fastPath : null;
   }
 
   get connected(): boolean {

@@ -81,6 +81,15 @@ export interface Grants {
   readonly allocated: number;
   /** Foreign pages mapped and not yet unmapped. */
   readonly mapped: number;
+  /** The same operations for code in WebAssembly over this domain's memory; null where there are none. */
+  readonly wasm: GrantsWasm | null;
+}
+
+/** Grant operations that a WebAssembly module can import (`platform/wasm/grants.ts` declares them). */
+export interface GrantsWasm {
+  /** What the functions know the domain by. */
+  readonly record: number;
+  readonly functions: Readonly<Record<string, unknown>>;
 }
 
 /** How a domain learns that an event channel is pending. */

@@ -96,6 +96,7 @@ export class TestMemory implements DomainMemory {
 
 /** Grants of other domains are pages of the same memory, found by (domid, gref). */
 export class TestGrants implements Grants {
+  readonly wasm = null;
   readonly regrantable = true;
   readonly foreign = new Map<string, number>();
   allocated = 0;

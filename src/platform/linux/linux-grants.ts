@@ -63,6 +63,8 @@ class LinuxMapping implements GrantMapping {
 
 /** Grants as a process has them: /dev/xen/gntdev for other domains', /dev/xen/gntalloc for its own. */
 export class LinuxGrants implements Grants, ForeignPages {
+  /** Copies are the kernel's. */
+  readonly wasm = null;
   readonly regrantable = false;
   readonly counts = new GrantCounts();
   private readonly gntdev: number;

@@ -10,6 +10,7 @@ import type {
   EventDelivery,
   GrantMapping,
   Grants,
+  GrantsWasm,
   Platform,
   XenStoreAccess,
 } from '../platform.js';
@@ -100,6 +101,11 @@ class SimGrants extends GuestGrantTable implements Grants {
 
   get mapped(): number {
     return this.mappings;
+  }
+
+  get wasm(): GrantsWasm {
+    const { record, hypervisor } = this.domain;
+    return { record, functions: hypervisor.grants.hypercalls };
   }
 
   map(domid: number, gref: number, readonly: boolean): GrantMapping {
