@@ -6,7 +6,12 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 
 /** Each becomes a module; what they import is compiled into it. */
-const ENTRIES = ['platform/sim/wasm/bulk', 'platform/sim/wasm/hypercalls', 'netback/wasm/fast-path'];
+const ENTRIES = [
+  'platform/sim/wasm/bulk',
+  'platform/sim/wasm/hypercalls',
+  'netback/wasm/fast-path',
+  'netfront/wasm/rings',
+];
 /** What MachineMemory has at most, in WebAssembly pages. */
 const MAXIMUM_PAGES = 32768;
 const FLAGS = [

@@ -12,6 +12,8 @@ export const PACKET_HEADROOM = 32;
 export const PACKET_LINEAR_MAX = PACKET_BUFFER_SIZE - PACKET_HEADROOM;
 /** Fragments a packet can have: 19 slots are the most that a frontend may send (netback's limit). */
 export const MAX_FRAGMENTS = 20;
+/** Bytes in memory for a packet's fragments: five arrays of MAX_FRAGMENTS words. */
+const FRAGMENTS_SIZE = 512;
 /** `source` of a fragment in local memory; otherwise it is the domid whose grant the fragment is. */
 export const FRAGMENT_LOCAL = -1;
 
@@ -46,16 +48,16 @@ export class Packet {
 
   fragments = 0;
   /** Per fragment: FRAGMENT_LOCAL, or the domid that granted it. */
-  readonly source = new Int32Array(MAX_FRAGMENTS);
+  readonly source: Int32Array;
   /**
    * Per fragment: page number in local memory, or grant reference, as int32: what is read from a Uint32Array may
    * become a floating-point number.
    */
-  readonly ref = new Int32Array(MAX_FRAGMENTS);
-  readonly offset = new Int32Array(MAX_FRAGMENTS);
-  readonly size = new Int32Array(MAX_FRAGMENTS);
+  readonly ref: Int32Array;
+  readonly offset: Int32Array;
+  readonly size: Int32Array;
   /** Per local fragment: its index in `pool`, or -1 when the page is not the packet's to free. */
-  readonly poolIndex = new Int32Array(MAX_FRAGMENTS);
+  readonly poolIndex: Int32Array;
   /** The pool that local pages of this packet come from, the linear part's too. */
   pool: PagePool | null = null;
   /** Index in `pool` of the page that holds the linear part, or -1 when that is the packet's own buffer. */
@@ -91,8 +93,22 @@ export class Packet {
     readonly memory: Memory,
     /** Byte address of the packet's own buffer. */
     readonly buffer: number,
+    /**
+     * Byte address of `source`, `ref`, `offset`, `size` and `poolIndex`, one behind the other: in memory, where drivers' code
+     * in WebAssembly finds them.
+     */
+    readonly fragmentsAt: number,
     private readonly home: PacketPool,
-  ) {}
+  ) {
+    const { byteOffset } = memory.u8;
+    const array = (i: number) =>
+      new Int32Array(memory.buffer, byteOffset + fragmentsAt + i * MAX_FRAGMENTS * 4, MAX_FRAGMENTS);
+    this.source = array(0);
+    this.ref = array(1);
+    this.offset = array(2);
+    this.size = array(3);
+    this.poolIndex = array(4);
+  }
 
   /** True when every byte is in local memory. */
   get isLocal(): boolean {
@@ -220,8 +236,10 @@ export class PacketPool {
     const page = this.memory.allocPage();
     this.pages.push(page);
     let first: Packet | null = this.freeList;
-    for (let at = PAGE_SIZE - PACKET_BUFFER_SIZE; at >= 0; at -= PACKET_BUFFER_SIZE) {
-      const packet = new Packet(this.memory.memory, (page << PAGE_SHIFT) + at, this);
+    const each = PACKET_BUFFER_SIZE + FRAGMENTS_SIZE;
+    for (let at = PAGE_SIZE - each; at >= 0; at -= each) {
+      const buffer = (page << PAGE_SHIFT) + at;
+      const packet = new Packet(this.memory.memory, buffer, buffer + PACKET_BUFFER_SIZE, this);
       packet.next = first;
       first = packet;
     }

@@ -4,8 +4,6 @@ import {
   NETIF_TX_SLOT_SIZE,
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
-  NETRXF_EXTRA_INFO,
-  NETRXF_MORE_DATA,
   XEN_NETIF_MAX_TX_SIZE,
 } from '../abi/netif.js';
 import { FrontRing, initSharedRing } from '../abi/ring.js';
@@ -23,7 +21,8 @@ import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
 import type { Timer } from '../platform/scheduler.js';
 import { GrantedPool } from './granted-pool.js';
-import { RX_SLOTS_MAX, RxPacket, takeResponses } from './rx-slots.js';
+import { RingCode, SlotBooks } from './ring-code.js';
+import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
 import { txChecksumFlags, txSlotsNeeded, writeMulticast, writeTxPacket, writeTxRequest } from './tx-slots.js';
 
 /** Slots of a packet at most: what every backend must take, and a GSO extra info. */
@@ -34,8 +33,6 @@ const RX_TARGET_MIN = 32;
 const RX_PULL_BYTES = 128;
 const RX_REFILL_RETRY_MS = 100;
 const ETH_HLEN = 14;
-/** Flags of a first response that has others behind it. */
-const SEVERAL_SLOTS = NETRXF_MORE_DATA | NETRXF_EXTRA_INFO;
 /** Flags that say something of the checksum. */
 const CHECKSUM_FLAGS = NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
 
@@ -88,12 +85,12 @@ export class Queue {
   private readonly rxIrq: number;
   private readonly napi: Napi;
 
-  private readonly freeIds: Uint16Array;
+  /** The loops over slots in WebAssembly; null where the rings lie elsewhere. */
+  private readonly code: RingCode | null;
+  private readonly books: SlotBooks;
   private freeIdCount: number;
-  /** The packet whose slot has this id, and the id of its first slot, which counts what is unanswered. */
+  /** The packet whose first slot has this id. */
   private readonly txPackets: (Packet | null)[];
-  private readonly firstId: Uint16Array;
-  private readonly unanswered: Uint8Array;
   private readonly slotGrefs = new Int32Array(MAX_FRAGMENTS + 1);
   private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
 
@@ -106,11 +103,9 @@ export class Queue {
   private readonly rxGranted: GrantedPool | null;
   /** Pages to post: those of `rxGranted` or of `rxPool`. */
   private readonly rxPages: PagePool;
-  /** By slot of the ring: the index of the page posted there, or -1, and its grant reference. */
-  private readonly rxPosted: Int32Array;
-  private readonly rxGrefs: Int32Array;
   private rxTarget = RX_TARGET_MIN;
   private readonly response = new RxPacket();
+  private readonly freeSpare = (index: number): void => this.rxPool.free(index);
 
   private txPublished = 0;
   /** Bytes of the packets that the current look at the responses completed. */
@@ -121,6 +116,9 @@ export class Queue {
   /** The polls since the last end of interrupt found something to do. */
   private worked = false;
   private stopped = false;
+  /** Packets are being handed on, which may end in `destroy`. */
+  private receiving = false;
+  private destroyed = false;
 
   /** @throws HypercallError, GrantError ENOSPC or ENOMEM; nothing stays behind then */
   constructor(
@@ -147,11 +145,14 @@ export class Queue {
       const { memory } = platform.memory;
       this.tx = new FrontRing(memory, txPage << PAGE_SHIFT, NETIF_TX_SLOT_SIZE);
       this.rx = new FrontRing(memory, rxPage << PAGE_SHIFT, NETIF_RX_SLOT_SIZE);
-      this.rxGrefs = new Int32Array(this.rx.size);
+      const code = RingCode.make(platform, backendId, this.tx, this.rx);
+      undo.push(() => code?.destroy());
+      this.code = code;
+      this.books = code?.books ?? new SlotBooks();
       for (let i = 0; i < this.rx.size && platform.grants.regrantable; i++) {
         const gref = platform.grants.alloc();
         undo.push(() => platform.grants.free(gref));
-        this.rxGrefs[i] = gref;
+        this.books.grefs[i] = gref;
       }
       this.napi = dev.napiAdd(budget => this.poll(budget));
       undo.push(() => dev.napiDel(this.napi));
@@ -174,17 +175,13 @@ export class Queue {
     this.txPool = granted.pages;
     this.directPool = device.trusted ? this.txPool : null;
     this.txQueue = dev.txQueues[index];
-    this.freeIds = Uint16Array.from({ length: slots }, (_, i) => slots - 1 - i);
     this.freeIdCount = slots;
     this.txPackets = new Array<Packet | null>(slots).fill(null);
-    this.firstId = new Uint16Array(slots);
-    this.unanswered = new Uint8Array(slots);
     this.rxPool = new PagePool(platform.memory, 2 * this.rx.size);
     this.rxGranted = platform.grants.regrantable
       ? null
       : new GrantedPool(platform, device.reclaimer, backendId, this.rx.size, false);
     this.rxPages = this.rxGranted?.pages ?? this.rxPool;
-    this.rxPosted = new Int32Array(this.rx.size).fill(-1);
   }
 
   /** Posts the first rx requests and lets packets through: the backend is to be told of this state next. */
@@ -214,16 +211,17 @@ export class Queue {
     for (let id = 0; id < this.txPackets.length; id++) {
       const packet = this.txPackets[id];
       this.txPackets[id] = null;
-      if (packet === null || this.unanswered[this.firstId[id]] === 0) continue;
-      this.unanswered[this.firstId[id]] = 0;
-      packet.release();
+      packet?.release();
     }
-    for (let slot = 0; slot < this.rxPosted.length; slot++) {
+    const { posted, grefs } = this.books;
+    for (let slot = 0; slot < posted.length; slot++) {
       if (this.rxGranted !== null) {
-        if (this.rxPosted[slot] >= 0) this.rxPages.free(this.rxPosted[slot]);
-      } else if (this.rxPosted[slot] < 0) platform.grants.free(this.rxGrefs[slot]);
-      else reclaimer.end(this.rxGrefs[slot], this.rxPool.pages[this.rxPosted[slot]]);
+        if (posted[slot] >= 0) this.rxPages.free(posted[slot]);
+      } else if (posted[slot] < 0) platform.grants.free(grefs[slot]);
+      else reclaimer.end(grefs[slot], this.rxPool.pages[posted[slot]]);
     }
+    if (!this.receiving) this.code?.destroy();
+    this.destroyed = true;
     this.rxGranted?.retire();
     this.rxPool.retire(page => platform.memory.freePage(page));
     reclaimer.end(this.publication.txRef, this.txPage);
@@ -248,7 +246,10 @@ export class Queue {
       return 0;
     }
     const answered = this.reclaim();
+    this.receiving = true;
     const work = this.receive(budget);
+    this.receiving = false;
+    if (this.destroyed) this.code?.destroy();
     if (answered + work > 0) this.worked = true;
     this.refill();
     if (this.stopped || work >= budget) return work;
@@ -291,11 +292,12 @@ export class Queue {
     if (packet.pool !== this.directPool || packet.fragments > 0 || packet.gsoType !== GSO_NONE) return false;
     const gref = index >= 0 && linear > 0 ? this.granted.knownGref(index) : 0;
     if (gref === 0) return false;
-    const { tx } = this;
-    const id = this.freeIds[--this.freeIdCount];
+    const { tx, books } = this;
+    const id = books.freeIds[--this.freeIdCount];
     this.txPackets[id] = packet;
-    this.firstId[id] = id;
-    this.unanswered[id] = 1;
+    books.outstanding[id] = 1;
+    books.firstId[id] = id;
+    books.unanswered[id] = 1;
     const offset = packet.data & (PAGE_SIZE - 1);
     writeTxRequest(tx, tx.reqProdPvt, gref, offset, txChecksumFlags(packet), id, linear);
     tx.reqProdPvt = (tx.reqProdPvt + 1) | 0;
@@ -340,9 +342,10 @@ export class Queue {
     // What stands for the request until it is answered: a packet of nothing.
     const dummy = this.device.net.packets.tryGet();
     if (dummy === null) return false;
-    const id = this.freeIds[this.freeIdCount - 1];
-    this.takeId(dummy, 0, id);
-    this.unanswered[id] = 1;
+    const id = this.books.freeIds[this.freeIdCount - 1];
+    this.takeId(0, id);
+    this.txPackets[id] = dummy;
+    this.books.unanswered[id] = 1;
     this.extrasUnanswered++;
     writeMulticast(this.tx, address, add, id);
     this.flush();
@@ -439,19 +442,21 @@ export class Queue {
   }
 
   private write(packet: Packet): void {
-    const first = this.freeIds[this.freeIdCount - 1];
+    const first = this.books.freeIds[this.freeIdCount - 1];
     const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
-    for (let i = 0; i < slots; i++) this.takeId(packet, i, first);
-    this.unanswered[first] = slots;
+    for (let i = 0; i < slots; i++) this.takeId(i, first);
+    this.txPackets[first] = packet;
+    this.books.unanswered[first] = slots;
     if (packet.gsoType !== GSO_NONE) this.extrasUnanswered++;
     writeTxPacket(this.tx, packet, this.slotGrefs, this.slotIds, packet.data & (PAGE_SIZE - 1));
   }
 
-  private takeId(packet: Packet, slot: number, first: number): void {
-    const id = this.freeIds[--this.freeIdCount];
+  private takeId(slot: number, first: number): void {
+    const { freeIds, outstanding, firstId } = this.books;
+    const id = freeIds[--this.freeIdCount];
     this.slotIds[slot] = id;
-    this.txPackets[id] = packet;
-    this.firstId[id] = first;
+    outstanding[id] = 1;
+    firstId[id] = first;
   }
 
   /** Takes the tx responses. @returns how many there were */
@@ -463,34 +468,60 @@ export class Queue {
       return 0;
     }
     const start = ring.rspCons;
+    if (start === rspProd) return 0;
+    if (this.code !== null) this.reclaimBy(this.code, rspProd);
+    else this.reclaimEach(rspProd);
+    if (this.carrying) this.completed();
+    return (rspProd - start) | 0;
+  }
+
+  private reclaimBy(code: RingCode, rspProd: number): void {
+    const ring = this.tx;
+    const count = code.reclaim(ring, rspProd, this.extrasUnanswered, this.freeIdCount);
+    this.extrasUnanswered = code.extras;
+    this.freeIdCount = code.freeIds;
+    for (let i = 0; i < count; i++) this.answeredAll(code.done[i]);
+    if (code.broken >= 0) this.notOutstanding((ring.rspCons - 1) | 0, code.broken);
+  }
+
+  private reclaimEach(rspProd: number): void {
+    const ring = this.tx;
     const { i32 } = ring.memory;
-    for (let cons = start; cons !== rspProd; cons = (cons + 1) | 0) {
+    for (let cons = ring.rspCons; cons !== rspProd; cons = (cons + 1) | 0) {
       const word = i32[ring.slot(cons) >>> 2];
       ring.rspCons = (cons + 1) | 0;
       if (word >> 16 === NETIF_RSP_NULL && this.extrasUnanswered > 0) this.extrasUnanswered--;
       else if (!this.answered(word & 0xffff)) {
-        this.broken(`tx response ${cons >>> 0} has id ${word & 0xffff}, which is not outstanding`);
+        this.notOutstanding(cons, word & 0xffff);
         break;
       }
     }
-    const count = (rspProd - start) | 0;
-    if (count > 0 && this.carrying) this.completed();
-    return count;
+  }
+
+  private notOutstanding(index: number, id: number): void {
+    this.broken(`tx response ${index >>> 0} has id ${id}, which is not outstanding`);
   }
 
   private answered(id: number): boolean {
-    const packet = id < this.txPackets.length ? this.txPackets[id] : null;
-    if (packet === null) return false;
-    this.txPackets[id] = null;
-    const first = this.firstId[id];
+    const { outstanding, firstId, freeIds, unanswered } = this.books;
+    // Beyond the array there is nothing.
+    if (outstanding[id] !== 1) return false;
+    outstanding[id] = 0;
+    const first = firstId[id];
     // The first id counts for the whole packet: slots may be answered in any order, so it comes back last.
-    if (id !== first) this.freeIds[this.freeIdCount++] = id;
-    if (--this.unanswered[first] === 0) {
-      this.freeIds[this.freeIdCount++] = first;
-      this.completedBytes += packet.length;
-      packet.release();
+    if (id !== first) freeIds[this.freeIdCount++] = id;
+    if (--unanswered[first] === 0) {
+      freeIds[this.freeIdCount++] = first;
+      this.answeredAll(first);
     }
     return true;
+  }
+
+  private answeredAll(first: number): void {
+    const packet = this.txPackets[first]!;
+    this.txPackets[first] = null;
+    this.completedBytes += packet.length;
+    packet.release();
   }
 
   /** Tells the stack what it may send again, once for all responses. */
@@ -517,78 +548,90 @@ export class Queue {
       this.broken(`rx rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
       return 0;
     }
-    const { i32 } = ring.memory;
-    const { stats } = this.device.dev;
-    const usual = this.rxGranted === null;
     let work = 0;
-    let packets = 0;
-    let bytes = 0;
     while (work < budget && ring.rspCons !== rspProd && !this.stopped) {
-      const at = ring.slot(ring.rspCons) >>> 2;
-      const word0 = i32[at];
-      const word1 = i32[at + 1];
+      if (this.code !== null) work += this.receiveShort(this.code, rspProd, budget - work);
+      if (work === budget || ring.rspCons === rspProd || this.stopped) break;
       work++;
-      let packet: Packet | null = null;
-      if (usual && (word1 & SEVERAL_SLOTS) === 0) packet = this.takeOne(word0 >>> 16, word1);
-      if (packet === null) packet = this.takeAny((rspProd - ring.rspCons) | 0, word0, word1);
-      else if ((word1 & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word1))
-        packet = this.refuse(packet);
-      if (packet === null) continue;
-      packets++;
-      bytes += packet.length;
-      this.napi.receive(packet);
+      if (this.code === null || !this.takeLong(this.code, rspProd)) this.takeAny(rspProd);
     }
-    stats.rxPackets += packets;
-    stats.rxBytes += bytes;
     if (((ring.reqProdPvt - ring.rspCons) | 0) < this.rxTarget >>> 1) {
       this.rxTarget = Math.min(this.rxTarget * 2, ring.size);
     }
     return work;
   }
 
-  /**
-   * Makes the packet of one response; what `takeAny` would do, but for the checksum, without anything that such a
-   * packet does not need.
-   * @returns null, with the response not consumed, when something is amiss
-   */
-  private takeOne(offset: number, word1: number): Packet | null {
-    const bytes = word1 >> 16;
-    if (bytes < ETH_HLEN || offset + bytes > PAGE_SIZE) return null;
-    const { rx: ring, rxPool, rxPosted, device } = this;
-    const slot = ring.rspCons & (ring.size - 1);
-    if (!device.platform.grants.end(this.rxGrefs[slot])) return null;
-    const packet = device.net.packets.tryGet();
-    if (packet === null) return null;
-    const index = rxPosted[slot];
-    rxPosted[slot] = -1;
-    ring.rspCons = (ring.rspCons + 1) | 0;
-    packet.pool = rxPool;
-    packet.linearPoolIndex = index;
-    packet.data = (rxPool.pages[index] << PAGE_SHIFT) + offset;
-    packet.linear = bytes;
-    packet.length = bytes;
-    return packet;
+  private give(packet: Packet): void {
+    const { stats } = this.device.dev;
+    stats.rxPackets++;
+    stats.rxBytes += packet.length;
+    this.napi.receive(packet);
   }
 
-  private refuse(packet: Packet): null {
+  /** Takes packets of one slot, up to the first of another kind. @returns how many */
+  private receiveShort(code: RingCode, rspProd: number, limit: number): number {
+    const count = code.receive(this.rx, rspProd, limit);
+    const { shorts } = code;
+    const { rxPool, device, napi } = this;
+    const { packets } = device.net;
+    const { pages } = rxPool;
+    const { stats } = device.dev;
+    let bytes = 0;
+    for (let i = 0; i < count; i++) {
+      const at = 3 * i;
+      const index = shorts[at];
+      const word = shorts[at + 2];
+      const packet = this.stopped ? null : packets.tryGet();
+      if (packet === null) {
+        stats.rxErrors++;
+        rxPool.free(index);
+        continue;
+      }
+      packet.pool = rxPool;
+      packet.linearPoolIndex = index;
+      packet.data = (pages[index] << PAGE_SHIFT) + shorts[at + 1];
+      packet.linear = word >> 16;
+      packet.length = word >> 16;
+      if ((word & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word)) {
+        this.refuse(packet);
+        continue;
+      }
+      stats.rxPackets++;
+      bytes += word >> 16;
+      napi.receive(packet);
+    }
+    stats.rxBytes += bytes;
+    return count;
+  }
+
+  /** Takes a packet of several slots, if it is usual. @returns whether it did */
+  private takeLong(code: RingCode, rspProd: number): boolean {
+    const packet = this.device.net.packets.tryGet();
+    if (packet === null) return false;
+    if (!code.receiveLong(this.rx, rspProd, packet, this.rxPool, this.freeSpare)) {
+      packet.release();
+      return false;
+    }
+    if (this.takeGso(packet, code.flags, code.gsoType, code.gsoSize)) this.give(packet);
+    else this.refuse(packet);
+    return true;
+  }
+
+  private refuse(packet: Packet): void {
     this.device.dev.stats.rxErrors++;
     packet.release();
-    return null;
   }
 
-  /**
-   * Takes any packet, from the words of its first response on.
-   * @returns null when there is none: it was not sound, or the backend is broken
-   */
-  private takeAny(available: number, word0: number, word1: number): Packet | null {
+  /** Takes any packet, unless the backend turns out to be broken. */
+  private takeAny(rspProd: number): void {
     const { rx: ring, response } = this;
-    takeResponses(ring, ring.rspCons, available, word0, word1, response);
-    if (!this.revoke(response.consumed)) return null;
+    readRxPacket(ring, ring.rspCons, (rspProd - ring.rspCons) | 0, response);
+    if (!this.revoke(response.consumed)) return;
     const packet = response.reason === '' ? this.build() : null;
     this.recycle(ring.rspCons, response.consumed);
     ring.rspCons = (ring.rspCons + response.consumed) | 0;
     if (packet === null) this.device.dev.stats.rxErrors++;
-    return packet;
+    else this.give(packet);
   }
 
   /** Ends the grants of the next slots: only then are their pages safe from the backend. */
@@ -598,8 +641,9 @@ export class Queue {
     const { grants } = this.device.platform;
     for (let i = 0; i < count; i++) {
       const slot = (ring.rspCons + i) & (ring.size - 1);
-      if (grants.end(this.rxGrefs[slot])) continue;
-      this.broken(`the backend answered rx request ${slot} and still uses its grant ${this.rxGrefs[slot]}`);
+      const gref = this.books.grefs[slot];
+      if (grants.end(gref)) continue;
+      this.broken(`the backend answered rx request ${slot} and still uses its grant ${gref}`);
       return false;
     }
     return true;
@@ -637,14 +681,15 @@ export class Queue {
 
   /** The index in `rxPool` of a page with what the backend put into the one posted at `slot`; -1 without one left. */
   private takePage(slot: number, offset: number, bytes: number): number {
-    const posted = this.rxPosted[slot];
+    const { posted } = this.books;
+    const granted = posted[slot];
     if (this.rxGranted === null) {
-      this.rxPosted[slot] = -1;
-      return posted;
+      posted[slot] = -1;
+      return granted;
     }
     const index = this.rxPool.alloc();
     if (index < 0) return -1;
-    const from = (this.rxPages.pages[posted] << PAGE_SHIFT) + offset;
+    const from = (this.rxPages.pages[granted] << PAGE_SHIFT) + offset;
     const to = (this.rxPool.pages[index] << PAGE_SHIFT) + offset;
     this.device.platform.memory.memory.copy(to, from, bytes);
     return index;
@@ -659,10 +704,14 @@ export class Queue {
     const { flags, infos } = this.response;
     packet.hashType = infos.hashType;
     packet.hash = infos.hash;
-    if (infos.gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
+    return this.takeGso(packet, flags, infos.gsoType, infos.gsoSize);
+  }
+
+  private takeGso(packet: Packet, flags: number, gsoType: number, gsoSize: number): boolean {
+    if (gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
     const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
     if (!blank) this.stats.rxGsoChecksumFixup++;
-    return setupGso(packet, infos.gsoType, infos.gsoSize, !blank, this.device.net.materialiser);
+    return setupGso(packet, gsoType, gsoSize, !blank, this.device.net.materialiser);
   }
 
   /** @returns false when the packet has no checksum where one is said to be blank */
@@ -674,33 +723,41 @@ export class Queue {
 
   /** Gives the pages back that no packet took. */
   private recycle(start: number, count: number): void {
+    const { posted } = this.books;
     for (let i = 0; i < count; i++) {
       const slot = (start + i) & (this.rx.size - 1);
-      if (this.rxPosted[slot] >= 0) this.rxPages.free(this.rxPosted[slot]);
-      this.rxPosted[slot] = -1;
+      if (posted[slot] >= 0) this.rxPages.free(posted[slot]);
+      posted[slot] = -1;
     }
   }
 
   private refill(): void {
     if (this.stopped) return;
     const ring = this.rx;
-    const { i32 } = ring.memory;
     const until = (ring.rspCons + this.rxTarget) | 0;
     const before = ring.reqProdPvt;
+    if (this.code !== null) this.code.post(ring, this.rxPool, until, !this.device.trusted);
+    else this.postEach(until);
+    if (ring.reqProdPvt !== before && ring.pushRequests()) this.device.irqs.notifyRemoteViaIrq(this.rxIrq);
+    // Without a page now and without requests outstanding, no event would ever come to try again.
+    if (((ring.reqProdPvt - ring.rspCons) | 0) < RX_SLOTS_MAX) this.refillLater();
+  }
+
+  private postEach(until: number): void {
+    const ring = this.rx;
+    const { i32 } = ring.memory;
+    const { posted, grefs } = this.books;
     while (((until - ring.reqProdPvt) | 0) > 0) {
       const index = this.rxPages.alloc();
       if (index < 0) break;
       const slot = ring.reqProdPvt & (ring.size - 1);
       if (!this.grantRx(slot, index)) break;
-      this.rxPosted[slot] = index;
+      posted[slot] = index;
       const at = ring.slot(ring.reqProdPvt) >>> 2;
       i32[at] = slot;
-      i32[at + 1] = this.rxGrefs[slot];
+      i32[at + 1] = grefs[slot];
       ring.reqProdPvt = (ring.reqProdPvt + 1) | 0;
     }
-    if (ring.reqProdPvt !== before && ring.pushRequests()) this.device.irqs.notifyRemoteViaIrq(this.rxIrq);
-    // Without a page now and without requests outstanding, no event would ever come to try again.
-    if (((ring.reqProdPvt - ring.rspCons) | 0) < RX_SLOTS_MAX) this.refillLater();
   }
 
   /** Lets the backend write to a page at `slot`. @returns false, with the page given back, when there is no grant left */
@@ -710,11 +767,11 @@ export class Queue {
     // Whoever had the page before may have written to it.
     if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
     if (this.rxGranted === null) {
-      platform.grants.grant(this.rxGrefs[slot], backendId, page, false);
+      platform.grants.grant(this.books.grefs[slot], backendId, page, false);
       return true;
     }
     try {
-      this.rxGrefs[slot] = this.rxGranted.grefOf(index);
+      this.books.grefs[slot] = this.rxGranted.grefOf(index);
       return true;
     } catch {
       this.rxPages.free(index);

@@ -42,19 +42,8 @@ export class RxPacket {
 export function readRxPacket(ring: FrontRing, start: number, available: number, rx: RxPacket): void {
   const { i32 } = ring.memory;
   const at = ring.slot(start) >>> 2;
-  takeResponses(ring, start, available, i32[at], i32[at + 1], rx);
-}
-
-/** `readRxPacket` for who has read the words of the first response. */
-export function takeResponses(
-  ring: FrontRing,
-  start: number,
-  available: number,
-  word0: number,
-  word1: number,
-  rx: RxPacket,
-): void {
-  const { i32 } = ring.memory;
+  const word0 = i32[at];
+  const word1 = i32[at + 1];
   rx.slots = 0;
   rx.size = 0;
   rx.reason = '';

@@ -89,6 +89,8 @@ export interface Grants {
 export interface GrantsWasm {
   /** What the functions know the domain by. */
   readonly record: number;
+  /** `grant` and `end` work on the domain's table, too. */
+  readonly regrantable: boolean;
   readonly functions: Readonly<Record<string, unknown>>;
 }
 

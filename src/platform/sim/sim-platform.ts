@@ -104,8 +104,8 @@ class SimGrants extends GuestGrantTable implements Grants {
   }
 
   get wasm(): GrantsWasm {
-    const { record, hypervisor } = this.domain;
-    return { record, functions: hypervisor.grants.hypercalls };
+    const { record, hypervisor, grantTable } = this.domain;
+    return { record, regrantable: grantTable.version === 1, functions: hypervisor.grants.hypercalls };
   }
 
   map(domid: number, gref: number, readonly: boolean): GrantMapping {
