@@ -275,12 +275,13 @@ export class Queue implements FastPathQueue {
       this.napi.complete(0);
       return 0;
     }
-    const work = this.receive(budget);
-    if (work > 0) {
-      this.worked = true;
-      // After what the packets set going: their receivers wait for them, while their sender is done.
-      this.vif.platform.scheduler.post(this.pushTask);
-    }
+    const passed = this.fastPath?.forward(budget) ?? 0;
+    // Their receivers have been told; the sender gets its pages back before it sends more.
+    if (passed > 0) this.push();
+    const work = passed + this.receive(budget - passed);
+    if (work > 0) this.worked = true;
+    // After what the packets set going: their receivers wait for them, while their sender is done.
+    if (work > passed) this.vif.platform.scheduler.post(this.pushTask);
     if (this.stopped || work >= budget) return work;
     if (!this.napi.complete(work) || this.tx.throttled) return work;
     if (this.tx.ring.finalCheckForRequests()) this.napi.schedule();
@@ -288,11 +289,9 @@ export class Queue implements FastPathQueue {
     return work;
   }
 
+  /** Takes what the fast path has left. What GRO puts together goes on when the poll ends, so the rest all goes this way. */
   private receive(budget: number): number {
-    const { fastPath, tx, napi } = this;
-    const passed = fastPath === null ? 0 : fastPath.forward(budget);
-    // What is put together by GRO goes on when the poll ends: nothing behind it may take the fast path before.
-    return passed === budget || fastPath?.drained ? passed : passed + tx.receive(budget - passed, napi);
+    return budget === 0 || this.fastPath?.drained ? 0 : this.tx.receive(budget, this.napi);
   }
 
   private endOfInterrupt(): void {

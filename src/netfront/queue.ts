@@ -27,7 +27,7 @@ import { txChecksumFlags, txSlotsNeeded, writeMulticast, writeTxPacket, writeTxR
 
 /** Slots of a packet at most: what every backend must take, and a GSO extra info. */
 const TX_SLOTS_MAX = 19;
-/** Requests that are posted to begin with; the number doubles when they run out, up to the whole ring. */
+/** Requests that are posted to begin with, and at least. */
 const RX_TARGET_MIN = 32;
 /** Headers that the linear part of a received packet has, if the packet has that many bytes. */
 const RX_PULL_BYTES = 128;
@@ -555,10 +555,21 @@ export class Queue {
       work++;
       if (this.code === null || !this.takeLong(this.code, rspProd)) this.takeAny(rspProd);
     }
-    if (((ring.reqProdPvt - ring.rspCons) | 0) < this.rxTarget >>> 1) {
-      this.rxTarget = Math.min(this.rxTarget * 2, ring.size);
-    }
+    if (work > 0) this.aim((ring.reqProdPvt - ring.rspCons) | 0);
     return work;
+  }
+
+  /**
+   * Posts more when few requests were left, or less than a packet may take, and slowly fewer when most were: pages that are filled one after the other, each
+   * when all others have been, are out of the processor's cache.
+   */
+  private aim(left: number): void {
+    const { rxTarget } = this;
+    let next = rxTarget;
+    if (left === 0) next = 2 * rxTarget;
+    else if (left < Math.max(rxTarget >>> 2, RX_SLOTS_MAX)) next = rxTarget + (rxTarget >>> 2);
+    else if (left > rxTarget - (rxTarget >>> 2)) next = rxTarget - 1;
+    this.rxTarget = Math.min(Math.max(next, RX_TARGET_MIN), this.rx.size);
   }
 
   private give(packet: Packet): void {
