@@ -86,17 +86,18 @@ export class FrontRing extends Ring {
 
   /** Publishes the requests written. @returns whether the backend must be notified */
   pushRequests(): boolean {
-    const from = this.memory.load(this.address + RING_REQ_PROD);
-    const to = this.reqProdPvt;
-    this.memory.store(this.address + RING_REQ_PROD, to);
-    return ringNeedsNotify(from, to, this.memory.load(this.address + RING_REQ_EVENT));
+    const { memory, address } = this;
+    return memory.publish(address + RING_REQ_PROD, this.reqProdPvt, address + RING_REQ_EVENT);
   }
 
   /** Asks for an event at the `after`-th response from now. @returns whether one is there already */
   finalCheckForResponses(after = 1): boolean {
     if (this.rspProd() !== this.rspCons) return true;
-    this.memory.store(this.address + RING_RSP_EVENT, this.rspCons + after);
-    return this.rspProd() !== this.rspCons;
+    const { memory, address, rspCons } = this;
+    return (
+      (memory.storeThenLoad(address + RING_RSP_EVENT, rspCons + after, address + RING_RSP_PROD) | 0) !==
+      rspCons
+    );
   }
 }
 
@@ -137,10 +138,8 @@ export class BackRing extends Ring {
 
   /** Publishes the responses written. @returns whether the frontend must be notified */
   pushResponses(): boolean {
-    const from = this.memory.load(this.address + RING_RSP_PROD);
-    const to = this.rspProdPvt;
-    this.memory.store(this.address + RING_RSP_PROD, to);
-    return ringNeedsNotify(from, to, this.memory.load(this.address + RING_RSP_EVENT));
+    const { memory, address } = this;
+    return memory.publish(address + RING_RSP_PROD, this.rspProdPvt, address + RING_RSP_EVENT);
   }
 
   /**
@@ -149,7 +148,10 @@ export class BackRing extends Ring {
    */
   finalCheckForRequests(after = 1): boolean {
     if (this.unconsumed(this.reqProd()) !== 0) return true;
-    this.memory.store(this.address + RING_REQ_EVENT, this.reqCons + after);
-    return this.unconsumed(this.reqProd()) !== 0;
+    const { memory, address } = this;
+    const event = address + RING_REQ_EVENT;
+    return (
+      this.unconsumed(memory.storeThenLoad(event, this.reqCons + after, address + RING_REQ_PROD) | 0) !== 0
+    );
   }
 }

@@ -41,11 +41,11 @@ export class TwoLevelBitmap {
   /** Masks every port, as a kernel does before it binds any. */
   maskAll(): void {
     const words = this.layout.nrEventChannels / 32;
-    for (let word = 0; word < words; word++) Atomics.store(this.memory.i32, this.mask + word, -1);
+    this.memory.i32.fill(-1, this.mask, this.mask + words);
   }
 
   clearPending(port: number): void {
-    Atomics.and(this.memory.i32, this.pending + (port >>> 5), ~(1 << (port & 31)));
+    this.memory.i32[this.pending + (port >>> 5)] &= ~(1 << (port & 31));
   }
 
   /**
@@ -54,10 +54,11 @@ export class TwoLevelBitmap {
    */
   scan(handle: (port: number) => void): void {
     const { memory, selectors, selector, halves } = this;
-    Atomics.store(memory.u8, this.upcallPending, 0);
+    memory.u8[this.upcallPending] = 0;
     let any = 0;
     for (let i = 0; i < halves; i++) {
-      selectors[i] = Atomics.exchange(memory.i32, selector + i, 0);
+      selectors[i] = memory.i32[selector + i];
+      memory.i32[selector + i] = 0;
       any |= selectors[i];
     }
     if (any === 0) return;

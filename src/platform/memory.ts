@@ -1,3 +1,5 @@
+import { ringNeedsNotify } from '../abi/ring.js';
+
 /** Bytes in a page of every ring protocol (XEN_PAGE_SIZE), whatever page size the guest has. */
 export const PAGE_SIZE = 4096;
 export const PAGE_SHIFT = 12;
@@ -48,6 +50,23 @@ export class Memory {
   /** Writes the u32 at a byte address that another domain may be reading; a full barrier. */
   store(address: number, value: number): void {
     Atomics.store(this.u32, address >>> 2, value);
+  }
+
+  /**
+   * Writes a producer index for a consumer that may be in another thread.
+   * @param address of the index @param event address of the index at which the consumer asked to be woken
+   * @returns whether it must be notified (RING_PUSH_*_AND_CHECK_NOTIFY of xen/include/public/io/ring.h)
+   */
+  publish(address: number, index: number, event: number): boolean {
+    const before = this.load(address);
+    this.store(address, index);
+    return ringNeedsNotify(before, index, this.load(event));
+  }
+
+  /** Writes a u32, and reads another one after everybody can see it. */
+  storeThenLoad(address: number, value: number, other: number): number {
+    this.store(address, value);
+    return this.load(other);
   }
 
   /** Clears a range. */

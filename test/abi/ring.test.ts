@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { BackRing, FrontRing, initSharedRing, ringNeedsNotify, ringSize } from '../../src/abi/index.js';
 import { NETIF_CTRL_SLOT_SIZE, NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE } from '../../src/abi/netif.js';
 import { Memory } from '../../src/platform/index.js';
+import { MachineMemory } from '../../src/platform/sim/index.js';
 
 const page = () => new Memory(new SharedArrayBuffer(8192));
 
@@ -56,21 +57,24 @@ const notifyVectors: [number, number, number, number][] = [
 test('push and check notify', () => {
   for (const [from, to, event, notify] of notifyVectors) {
     assert.equal(ringNeedsNotify(from | 0, to | 0, event | 0), notify === 1, `${from} ${to} ${event}`);
-    const memory = page();
-    const front = new FrontRing(memory, 0, NETIF_TX_SLOT_SIZE);
-    memory.u32[0] = from;
-    memory.u32[1] = event;
-    front.reqProdPvt = to | 0;
-    assert.equal(front.pushRequests(), notify === 1);
-    assert.equal(memory.u32[0], to);
-    const back = new BackRing(memory, 4096, NETIF_TX_SLOT_SIZE);
-    memory.u32[1024 + 2] = from;
-    memory.u32[1024 + 3] = event;
-    back.rspProdPvt = to | 0;
-    assert.equal(back.pushResponses(), notify === 1);
-    assert.equal(memory.u32[1024 + 2], to);
+    for (const memory of [page(), new MachineMemory(65536)]) pushes(memory, from, to, event, notify === 1);
   }
 });
+
+function pushes(memory: Memory, from: number, to: number, event: number, notify: boolean): void {
+  const front = new FrontRing(memory, 0, NETIF_TX_SLOT_SIZE);
+  memory.u32[0] = from;
+  memory.u32[1] = event;
+  front.reqProdPvt = to | 0;
+  assert.equal(front.pushRequests(), notify);
+  assert.equal(memory.u32[0], to);
+  const back = new BackRing(memory, 4096, NETIF_TX_SLOT_SIZE);
+  memory.u32[1024 + 2] = from;
+  memory.u32[1024 + 3] = event;
+  back.rspProdPvt = to | 0;
+  assert.equal(back.pushResponses(), notify);
+  assert.equal(memory.u32[1024 + 2], to);
+}
 
 test('unconsumed requests and overflows of a backend', () => {
   // [req_prod, req_cons, rsp_prod_pvt, unconsumed, cons overflow, prod overflow]

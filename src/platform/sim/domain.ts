@@ -189,6 +189,8 @@ export class Domain {
   private readonly freeGfns: number[] = [];
   private nextGfn = 0;
   private bankMemory: MemoryBank | null;
+  /** Its kernel runs in another thread. */
+  private readonly threaded: boolean;
   private readonly deliver: ((port: number) => void) | null;
 
   /** Only the hypervisor makes domains. */
@@ -210,14 +212,14 @@ export class Domain {
     this.deliver = options.bank?.deliver ?? null;
     this.scheduler = new DomainScheduler(hypervisor.scheduler);
     const { memory, frames } = hypervisor;
-    const threaded = options.bank?.threaded ?? false;
+    this.threaded = options.bank?.threaded ?? false;
     this.record = frames.allocXen() << PAGE_SHIFT;
     this.physmap = new Physmap(memory, frames);
     const words = memory.i32.subarray(this.record >>> 2);
     words[RECORD_DOMID >>> 2] = domid;
     words[RECORD_PHYSMAP >>> 2] = this.physmap.address;
     words[RECORD_IN_MACHINE >>> 2] = bank === 0 ? 1 : 0;
-    this.grantTable = new GrantTable(memory, frames, this.record, limits.maxGrantFrames, threaded);
+    this.grantTable = new GrantTable(memory, frames, this.record, limits.maxGrantFrames, this.threaded);
     this.maptrack = new Maptrack(limits.maxMappings);
     this.ports = new PortTable(Math.min(limits.maxPorts, this.layout.nrEventChannels));
     this.sharedFrame = frames.allocXen();
@@ -357,36 +359,36 @@ export class Domain {
     const { i32 } = this.sharedMemory;
     const bit = 1 << (port & 31);
     const pending = ((this.sharedInfo + this.layout.evtchn_pending) >>> 2) + (port >>> 5);
-    if ((Atomics.or(i32, pending, bit) & bit) !== 0) return;
+    if ((this.setBits(i32, pending, bit) & bit) !== 0) return;
     const mask = ((this.sharedInfo + this.layout.evtchn_mask) >>> 2) + (port >>> 5);
     if ((i32[mask] & bit) === 0) this.select(port);
   }
 
   clearPending(port: number): void {
     const pending = ((this.sharedInfo + this.layout.evtchn_pending) >>> 2) + (port >>> 5);
-    Atomics.and(this.sharedMemory.i32, pending, ~(1 << (port & 31)));
+    this.clearBits(this.sharedMemory.i32, pending, 1 << (port & 31));
   }
 
   isPending(port: number): boolean {
     const pending = ((this.sharedInfo + this.layout.evtchn_pending) >>> 2) + (port >>> 5);
-    return (Atomics.load(this.sharedMemory.i32, pending) & (1 << (port & 31))) !== 0;
+    return (this.sharedMemory.i32[pending] & (1 << (port & 31))) !== 0;
   }
 
   isMasked(port: number): boolean {
     const mask = ((this.sharedInfo + this.layout.evtchn_mask) >>> 2) + (port >>> 5);
-    return (Atomics.load(this.sharedMemory.i32, mask) & (1 << (port & 31))) !== 0;
+    return (this.sharedMemory.i32[mask] & (1 << (port & 31))) !== 0;
   }
 
   mask(port: number): void {
     const mask = ((this.sharedInfo + this.layout.evtchn_mask) >>> 2) + (port >>> 5);
-    Atomics.or(this.sharedMemory.i32, mask, 1 << (port & 31));
+    this.setBits(this.sharedMemory.i32, mask, 1 << (port & 31));
   }
 
   unmask(port: number): void {
     const { i32 } = this.sharedMemory;
     const bit = 1 << (port & 31);
     const mask = ((this.sharedInfo + this.layout.evtchn_mask) >>> 2) + (port >>> 5);
-    if ((Atomics.and(i32, mask, ~bit) & bit) !== 0 && this.isPending(port)) this.select(port);
+    if ((this.clearBits(i32, mask, bit) & bit) !== 0 && this.isPending(port)) this.select(port);
   }
 
   private select(port: number): void {
@@ -395,8 +397,30 @@ export class Domain {
     const selector = this.layout.wordBits === 64 ? port >>> 6 : port >>> 5;
     const bit = 1 << (selector & 31);
     const at = ((vcpu.info + this.layout.vcpu.evtchn_pending_sel) >>> 2) + (selector >>> 5);
-    if ((Atomics.or(i32, at, bit) & bit) !== 0) return;
-    if (Atomics.exchange(u8, vcpu.info + this.layout.vcpu.evtchn_upcall_pending, 1) === 0) this.kick(vcpu);
+    if ((this.setBits(i32, at, bit) & bit) !== 0) return;
+    const upcall = vcpu.info + this.layout.vcpu.evtchn_upcall_pending;
+    if (this.threaded) {
+      if (Atomics.exchange(u8, upcall, 1) === 0) this.kick(vcpu);
+      return;
+    }
+    if (u8[upcall] !== 0) return;
+    u8[upcall] = 1;
+    this.kick(vcpu);
+  }
+
+  /** @returns the word before; one that the kernel changes in another thread is changed atomically */
+  private setBits(i32: Int32Array, at: number, bits: number): number {
+    if (this.threaded) return Atomics.or(i32, at, bits);
+    const before = i32[at];
+    i32[at] = before | bits;
+    return before;
+  }
+
+  private clearBits(i32: Int32Array, at: number, bits: number): number {
+    if (this.threaded) return Atomics.and(i32, at, ~bits);
+    const before = i32[at];
+    i32[at] = before & ~bits;
+    return before;
   }
 
   /** Makes the virtual CPU look at its pending events, unless it holds upcalls off. */

@@ -58,7 +58,7 @@ class CopySide {
 
 /** What `wasm/hypercalls.ts` exports. */
 interface Hypercalls {
-  start(directory: number, owner: number, frames: number): void;
+  start(directory: number, owner: number, frames: number, scratch: number): void;
   copy(caller: number, words: number, first: number, count: number): number;
 }
 
@@ -83,7 +83,7 @@ export class GrantOperations {
     this.staged = frames.allocXen() << PAGE_SHIFT;
     this.hypercalls = memory.instantiate(MODULE, {}) as Record<string, unknown>;
     const { start, copy } = this.hypercalls as unknown as Hypercalls;
-    start(directory.address, frames.ownerAddress, memory.pages);
+    start(directory.address, frames.ownerAddress, memory.pages, frames.allocXen() << PAGE_SHIFT);
     this.copyUsual = copy;
   }
 

@@ -18,6 +18,8 @@ interface WebAssemblyApi {
 interface BulkMemory {
   copy(to: number, from: number, length: number): void;
   fill(at: number, value: number, length: number): void;
+  publish(address: number, index: number, event: number): number;
+  storeThenLoad(address: number, value: number, other: number): number;
 }
 
 /** Modules by their bytes: each is compiled once. */
@@ -46,7 +48,7 @@ export class MachineMemory extends Memory {
     module: Uint8Array,
     imports: Record<string, Record<string, unknown>>,
   ) => unknown;
-  private readonly fillBytes: (at: number, value: number, length: number) => void;
+  private readonly bulk: BulkMemory;
   /** Pages of PAGE_SIZE. */
   readonly pages: number;
 
@@ -61,9 +63,8 @@ export class MachineMemory extends Memory {
     super(memory.buffer);
     this.instantiate = (module, imports) =>
       new api.Instance(compiled(api, module), { ...imports, env: { memory } }).exports;
-    const bulk = this.instantiate(BULK, {}) as BulkMemory;
-    this.copyBytes = bulk.copy;
-    this.fillBytes = bulk.fill;
+    this.bulk = this.instantiate(BULK, {}) as BulkMemory;
+    this.copyBytes = this.bulk.copy;
     this.pages = bytes >>> PAGE_SHIFT;
   }
 
@@ -71,8 +72,16 @@ export class MachineMemory extends Memory {
     this.copyBytes(to, from, length);
   }
 
+  override publish(address: number, index: number, event: number): boolean {
+    return this.bulk.publish(address, index, event) !== 0;
+  }
+
+  override storeThenLoad(address: number, value: number, other: number): number {
+    return this.bulk.storeThenLoad(address, value, other);
+  }
+
   /** Makes a page all zero. */
   clearPage(page: number): void {
-    this.fillBytes(page << PAGE_SHIFT, 0, PAGE_SIZE);
+    this.bulk.fill(page << PAGE_SHIFT, 0, PAGE_SIZE);
   }
 }

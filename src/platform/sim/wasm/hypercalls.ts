@@ -42,18 +42,27 @@ const PIN_RETRIES = 5;
 const BANK_SHIFT = 20;
 /** No domid, not even COPY_LOCAL. */
 const NOBODY = -2;
+/** Guest frame numbers are below. */
+const GFNS_MAX: u32 = 1 << (2 * LEAF_SHIFT);
 /** Longer copies are `memory.copy`'s, whose call costs more than copying them. */
 const SHORT_COPY: u32 = 256;
 
 let directory: usize = 0;
 let owners: usize = 0;
 let frames: u32 = 0;
+/** Where the pages of both sides of each copy are noted. */
+let found: usize = 0;
 
-/** @param owner address of the owner of each frame, 16 bits each; @param count of frames */
-export function start(domids: usize, owner: usize, count: u32): void {
+/**
+ * @param owner address of the owner of each frame, 16 bits each
+ * @param count of frames
+ * @param scratch address of a frame for the time of a call
+ */
+export function start(domids: usize, owner: usize, count: u32, scratch: usize): void {
   directory = domids;
   owners = owner;
   frames = count;
+  found = scratch;
 }
 
 function word(record: usize, field: usize): i32 {
@@ -72,10 +81,13 @@ function entryAt(record: usize, gref: u32): usize {
 
 /** Byte address of a page that a domain granted; 0 when the gfn is none of its RAM, or that is not in machine memory. */
 function pageOf(record: usize, gfn: u32): usize {
-  if (gfn >>> (2 * LEAF_SHIFT) !== 0) return 0;
+  if (gfn >= GFNS_MAX) return 0;
   const leaf = load<usize>(<usize>word(record, RECORD_PHYSMAP) + ((gfn >>> LEAF_SHIFT) << 2));
-  if (leaf === 0) return 0;
-  const frame = load<i32>(leaf + ((gfn & LEAF_MASK) << 2));
+  return leaf === 0 ? 0 : pageOfFrame(load<i32>(leaf + ((gfn & LEAF_MASK) << 2)));
+}
+
+/** 0 for a frame that is not RAM, or not in machine memory. */
+function pageOfFrame(frame: i32): usize {
   return frame > 0 && frame >>> BANK_SHIFT === 0 ? (<usize>frame) << PAGE_SHIFT : 0;
 }
 
@@ -88,15 +100,50 @@ function ownPage(caller: usize, page: u32): usize {
 }
 
 /**
- * Page address of a grant that plain reads suffice to check; 0 otherwise. No reading or writing bit is set: the granter
- * runs in our thread, so it cannot look before the copy is done.
+ * Finds the pages of one side of each copy, as far as plain reads suffice for it. No reading or writing bit is set: the
+ * granter runs in our thread, so it cannot look before the copies are done.
+ * @param words address of the side's first word, the domid, in the first copy
+ * @param pages where the pages' addresses go, 8 bytes apart; 0 for a copy that has to be looked at by itself
+ * @param refused flags that an entry must not have
  */
-function plainPage(record: usize, domid: i32, gref: u32, refused: i32): usize {
-  if (gref >= <u32>word(record, RECORD_PLAIN)) return 0;
-  const at = entryAt(record, gref);
-  const head = load<i32>(at);
-  if ((head & (<i32>0xffff0000 | GTF_type_mask | refused)) !== ((domid << 16) | GTF_permit_access)) return 0;
-  return pageOf(record, load<u32>(at + 4));
+function findPlain(caller: usize, words: usize, count: i32, pages: usize, refused: i32): void {
+  const wanted = (word(caller, RECORD_DOMID) << 16) | GTF_permit_access;
+  const mask = <i32>0xffff0000 | GTF_type_mask | refused;
+  let domid = NOBODY;
+  let record: usize = 0;
+  let entries: u32 = 0;
+  let physmap: usize = 0;
+  let leafNumber: u32 = 0xffffffff;
+  let leaf: usize = 0;
+  for (let i = 0; i < count; i++, words += COPY_WORDS << 2, pages += 8) {
+    const whose = load<i32>(words);
+    const ref = load<u32>(words + 4);
+    if (whose === COPY_LOCAL) {
+      store<usize>(pages, ownPage(caller, ref));
+      continue;
+    }
+    if (whose !== domid) {
+      domid = whose;
+      record = recordOf(whose);
+      entries = record === 0 ? 0 : <u32>word(record, RECORD_PLAIN);
+      physmap = record === 0 ? 0 : <usize>word(record, RECORD_PHYSMAP);
+      leafNumber = 0xffffffff;
+    }
+    let page: usize = 0;
+    if (ref < entries) {
+      const at = entryAt(record, ref);
+      const gfn = load<u32>(at + 4);
+      if ((load<i32>(at) & mask) === wanted && gfn < GFNS_MAX) {
+        // A domain has most of its pages under one leaf.
+        if (gfn >>> LEAF_SHIFT !== leafNumber) {
+          leafNumber = gfn >>> LEAF_SHIFT;
+          leaf = load<usize>(physmap + (leafNumber << 2));
+        }
+        if (leaf !== 0) page = pageOfFrame(load<i32>(leaf + ((gfn & LEAF_MASK) << 2)));
+      }
+    }
+    store<usize>(pages, page);
+  }
 }
 
 function clearBits(at: usize, pins: usize): void {
@@ -156,60 +203,59 @@ function copyBytes(to: usize, from: usize, bytes: u32): void {
  * Does the copies of a batch from the one at `first` on, in their order, each with its status.
  * @param caller the record of the domain whose memory local sides are
  * @param words address of the batch's words
+ * @param count copies in the batch, COPIES_AT_ONCE at most
  * @returns the number of the first copy that takes the long way, which is not done; `count` when there is none
  */
 export function copy(caller: usize, words: usize, first: i32, count: i32): i32 {
-  const domid = word(caller, RECORD_DOMID);
-  let srcDomid = NOBODY;
-  let dstDomid = NOBODY;
-  let srcRecord: usize = 0;
-  let dstRecord: usize = 0;
-  for (let i = first; i < count; i++) {
-    const at = words + i * (COPY_WORDS << 2);
+  let at = words + first * (COPY_WORDS << 2);
+  let pages = found;
+  findPlain(caller, at + (COPY_SRC_DOMID << 2), count - first, pages, 0);
+  findPlain(caller, at + (COPY_DST_DOMID << 2), count - first, pages + 4, GTF_readonly);
+  for (let i = first; i < count; i++, at += COPY_WORDS << 2, pages += 8) {
     const bytes = load<u32>(at + (COPY_LENGTH << 2));
     const from = load<u32>(at + (COPY_SRC_OFFSET << 2));
     const to = load<u32>(at + (COPY_DST_OFFSET << 2));
     if (bytes > PAGE_SIZE || from > PAGE_SIZE - bytes || to > PAGE_SIZE - bytes) return i;
-    const srcRef = load<u32>(at + (COPY_SRC_REF << 2));
-    const dstRef = load<u32>(at + (COPY_DST_REF << 2));
-    const src = load<i32>(at + (COPY_SRC_DOMID << 2));
-    const dst = load<i32>(at + (COPY_DST_DOMID << 2));
-    let pinned = 0;
-    let source: usize;
-    if (src === COPY_LOCAL) source = ownPage(caller, srcRef);
-    else {
-      if (src !== srcDomid) {
-        srcDomid = src;
-        srcRecord = recordOf(src);
-      }
-      if (srcRecord === 0) return i;
-      source = plainPage(srcRecord, domid, srcRef, 0);
-      if (source === 0) {
-        source = pinnedPage(srcRecord, domid, srcRef, false);
-        pinned = 1;
-      }
-    }
-    if (source === 0) return i;
-    let dest: usize;
-    if (dst === COPY_LOCAL) dest = ownPage(caller, dstRef);
-    else {
-      if (dst !== dstDomid) {
-        dstDomid = dst;
-        dstRecord = recordOf(dst);
-      }
-      dest = dstRecord === 0 ? 0 : plainPage(dstRecord, domid, dstRef, GTF_readonly);
-      if (dest === 0 && dstRecord !== 0) {
-        dest = pinnedPage(dstRecord, domid, dstRef, true);
-        if (dest !== 0) pinned |= 2;
-      }
-    }
-    if (dest !== 0) copyBytes(dest + to, source + from, bytes);
-    if ((pinned & 1) !== 0) unpin(srcRecord, srcRef, false);
-    if (dest === 0) return i;
-    if ((pinned & 2) !== 0) unpin(dstRecord, dstRef, true);
+    const source = load<usize>(pages);
+    const dest = load<usize>(pages + 4);
+    if (source !== 0 && dest !== 0) copyBytes(dest + to, source + from, bytes);
+    else if (!copyPinned(caller, at, source, from, dest, to, bytes)) return i;
     store<i32>(at + (COPY_STATUS << 2), 0);
   }
   return count;
+}
+
+/**
+ * Does one copy with pins for the sides whose pages are not known yet.
+ * @returns false, having done nothing, when there is no such page
+ */
+function copyPinned(
+  caller: usize,
+  at: usize,
+  source: usize,
+  from: u32,
+  dest: usize,
+  to: u32,
+  bytes: u32,
+): bool {
+  const domid = word(caller, RECORD_DOMID);
+  const srcRef = load<u32>(at + (COPY_SRC_REF << 2));
+  const dstRef = load<u32>(at + (COPY_DST_REF << 2));
+  let srcRecord: usize = 0;
+  let dstRecord: usize = 0;
+  if (source === 0) {
+    srcRecord = recordOf(load<u32>(at + (COPY_SRC_DOMID << 2)));
+    if (srcRecord !== 0) source = pinnedPage(srcRecord, domid, srcRef, false);
+    if (source === 0) return false;
+  }
+  if (dest === 0) {
+    dstRecord = recordOf(load<u32>(at + (COPY_DST_DOMID << 2)));
+    if (dstRecord !== 0) dest = pinnedPage(dstRecord, domid, dstRef, true);
+  }
+  if (dest !== 0) copyBytes(dest + to, source + from, bytes);
+  if (srcRecord !== 0) unpin(srcRecord, srcRef, false);
+  if (dest !== 0 && dstRecord !== 0) unpin(dstRecord, dstRef, true);
+  return dest !== 0;
 }
 
 /** `Grants.grant` of a version 1 table, for a page whose guest frame number is known. Flags last. */
