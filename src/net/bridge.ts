@@ -343,11 +343,16 @@ export class Bridge extends NetDevice<undefined> implements Forwarder {
       return null;
     if (!mayBeSource(sourceHigh, sourceLow) || classify(high, low) !== IS_UNICAST) return null;
     if (this.promiscuity > 0 && this.rxHandler !== null) return null;
-    const { now } = this.net;
-    if (port.learning) this.fdb.learn(sourceHigh, sourceLow, port.number, now);
-    const found = this.fdb.lookup(high, low, now);
+    // Learning its source changes where it goes.
+    if (high === sourceHigh && low === sourceLow) return null;
+    const found = this.fdb.lookup(high, low, this.net.now);
     const target = found >= 0 ? this.portByNumber[found] : undefined;
     return target !== undefined && mayPass(port, target) ? target.device : null;
+  }
+
+  came(from: NetDevice, sourceHigh: number, sourceLow: number): void {
+    const port = this.portByDevice.get(from);
+    if (port?.learning) this.fdb.learn(sourceHigh, sourceLow, port.number, this.net.now);
   }
 
   private learnAndForward(port: BridgePort, packet: Packet): void {

@@ -119,11 +119,13 @@ export interface NetDeviceOps<Priv = unknown> {
 /** What passes frames on from one device to another. */
 export interface Forwarder {
   /**
-   * What would become of a frame with these addresses that came in on `from`, for who passes on many of them: notes that
-   * it came. An address is two integers, its first two bytes and the other four.
+   * What would become of a frame with these addresses that came in on `from`, for who passes on many of them. An address is
+   * two integers, its first two bytes and the other four.
    * @returns the one device that it goes out of, if it is not too long for that; null when the frame has to be shown
    */
   route(from: NetDevice, high: number, low: number, sourceHigh: number, sourceLow: number): NetDevice | null;
+  /** Notes that frames with that source did come in on `from`, and were passed on as `route` said. */
+  came(from: NetDevice, sourceHigh: number, sourceLow: number): void;
 }
 
 /** What a device gives its packets to; takes the reference. */

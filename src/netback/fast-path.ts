@@ -9,6 +9,7 @@ import {
   NETIF_F_TSO6,
 } from '../net/features.js';
 import { VLAN_HLEN } from '../net/flags.js';
+import { HypercallError } from '../platform/errors.js';
 import { type Memory, PAGE_SHIFT } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
 import {
@@ -52,6 +53,7 @@ const WORK_PAGES = 11;
 const REST_MIN = 1;
 const REST_MAX = 64;
 const POLL_MAX = 0x3fffffff;
+const FIRST_ROUTE = BLOCK_ROUTES >>> 2;
 const ROUTE_WORDS = ROUTE_SIZE >>> 2;
 
 interface Exports {
@@ -92,10 +94,20 @@ export class FastPathModule {
     exports.start(record, table);
   }
 
-  /** A block for a queue whose rings both lie in this memory; null for others. @throws ENOMEM */
+  /** A block for a queue whose rings both lie in this memory; null for others, and when there is no page left. */
   block(domid: number, txRing: { memory: Memory; address: number }, rxRing: typeof txRing): Block | null {
     if (txRing.memory !== this.memory || rxRing.memory !== this.memory) return null;
-    return new Block(this, this.platform.memory.allocPage(), domid, txRing.address, rxRing.address);
+    const page = this.allocPage();
+    return page === 0 ? null : new Block(this, page, domid, txRing.address, rxRing.address);
+  }
+
+  private allocPage(): number {
+    try {
+      return this.platform.memory.allocPage();
+    } catch (error) {
+      if (error instanceof HypercallError) return 0;
+      throw error;
+    }
   }
 
   freePage(page: number): void {
@@ -200,10 +212,12 @@ export class FastPath {
     this.begin();
     let done = 0;
     let bytes = 0;
+    // A packet's addresses may be others each time that they are looked at: there is an end to it.
+    let lookups = 0;
     do {
       done += block.module.forward(block.address, limit - done);
       bytes += words[BLOCK_TX_BYTES >>> 2];
-    } while (words[BLOCK_STOP >>> 2] === STOP_ROUTE && this.addRoute());
+    } while (words[BLOCK_STOP >>> 2] === STOP_ROUTE && lookups++ < limit && this.addRoute());
     if (done > 0) this.finish(done, bytes);
     else if (words[BLOCK_STOP >>> 2] !== STOP_EMPTY) this.takeRest();
     return done;
@@ -217,7 +231,9 @@ export class FastPath {
   private begin(): void {
     const { words, queue } = this;
     const before = this.poll;
-    this.poll = (before & POLL_MAX) + 1;
+    this.poll = before === POLL_MAX ? 1 : before + 1;
+    // A number that comes again must not make an old route hold.
+    if (before === POLL_MAX) words.fill(0, FIRST_ROUTE, FIRST_ROUTE + ROUTES * ROUTE_WORDS);
     words[BLOCK_POLL >>> 2] = this.poll;
     words[BLOCK_TX_REQ_CONS >>> 2] = queue.txRing.reqCons;
     words[BLOCK_TX_RSP_PVT >>> 2] = queue.txRing.rspProdPvt;
@@ -227,7 +243,7 @@ export class FastPath {
   }
 
   private wasUsed(route: number, poll: number): boolean {
-    return this.words[(BLOCK_ROUTES >>> 2) + route * ROUTE_WORDS + (ROUTE_USED >>> 2)] === poll;
+    return this.words[FIRST_ROUTE + route * ROUTE_WORDS + (ROUTE_USED >>> 2)] === poll;
   }
 
   /** Looks up the addresses of the frame that has no route in this poll. @returns whether it has one now */
@@ -239,17 +255,27 @@ export class FastPath {
     if (route === ROUTES) {
       route = this.nextRoute;
       this.nextRoute = (route + 1) % ROUTES;
-      // Whom it has led to in this poll hears of what came on it.
-      if (this.wasUsed(route, this.poll)) this.targets[route]?.publish();
-      const at = (BLOCK_ROUTES >>> 2) + route * ROUTE_WORDS;
+      this.close(route);
+      const at = FIRST_ROUTE + route * ROUTE_WORDS;
       for (let i = 0; i < 3; i++) words[at + i] = words[from + i];
+      words[at + (ROUTE_USED >>> 2)] = 0;
     }
     return this.confirm(route);
   }
 
+  /** What came on a route in this poll is told: to whom it leads, and to the bridge. */
+  private close(route: number): void {
+    if (!this.wasUsed(route, this.poll)) return;
+    this.targets[route]?.publish();
+    const { words } = this;
+    const { dev } = this.queue;
+    const at = FIRST_ROUTE + route * ROUTE_WORDS;
+    dev.forwarder?.came(dev, sourceHigh(words[at + 1]), sourceLow(words[at + 2]));
+  }
+
   private hasAddresses(route: number, from: number): boolean {
     const { words } = this;
-    const at = (BLOCK_ROUTES >>> 2) + route * ROUTE_WORDS;
+    const at = FIRST_ROUTE + route * ROUTE_WORDS;
     return (
       words[at] === words[from] && words[at + 1] === words[from + 1] && words[at + 2] === words[from + 2]
     );
@@ -258,13 +284,13 @@ export class FastPath {
   /** Makes a route hold for this poll. @returns false when packets with its addresses take the other way */
   private confirm(route: number): boolean {
     const { words, poll } = this;
-    const at = (BLOCK_ROUTES >>> 2) + route * ROUTE_WORDS;
+    const at = FIRST_ROUTE + route * ROUTE_WORDS;
     const target = this.find(words[at], words[at + 1], words[at + 2]);
-    this.targets[route] = target;
-    if (target === null || target.block.module !== this.block.module || !target.accept()) return false;
-    words[at + (ROUTE_TARGET >>> 2)] = target.block.address;
-    words[at + (ROUTE_POLL >>> 2)] = poll;
-    return true;
+    const holds = target !== null && target.block.module === this.block.module && target.accept();
+    this.targets[route] = holds ? target : null;
+    words[at + (ROUTE_TARGET >>> 2)] = holds ? target.block.address : 0;
+    words[at + (ROUTE_POLL >>> 2)] = holds ? poll : 0;
+    return holds;
   }
 
   /** @param a @param b @param c the first 12 bytes of a frame, as they lie in memory */
@@ -275,8 +301,8 @@ export class FastPath {
         dev,
         ((a & 0xff) << 8) | ((a >>> 8) & 0xff),
         (((a >>> 16) & 0xff) << 24) | ((a >>> 24) << 16) | ((b & 0xff) << 8) | ((b >>> 8) & 0xff),
-        (((b >>> 16) & 0xff) << 8) | (b >>> 24),
-        ((c & 0xff) << 24) | (((c >>> 8) & 0xff) << 16) | (((c >>> 16) & 0xff) << 8) | (c >>> 24),
+        sourceHigh(b),
+        sourceLow(c),
       ) ?? null;
     return device === null ? null : this.queue.targetOf(device);
   }
@@ -303,13 +329,13 @@ export class FastPath {
   }
 
   private finish(packets: number, bytes: number): void {
-    const { queue, words, poll } = this;
+    const { queue, words } = this;
     this.rest = 0;
     queue.txRing.reqCons = words[BLOCK_TX_REQ_CONS >>> 2];
     const { stats } = queue.dev;
     stats.rxPackets += packets;
     stats.rxBytes += bytes;
-    for (let i = 0; i < ROUTES; i++) if (this.wasUsed(i, poll)) this.targets[i]?.publish();
+    for (let i = 0; i < ROUTES; i++) this.close(i);
   }
 
   /** Tells the guest of the packets that it was given. */
@@ -326,4 +352,14 @@ export class FastPath {
     queue.rxRing.rspProdPvt = words[BLOCK_RX_RSP_PVT >>> 2];
     queue.delivered();
   }
+}
+
+/** @param b the second of the words of a frame's addresses */
+function sourceHigh(b: number): number {
+  return (((b >>> 16) & 0xff) << 8) | (b >>> 24);
+}
+
+/** @param c the third */
+function sourceLow(c: number): number {
+  return ((c & 0xff) << 24) | (((c >>> 8) & 0xff) << 16) | (((c >>> 16) & 0xff) << 8) | (c >>> 24);
 }

@@ -476,9 +476,11 @@ function plan(p: usize, target: usize, domid: i32, copies: i32): i32 {
   const list = load<usize>(p + P_PIECES);
   const needed = slotsNeeded(p, list, count) + extras;
   if (needed > RX_DATA_SLOTS_MAX + extras) return -STOP_UNUSUAL;
+  const rspPvt = load<u32>(target + BLOCK_RX_RSP_PVT);
   const reqProd = atomic.load<u32>(ring);
-  if (reqProd - load<u32>(target + BLOCK_RX_RSP_PVT) > RING_SIZE) return -STOP_UNUSUAL;
-  if (needed > reqProd - start) return -STOP_FULL;
+  if (reqProd - rspPvt > RING_SIZE) return -STOP_UNUSUAL;
+  // The index may have gone back since the last packet.
+  if (needed > min<u32>(reqProd - start, RING_SIZE - (start - rspPvt))) return -STOP_FULL;
   const requests = target + BLOCK_REQUESTS;
   const guest = load<i32>(target + BLOCK_DOMID);
   let next = start;
