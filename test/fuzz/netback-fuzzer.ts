@@ -53,7 +53,7 @@ export class NetbackFuzzer {
     this.domain = path.hypervisor.createDomain();
     const { platform, irqs, net } = path.dom0;
     const onFatal = (reason: string) => this.fatal.push(reason);
-    this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, onFatal);
+    this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, onFatal, path.fastPathModule);
     this.vif.dev.mtu = 9000;
     // Who may send as anybody can have the bridge send him what is another's, as on any Ethernet.
     const own = Uint8Array.from([0, 0x16, 0x3e, 0, 0, this.domain.domid]);

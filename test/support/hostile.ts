@@ -3,14 +3,15 @@ import { DoubleFetchMemory, HostileBackend, HostileFrontend } from '../../src/mo
 import {
   NETIF_F_ALL_TSO,
   NETIF_F_CSUM_MASK,
+  NETIF_F_GRO,
   NETIF_F_SG,
   type NetDevice,
   type Packet,
 } from '../../src/net/index.js';
-import { type FrontendFeatures, Vif } from '../../src/netback/index.js';
+import { type FrontendFeatures, type QueueConnection, Vif } from '../../src/netback/index.js';
 import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/netfront/index.js';
 import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
-import type { Domain } from '../../src/platform/sim/index.js';
+import type { Domain, DomainOptions } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { ALL_FEATURES, type DataPath, Dom, type Guest } from './data-path.js';
 import { bytesOf, packetFrom } from './packets.js';
@@ -44,6 +45,8 @@ export class Attacker {
   /** Reasons that the vif was disabled for; at most one a connection. */
   readonly fatal: string[] = [];
   front!: HostileFrontend;
+  /** One for each queue. */
+  private fronts: HostileFrontend[] = [];
   /** What the backend sees the rings through, when asked for. */
   txMemory: DoubleFetchMemory | null = null;
   rxMemory: DoubleFetchMemory | null = null;
@@ -58,12 +61,20 @@ export class Attacker {
       features?: FrontendFeatures;
       doubleFetch?: boolean;
       mtu?: number;
+      domain?: DomainOptions;
+      /** Queues that the backend connects to, each with a frontend's rings: the first are `front`'s. */
+      queues?: number;
+      /** false: TCP data is not put together, and so may take the fast path. */
+      gro?: boolean;
     } = {},
   ) {
-    this.domain = path.hypervisor.createDomain();
+    this.domain = path.hypervisor.createDomain(options.domain);
     const { platform, irqs, net } = path.dom0;
-    this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, reason => this.fatal.push(reason));
+    const onFatal = (reason: string) => this.fatal.push(reason);
+    const { domid } = this.domain;
+    this.vif = new Vif(platform, irqs, net, domid, 0, options.queues ?? 1, onFatal, path.fastPathModule);
     this.vif.dev.mtu = options.mtu ?? 9000;
+    if (options.gro === false) this.vif.dev.wantedFeatures &= ~NETIF_F_GRO;
     path.bridge.addPort(this.vif.dev as NetDevice);
   }
 
@@ -73,14 +84,29 @@ export class Attacker {
 
   /** Connects with rings made anew. @param prepare writes to them before the backend looks */
   connect(prepare: (front: HostileFrontend) => void = () => {}): HostileFrontend {
-    const { split, features, doubleFetch } = this.options;
-    const { platform } = this.path.dom0;
-    const { domid } = this.domain;
-    this.front = new HostileFrontend(this.domain.platform, 0, { split });
+    const { split, features, queues } = this.options;
+    const { platform } = this.domain;
+    this.fronts = Array.from({ length: queues ?? 1 }, () => new HostileFrontend(platform, 0, { split }));
+    [this.front] = this.fronts;
     prepare(this.front);
-    const { txRef, rxRef, txPort, rxPort } = this.front.publication;
-    const mappings = [txRef, rxRef].map(ref => platform.grants.map(domid, ref, false));
-    this.unmap = mappings.map(mapping => () => platform.grants.unmap(mapping));
+    const connections = this.fronts.map(front => this.mapRings(front));
+    try {
+      this.vif.connect(features ?? ALL_FEATURES, connections);
+    } catch (error) {
+      this.afterFailure(this.front);
+      this.disconnect();
+      throw error;
+    }
+    return this.front;
+  }
+
+  private mapRings({ publication }: HostileFrontend): QueueConnection {
+    const { grants } = this.path.dom0.platform;
+    const { domid } = this.domain;
+    const { txRef, rxRef, txPort, rxPort } = publication;
+    const mappings = [txRef, rxRef].map(ref => grants.map(domid, ref, false));
+    this.unmap.push(...mappings.map(mapping => () => grants.unmap(mapping)));
+    const { doubleFetch } = this.options;
     const rings = mappings.map(mapping =>
       doubleFetch ? { ...mapping, memory: new DoubleFetchMemory(mapping.memory, mapping.address) } : mapping,
     );
@@ -88,14 +114,7 @@ export class Attacker {
       [this.txMemory, this.rxMemory] = rings.map(({ memory }) => memory as DoubleFetchMemory);
     }
     const [txRing, rxRing] = rings;
-    try {
-      this.vif.connect(features ?? ALL_FEATURES, [{ domid, txRing, rxRing, txPort, rxPort }]);
-    } catch (error) {
-      this.afterFailure(this.front);
-      this.disconnect();
-      throw error;
-    }
-    return this.front;
+    return { domid, txRing, rxRing, txPort, rxPort };
   }
 
   /** A frame from this domain. */
@@ -129,7 +148,7 @@ export class Attacker {
   disconnect(): boolean {
     this.vif.disconnect();
     for (const step of this.unmap.splice(0)) step();
-    return this.front.destroy();
+    return this.fronts.map(front => front.destroy()).every(gone => gone);
   }
 }
 

@@ -1,0 +1,75 @@
+import type { TxPacketOptions } from '../../src/mock/index.js';
+import type { NetDevice } from '../../src/net/index.js';
+import { buildFrame, type TcpFrame } from '../net/frames.js';
+import { DataPath } from './data-path.js';
+import { Attacker, holdings } from './hostile.js';
+
+export type RawGuestOptions = ConstructorParameters<typeof Attacker>[1];
+
+/** Two guests whose rings a test writes itself; dom0's bridge knows where both are. */
+export class RawPair {
+  readonly path: DataPath;
+  readonly sender: Attacker;
+  readonly receiver: Attacker;
+
+  /** @param fastPath false to have TypeScript take every packet */
+  constructor(
+    readonly fastPath: boolean,
+    options: { sender?: RawGuestOptions; receiver?: RawGuestOptions } = {},
+  ) {
+    this.path = new DataPath(1, undefined, fastPath);
+    this.sender = new Attacker(this.path, { gro: false, ...options.sender });
+    this.receiver = new Attacker(this.path, { gro: false, ...options.receiver });
+    for (const guest of [this.sender, this.receiver]) {
+      guest.connect();
+      this.learn(guest.mac, guest);
+    }
+  }
+
+  /** As if a frame from that address had come in from a guest. */
+  learn(mac: readonly number[], guest: Attacker): void {
+    const [high, low] = [(mac[0] << 8) | mac[1], (mac[2] << 24) | (mac[3] << 16) | (mac[4] << 8) | mac[5]];
+    const { bridge, dom0 } = this.path;
+    bridge.fdb.learn(high, low, bridge.portOf(guest.vif.dev as NetDevice)!.number, dom0.net.now);
+  }
+
+  /** A frame from the sender to the receiver; UDP, as long as nothing else is asked for. */
+  frame(length: number, changes: Partial<TcpFrame> = {}): Uint8Array {
+    return buildFrame({
+      source: this.sender.mac,
+      destination: this.receiver.mac,
+      udp: true,
+      payload: Uint8Array.from({ length }, (_, i) => (i * 13 + length) & 0xff),
+      ...changes,
+    });
+  }
+
+  /** Puts a packet on the sender's ring, and lets the host run until it is quiet. */
+  async send(bytes: Uint8Array, options?: TxPacketOptions): Promise<void> {
+    this.sender.front.packet(bytes, options);
+    await this.strike();
+  }
+
+  /** Publishes what both have put on their rings, and lets the host run until it is quiet. */
+  async strike(): Promise<void> {
+    this.receiver.front.push();
+    await this.sender.strike();
+  }
+
+  /** All that anybody can tell of what happened; what came since the last call. */
+  outcome(): unknown {
+    return {
+      guests: [this.sender, this.receiver].map(({ front, vif, fatal }) => ({
+        tx: front.txResponses(),
+        rx: front.rxPackets(),
+        indexes: [front.tx, front.rx].map(ring => [ring.reqProd, ring.rspProd]),
+        stats: [vif.dev.stats, vif.stats, ...vif.queues.map(({ stats }) => stats)].map(stats => ({
+          ...stats,
+        })),
+        inFlight: vif.queues.map(({ inFlight, waitingPages }) => [inFlight, waitingPages]),
+        fatal: [...fatal],
+      })),
+      holdings: holdings(this.path),
+    };
+  }
+}
