@@ -1,4 +1,4 @@
-import type { TxPacketOptions } from '../../src/mock/index.js';
+import type { HostileFrontend, TxPacketOptions } from '../../src/mock/index.js';
 import type { NetDevice } from '../../src/net/index.js';
 import { buildFrame, type TcpFrame } from '../net/frames.js';
 import { DataPath } from './data-path.js';
@@ -12,16 +12,19 @@ export class RawPair {
   readonly sender: Attacker;
   readonly receiver: Attacker;
 
-  /** @param fastPath false to have TypeScript take every packet */
+  /**
+   * @param fastPath false to have TypeScript take every packet
+   * @param options.start the rings' first index
+   */
   constructor(
     readonly fastPath: boolean,
-    options: { sender?: RawGuestOptions; receiver?: RawGuestOptions } = {},
+    options: { sender?: RawGuestOptions; receiver?: RawGuestOptions; start?: number } = {},
   ) {
     this.path = new DataPath(1, undefined, fastPath);
     this.sender = new Attacker(this.path, { gro: false, ...options.sender });
     this.receiver = new Attacker(this.path, { gro: false, ...options.receiver });
     for (const guest of [this.sender, this.receiver]) {
-      guest.connect();
+      guest.connect(front => startAt(front, options.start ?? 0));
       this.learn(guest.mac, guest);
     }
   }
@@ -72,4 +75,15 @@ export class RawPair {
       holdings: holdings(this.path),
     };
   }
+}
+
+function startAt(front: HostileFrontend, index: number): void {
+  for (const ring of [front.tx, front.rx]) {
+    ring.reqProd = index;
+    ring.rspProd = index;
+    ring.reqEvent = index + 1;
+    ring.rspEvent = index + 1;
+  }
+  front.txNext = index;
+  front.rxNext = index;
 }

@@ -106,6 +106,7 @@ const P_RX_START = 44;
 const P_RX_SLOTS = 48;
 const P_LAST_COPY = 52;
 const P_RX_FLAGS = 56;
+const P_ROUTE = 60;
 /** A piece: reference, offset, bytes. */
 const PIECE = 12;
 
@@ -327,8 +328,9 @@ function pass(block: usize, count: u32): u32 {
   let copies = 0;
   for (; planned < count; planned++) {
     const p = packetAt(planned);
-    const target = route(block, load<usize>(p + P_HEAD));
-    const why = target === 0 ? STOP_ROUTE : admit(block, target, p);
+    const way = route(block, load<usize>(p + P_HEAD));
+    const target: usize = way === 0 ? 0 : load<usize>(way + ROUTE_TARGET);
+    const why = way === 0 ? STOP_ROUTE : admit(block, target, p);
     if (why !== STOP_EMPTY) {
       stop(block, why);
       break;
@@ -339,6 +341,7 @@ function pass(block: usize, count: u32): u32 {
       break;
     }
     copies = end;
+    store<usize>(p + P_ROUTE, way);
     store<i32>(p + P_LAST_COPY, copies);
   }
   const done = copy(backend, words, 0, copies);
@@ -357,7 +360,7 @@ function pass(block: usize, count: u32): u32 {
   return passed;
 }
 
-/** The block of the queue that a frame goes to; 0 when that is not known, or not confirmed in this poll. */
+/** The address of the route that a frame takes; 0 when there is none, or it was not confirmed in this poll. */
 function route(block: usize, head: usize): usize {
   const address0 = load<i32>(head);
   const address1 = load<i32>(head + 4);
@@ -368,8 +371,7 @@ function route(block: usize, head: usize): usize {
     if (load<i32>(at) !== address0 || load<i32>(at + 4) !== address1 || load<i32>(at + 8) !== address2)
       continue;
     if (load<i32>(at + ROUTE_POLL) !== poll) break;
-    store<i32>(at + ROUTE_USED, poll);
-    return load<usize>(at + ROUTE_TARGET);
+    return at;
   }
   store<i32>(block + BLOCK_ADDRESSES, address0);
   store<i32>(block + BLOCK_ADDRESSES + 4, address1);
@@ -560,6 +562,7 @@ function finish(block: usize, p: usize): void {
   store<u32>(target + BLOCK_RX_PACKETS, load<u32>(target + BLOCK_RX_PACKETS) + 1);
   store<u32>(target + BLOCK_RX_BYTES, load<u32>(target + BLOCK_RX_BYTES) + length);
   store<u32>(block + BLOCK_TX_BYTES, load<u32>(block + BLOCK_TX_BYTES) + length);
+  store<i32>(load<usize>(p + P_ROUTE) + ROUTE_USED, load<i32>(block + BLOCK_POLL));
   const first = load<u32>(p + P_START);
   const consumed = load<u32>(p + P_CONSUMED);
   for (let i: u32 = 0; i < consumed; i++) store<u8>(block + BLOCK_ANSWERED + ((first + i) & RING_MASK), 1);
