@@ -23,6 +23,7 @@ const PAGES = 160;
 /** Free requests that are left on a tx ring at least: for the most that a packet has. */
 const TX_ROOM = 30;
 const RING_SIZE = 256;
+const BLANK = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
 
 /** A value once in so many times. */
 function rarely<T>(times: number, arbitrary: fc.Arbitrary<T>): fc.Arbitrary<T | undefined> {
@@ -91,7 +92,7 @@ const packet = fc.record({
     },
   ),
   offset: fc.oneof(fc.constant(0), fc.nat(200)),
-  flags: fc.constantFrom(0, NETTXF_DATA_VALIDATED, NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED),
+  flags: fc.constantFrom(0, NETTXF_DATA_VALIDATED, BLANK),
   extras: fc.oneof(
     { weight: 6, arbitrary: fc.constant([]) },
     { weight: 3, arbitrary: fc.tuple(extra) },
@@ -101,9 +102,28 @@ const packet = fc.record({
 });
 type TxPacket = typeof packet extends fc.Arbitrary<infer T> ? T : never;
 
+/** What a sound frontend sends: its head is in the first slot, offloads are what the headers say, no slot is empty. */
+const soundPacket = packet.map((one): TxPacket => {
+  const { udp, version, vlan } = one.frame;
+  const sizes = one.sizes.slice(0, 17).map(size => Math.max(size, 1));
+  if (sizes.length > 1) sizes[0] = Math.max(sizes[0], 192);
+  const gso = one.extras.length > 0 && !udp && vlan === undefined;
+  return {
+    ...one,
+    to: 'peer',
+    sizes,
+    extras: gso ? [[gsoExtraWord0(1448), gsoExtraWord1(version === 4 ? 1 : 2)]] : [],
+    flags: gso ? BLANK : vlan === undefined ? one.flags : 0,
+    mutation: undefined,
+  };
+});
+
+/** Packets, each with who of the two sends it: most of the time one only. */
+const packetsOf = (one: fc.Arbitrary<TxPacket>) =>
+  fc.array(fc.tuple(fc.oneof(fc.constant(0), fc.nat(1)), one), { minLength: 1, maxLength: 12 });
+
 const round = fc.record({
-  /** Who sends: most of the time one of the two only. */
-  packets: fc.array(fc.tuple(fc.oneof(fc.constant(0), fc.nat(1)), packet), { minLength: 1, maxLength: 12 }),
+  packets: fc.oneof(packetsOf(soundPacket), packetsOf(soundPacket), packetsOf(fc.oneof(soundPacket, packet))),
   posted: fc.tuple(
     fc.oneof({ weight: 3, arbitrary: fc.constant(40) }, { weight: 1, arbitrary: fc.nat(60) }),
     fc.nat(40),
@@ -342,5 +362,5 @@ test('whatever is on the rings, the fast path changes nothing about what becomes
     }),
     { numRuns: Number(process.env['FAST_PATH_RUNS'] ?? 150) },
   );
-  assert.ok(fast > all / 10, `${fast} of ${all} packets took the fast path`);
+  assert.ok(fast > all / 4, `${fast} of ${all} packets took the fast path`);
 });
