@@ -179,6 +179,8 @@ export interface FastPathQueue {
 export class FastPath {
   private readonly words: Int32Array;
   private readonly targets = new Array<FastPath | null>(ROUTES).fill(null);
+  /** Routes that were ever made: those behind are empty. */
+  private made = 0;
   private nextRoute = 0;
   /** Number of the poll; a new block has routes of poll 0. */
   private poll = 1;
@@ -239,7 +241,7 @@ export class FastPath {
     words[BLOCK_TX_RSP_PVT >>> 2] = queue.txRing.rspProdPvt;
     words[BLOCK_GRO >>> 2] = (queue.dev.features & NETIF_F_GRO) !== 0 ? 1 : 0;
     // What was used in the last poll will be in this one, too.
-    for (let i = 0; i < ROUTES; i++) if (this.wasUsed(i, before)) this.confirm(i);
+    for (let i = 0; i < this.made; i++) if (this.wasUsed(i, before)) this.confirm(i);
   }
 
   private wasUsed(route: number, poll: number): boolean {
@@ -251,10 +253,11 @@ export class FastPath {
     const { words } = this;
     const from = BLOCK_ADDRESSES >>> 2;
     let route = 0;
-    while (route < ROUTES && !this.hasAddresses(route, from)) route++;
-    if (route === ROUTES) {
+    while (route < this.made && !this.hasAddresses(route, from)) route++;
+    if (route === this.made) {
       route = this.nextRoute;
       this.nextRoute = (route + 1) % ROUTES;
+      this.made = Math.max(this.made, route + 1);
       this.close(route);
       const at = FIRST_ROUTE + route * ROUTE_WORDS;
       for (let i = 0; i < 3; i++) words[at + i] = words[from + i];
@@ -335,7 +338,7 @@ export class FastPath {
     const { stats } = queue.dev;
     stats.rxPackets += packets;
     stats.rxBytes += bytes;
-    for (let i = 0; i < ROUTES; i++) this.close(i);
+    for (let i = 0; i < this.made; i++) this.close(i);
   }
 
   /** Tells the guest of the packets that it was given. */
