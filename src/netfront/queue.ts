@@ -91,7 +91,7 @@ export class Queue {
   private freeIdCount: number;
   /** The packet whose first slot has this id. */
   private readonly txPackets: (Packet | null)[];
-  private readonly slotGrefs = new Int32Array(MAX_FRAGMENTS + 1);
+  private readonly slotGrefs: Int32Array;
   private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
 
   /** Pages of received packets. */
@@ -149,6 +149,7 @@ export class Queue {
       undo.push(() => code?.destroy());
       this.code = code;
       this.books = code?.books ?? new SlotBooks();
+      this.slotGrefs = code?.grefs ?? new Int32Array(MAX_FRAGMENTS + 1);
       for (let i = 0; i < this.rx.size && platform.grants.regrantable; i++) {
         const gref = platform.grants.alloc();
         undo.push(() => platform.grants.free(gref));
@@ -442,6 +443,20 @@ export class Queue {
   }
 
   private write(packet: Packet): void {
+    const { code } = this;
+    if (code !== null && packet.linear > 0) {
+      const first = code.send(
+        this.tx,
+        packet,
+        txChecksumFlags(packet),
+        this.extrasUnanswered,
+        this.freeIdCount,
+      );
+      this.extrasUnanswered = code.extras;
+      this.freeIdCount = code.freeIds;
+      this.txPackets[first] = packet;
+      return;
+    }
     const first = this.books.freeIds[this.freeIdCount - 1];
     const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
     for (let i = 0; i < slots; i++) this.takeId(i, first);

@@ -26,6 +26,8 @@ export const RING_FLAGS = 60;
 export const RING_GSO_TYPE = 64;
 export const RING_GSO_SIZE = 68;
 export const RING_SPARE = 72;
+/** As RING_TX_RSP_CONS. */
+export const RING_TX_REQ_PROD = 76;
 /** By id of a tx slot: bytes that say whether it is outstanding, how many slots of the packet are; the id of its first slot. */
 export const RING_OUTSTANDING = 128;
 export const RING_UNANSWERED = 384;
@@ -36,6 +38,8 @@ export const RING_DONE = 1664;
 /** RING_BATCH packets of one slot: index of the page, offset in it, flags and bytes. */
 export const RING_PACKETS = 2176;
 export const RING_BATCH = 64;
+/** Grant references of the pages of a packet to send. */
+export const RING_SEND = 2944;
 /** The second page, by slot of the rx ring: the index of the page posted there, or -1; its grant reference; its number. */
 export const RING_POSTED = 0;
 export const RING_GREFS = 1024;

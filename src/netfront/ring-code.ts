@@ -1,5 +1,5 @@
 import type { FrontRing } from '../abi/ring.js';
-import type { Packet } from '../net/packet.js';
+import { GSO_NONE, MAX_FRAGMENTS, type Packet } from '../net/packet.js';
 import type { PagePool } from '../net/page-pool.js';
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { DomainMemory, Platform } from '../platform/platform.js';
@@ -28,10 +28,12 @@ import {
   RING_RX,
   RING_RX_REQ_PROD,
   RING_RX_RSP_CONS,
+  RING_SEND,
   RING_SIZE,
   RING_SPARE,
   RING_TO_POST,
   RING_TX,
+  RING_TX_REQ_PROD,
   RING_TX_RSP_CONS,
   RING_UNANSWERED,
 } from './ring-block.js';
@@ -39,6 +41,15 @@ import { MODULE } from './wasm/rings.bytes.js';
 
 interface Exports {
   reclaim(block: number, rspProd: number): number;
+  send(
+    block: number,
+    fragments: number,
+    count: number,
+    offset: number,
+    length: number,
+    flags: number,
+    gso: number,
+  ): number;
   receive(block: number, posts: number, rspProd: number, limit: number): number;
   receiveLong(block: number, posts: number, fragments: number, rspProd: number): number;
   post(block: number, posts: number, count: number): void;
@@ -84,6 +95,8 @@ export type ShortPackets = Int32Array;
 export class RingCode {
   readonly books: SlotBooks;
   readonly shorts: ShortPackets;
+  /** Grant references of the pages of the packet that `send` is called for: its linear part's, then its fragments'. */
+  readonly grefs: Int32Array;
   /** First ids of the packets that `reclaim` found to be answered. */
   readonly done: Uint16Array;
   private readonly words: Int32Array;
@@ -128,6 +141,7 @@ export class RingCode {
     this.words = array(this.block, RING_OUTSTANDING >>> 2);
     this.done = new Uint16Array(all.buffer, all.u8.byteOffset + this.block + RING_DONE, SLOTS);
     this.shorts = array(this.block + RING_PACKETS, (RING_BATCH * RING_ENTRY) >>> 2);
+    this.grefs = array(this.block + RING_SEND, MAX_FRAGMENTS + 1);
     this.toPost = array(this.posts + RING_TO_POST, (RING_BATCH * RING_ENTRY) >>> 2);
   }
 
@@ -157,6 +171,30 @@ export class RingCode {
     const done = this.exports.reclaim(this.block, rspProd);
     ring.rspCons = words[RING_TX_RSP_CONS >>> 2];
     return done;
+  }
+
+  /**
+   * Writes the requests of a packet with a linear part, which there must be room for.
+   * @param flags that tell of its checksum @param extras @param freeIds as `reclaim`
+   * @returns the id of its first slot
+   */
+  send(ring: FrontRing, packet: Packet, flags: number, extras: number, freeIds: number): number {
+    const { words } = this;
+    const { gsoType, gsoSize } = packet;
+    words[RING_EXTRAS >>> 2] = extras;
+    words[RING_FREE_IDS >>> 2] = freeIds;
+    words[RING_TX_REQ_PROD >>> 2] = ring.reqProdPvt;
+    const first = this.exports.send(
+      this.block,
+      packet.fragmentsAt,
+      packet.fragments,
+      packet.data & (PAGE_SIZE - 1),
+      packet.length,
+      flags,
+      gsoType === GSO_NONE ? 0 : gsoSize | (gsoType << 16),
+    );
+    ring.reqProdPvt = words[RING_TX_REQ_PROD >>> 2];
+    return first;
   }
 
   get freeIds(): number {

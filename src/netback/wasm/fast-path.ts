@@ -75,6 +75,8 @@ const GSO_TCPV4 = 1;
 const GSO_TCPV6 = 2;
 const RSP_NULL = 1;
 const ETH_HLEN: u32 = 14;
+/** Where an untagged frame has its IPv4 header's protocol. */
+const IP_PROTOCOL: u32 = 23;
 
 /** As tx-slots.ts and packet.ts have them. */
 const CONTINUATIONS_MAX = 18;
@@ -455,6 +457,8 @@ function transport(head: usize, linear: u32, length: u32): i32 {
 
 /** Whether GRO may want it: a TCP segment that is more than its headers. */
 function isTcpData(head: usize, linear: u32, length: u32): bool {
+  // Most of what is no TCP can be told early.
+  if (linear > IP_PROTOCOL && be16(head + 12) === 0x0800 && load<u8>(head + IP_PROTOCOL) !== 6) return false;
   const version = transport(head, linear, length);
   if (version < 16) return false;
   const v4 = version === 20;

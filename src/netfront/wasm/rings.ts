@@ -30,10 +30,12 @@ import {
   RING_RX,
   RING_RX_REQ_PROD,
   RING_RX_RSP_CONS,
+  RING_SEND,
   RING_SIZE,
   RING_SPARE,
   RING_TO_POST,
   RING_TX,
+  RING_TX_REQ_PROD,
   RING_TX_RSP_CONS,
   RING_UNANSWERED,
 } from '../ring-block';
@@ -52,6 +54,10 @@ const ETH_HLEN = 14;
 const SLOTS_MAX = 19;
 const PULL_BYTES = 128;
 const LOCAL = -1;
+
+/** As tx-slots.ts has them. */
+const TXF_MORE_DATA = 4;
+const TXF_EXTRA_INFO = 8;
 
 function word(at: usize): i32 {
   return load<i32>(at);
@@ -95,6 +101,62 @@ export function reclaim(block: usize, rspProd: u32): i32 {
   store<i32>(block + RING_FREE_IDS, free);
   store<u32>(block + RING_TX_RSP_CONS, cons);
   return done;
+}
+
+/**
+ * Writes the requests of a packet with fragments, whose grant references are at RING_SEND. Publishes nothing.
+ * @param fragments where its fragments are, and @param count how many
+ * @param offset of its linear part in its page
+ * @param flags of the first request, as far as they tell of the checksum
+ * @param gso the two words of an extra info in one: size, and type in the upper half; 0 without one
+ * @returns the id of its first slot
+ */
+export function send(
+  block: usize,
+  fragments: usize,
+  count: i32,
+  offset: u32,
+  length: u32,
+  flags: u32,
+  gso: u32,
+): u32 {
+  const slots = <usize>word(block + RING_TX) + SLOTS_AT;
+  let prod = <u32>word(block + RING_TX_REQ_PROD);
+  let free = word(block + RING_FREE_IDS);
+  let list = block + RING_SEND;
+  const first = <u32>load<u16>(block + RING_FREE_ID + (--free << 1));
+  let at = slots + (prod++ & MASK) * TX_SLOT;
+  take(block, first, first);
+  store<u8>(block + RING_UNANSWERED + first, count + 1);
+  // The first request tells the size of the whole packet, the others their own.
+  const more = count > 0 ? TXF_MORE_DATA : 0;
+  store<u32>(at, load<u32>(list));
+  store<u32>(at + 4, offset | ((flags | more | (gso !== 0 ? TXF_EXTRA_INFO : 0)) << 16));
+  store<u32>(at + 8, first | (length << 16));
+  if (gso !== 0) {
+    at = slots + (prod++ & MASK) * TX_SLOT;
+    store<u32>(at, EXTRA_TYPE_GSO | (gso << 16));
+    store<u32>(at + 4, gso >>> 16);
+    store<i32>(block + RING_EXTRAS, word(block + RING_EXTRAS) + 1);
+  }
+  for (let i = 1; i <= count; i++) {
+    const id = <u32>load<u16>(block + RING_FREE_ID + (--free << 1));
+    list += 4;
+    take(block, id, first);
+    at = slots + (prod++ & MASK) * TX_SLOT;
+    store<u32>(at, load<u32>(list));
+    store<u32>(at + 4, load<u32>(fragments + 2 * FRAGMENT_BYTES) | (i < count ? TXF_MORE_DATA << 16 : 0));
+    store<u32>(at + 8, id | (load<u32>(fragments + 3 * FRAGMENT_BYTES) << 16));
+    fragments += 4;
+  }
+  store<i32>(block + RING_FREE_IDS, free);
+  store<u32>(block + RING_TX_REQ_PROD, prod);
+  return first;
+}
+
+function take(block: usize, id: u32, first: u32): void {
+  store<u8>(block + RING_OUTSTANDING + id, 1);
+  store<u16>(block + RING_FIRST_ID + (id << 1), <u16>first);
 }
 
 /**
