@@ -15,6 +15,8 @@ import { type BenchDomain, type BenchGuest, BenchHost, cpuSeconds } from './host
 
 /** CPU time for the compiler to settle. */
 const WARM_UP_MS = 1500;
+/** Each guest's pages are touched for the first time in these. */
+const WARM_UP_BURSTS = 4;
 /** The host counts as settled when nothing has run for so long; and how long to wait for that. */
 const SETTLE_MS = 200;
 const SETTLE_MAX_MS = 20_000;
@@ -179,6 +181,7 @@ async function send(guests: readonly BenchGuest[]): Promise<{ packets: number; c
   });
   sources[0].send();
   await host.runFor(WARM_UP_MS);
+  while (bursts < WARM_UP_BURSTS * guests.length) await host.runFor(WARM_UP_MS);
   const before = bursts;
   const start = cpuSeconds();
   await host.runFor(measureMs);
