@@ -14,7 +14,7 @@ const ENTRIES = [
 ];
 /** What MachineMemory has at most, in WebAssembly pages. */
 const MAXIMUM_PAGES = 32768;
-const FLAGS = [
+export const FLAGS = [
   ...['-O3', '--converge', '--noAssert', '--runtime', 'stub', '--use', 'abort='],
   ...['--importMemory', '--noExportMemory', '--sharedMemory'],
   ...['--initialMemory', '1', '--maximumMemory', String(MAXIMUM_PAGES)],

@@ -184,6 +184,8 @@ export class FastPath {
   private nextRoute = 0;
   /** Number of the poll; a new block has routes of poll 0. */
   private poll = 1;
+  /** The last poll that passed packets on. */
+  private lastPassing = -1;
   /** Polls left that do not try, and how many the last rest had. */
   private resting = 0;
   private rest = 0;
@@ -232,16 +234,18 @@ export class FastPath {
 
   private begin(): void {
     const { words, queue } = this;
-    const before = this.poll;
-    this.poll = before === POLL_MAX ? 1 : before + 1;
-    // A number that comes again must not make an old route hold.
-    if (before === POLL_MAX) words.fill(0, FIRST_ROUTE, FIRST_ROUTE + ROUTES * ROUTE_WORDS);
+    if (this.poll === POLL_MAX) {
+      // A number that comes again must not make an old route hold.
+      words.fill(0, FIRST_ROUTE, FIRST_ROUTE + ROUTES * ROUTE_WORDS);
+      this.poll = 0;
+    }
+    this.poll++;
     words[BLOCK_POLL >>> 2] = this.poll;
     words[BLOCK_TX_REQ_CONS >>> 2] = queue.txRing.reqCons;
     words[BLOCK_TX_RSP_PVT >>> 2] = queue.txRing.rspProdPvt;
     words[BLOCK_GRO >>> 2] = (queue.dev.features & NETIF_F_GRO) !== 0 ? 1 : 0;
-    // What was used in the last poll will be in this one, too.
-    for (let i = 0; i < this.made; i++) if (this.wasUsed(i, before)) this.confirm(i);
+    // What was used last will be now, too; polls that found nothing say nothing of it.
+    for (let i = 0; i < this.made; i++) if (this.wasUsed(i, this.lastPassing)) this.confirm(i);
   }
 
   private wasUsed(route: number, poll: number): boolean {
@@ -334,6 +338,7 @@ export class FastPath {
   private finish(packets: number, bytes: number): void {
     const { queue, words } = this;
     this.rest = 0;
+    this.lastPassing = this.poll;
     queue.txRing.reqCons = words[BLOCK_TX_REQ_CONS >>> 2];
     const { stats } = queue.dev;
     stats.rxPackets += packets;

@@ -363,9 +363,11 @@ describe('the fast path leaves to TypeScript', () => {
   packet('a head in two slots', pair => pair.frame(1000 - 42), { slots: [100, 900] });
   packet('a first slot with less than an Ethernet header', pair => pair.frame(100 - 42), { slots: [13, 87] });
   packet('packets without an Ethernet header', pair => pair.frame(0).subarray(0, 13));
-  packet('packets of more slots than may be', pair => pair.frame(400 - 42), {
-    slots: [192, ...Array(19).fill(10), 18],
-  });
+  for (const more of [19, 20]) {
+    packet(`packets of ${1 + more} slots`, pair => pair.frame(192 + 10 * more - 42), {
+      slots: [192, ...Array(more).fill(10)],
+    });
+  }
   packet('more bytes in slots than in the packet', pair => pair.frame(400), { slots: [400, 500], size: 450 });
   for (const unsound of ['that crosses its page', 'without the extra info that it tells of'] as const) {
     left(`a packet ${unsound}, which is fatal`, ({ sender }) => {

@@ -1,5 +1,6 @@
 import type { HostileFrontend, TxPacketOptions } from '../../src/mock/index.js';
 import type { NetDevice } from '../../src/net/index.js';
+import type { FastPathModule } from '../../src/netback/fast-path.js';
 import { buildFrame, type TcpFrame } from '../net/frames.js';
 import { DataPath } from './data-path.js';
 import { Attacker, holdings } from './hostile.js';
@@ -13,14 +14,15 @@ export class RawPair {
   readonly receiver: Attacker;
 
   /**
-   * @param fastPath false to have TypeScript take every packet
+   * @param fastPath false to have TypeScript take every packet; or what makes the module for the fast path
    * @param options.start the rings' first index
    */
   constructor(
-    readonly fastPath: boolean,
+    fastPath: boolean | ((path: DataPath) => FastPathModule),
     options: { sender?: RawGuestOptions; receiver?: RawGuestOptions; start?: number } = {},
   ) {
-    this.path = new DataPath(1, undefined, fastPath);
+    this.path = new DataPath(1, undefined, fastPath === true);
+    if (typeof fastPath === 'function') Object.assign(this.path, { fastPathModule: fastPath(this.path) });
     this.sender = new Attacker(this.path, { gro: false, ...options.sender });
     this.receiver = new Attacker(this.path, { gro: false, ...options.receiver });
     for (const guest of [this.sender, this.receiver]) {
