@@ -281,14 +281,16 @@ export class Bystanders {
   private readonly b: Guest;
   private readonly sent: Uint8Array[] = [];
   private readonly got: Uint8Array[] = [];
+  /** What others sent to the target. */
+  readonly heard: Uint8Array[] = [];
 
   constructor(private readonly path: DataPath) {
     this.a = path.guest({ mtu: 9000 });
     this.b = path.guest({ mtu: 9000 });
     this.b.dev.rxHandler = (packet: Packet) => {
       const bytes = bytesOf(packet);
-      // What others flood is none of our business.
-      if (this.a.dev.address.every((byte, i) => byte === bytes[6 + i])) this.got.push(bytes);
+      const list = this.a.dev.address.every((byte, i) => byte === bytes[6 + i]) ? this.got : this.heard;
+      list.push(bytes);
       packet.release();
     };
     // The bridge learns where they are, and keeps what they send from others.
@@ -309,7 +311,7 @@ export class Bystanders {
     return [...this.b.dev.address];
   }
 
-  /** Sends a packet on its way, of a size that goes round. */
+  /** Sends a packet on its way, of a size and a kind that go round. */
   send(): void {
     const n = this.sent.length;
     const bytes = buildFrame({
@@ -317,6 +319,8 @@ export class Bystanders {
       destination: this.target,
       payload: Uint8Array.from({ length: [10, 1000, 5000][n % 3] }, (_, i) => (i * 3 + n) & 0xff),
       id: n & 0xffff,
+      // The fast path is not for TCP data that may be put together.
+      udp: n % 4 < 2,
     });
     this.sent.push(bytes);
     this.a.dev.xmit(packetFrom(this.a.dev, bytes));
