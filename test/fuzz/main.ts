@@ -5,34 +5,42 @@ import { fuzzHost } from './fuzz.js';
 const HOST_CASES = 2000;
 
 const { values } = parseArgs({
-  options: { cases: { type: 'string', default: '1000000' }, seed: { type: 'string' } },
+  options: {
+    cases: { type: 'string', default: '1000000' },
+    seed: { type: 'string' },
+    path: { type: 'string' },
+  },
 });
 const cases = Number(values.cases);
 const seed = values.seed === undefined ? Date.now() & 0x7fffffff : Number(values.seed);
+/** Every other host has the fast path, unless they all are to have it, or none. */
+const hasFastPath = (one: number): boolean =>
+  values.path === undefined ? one % 2 === 0 : values.path === 'fast';
 if (!Number.isInteger(cases) || cases < 1 || !Number.isInteger(seed)) {
-  console.error('usage: npm run fuzz [-- --cases N --seed S]');
+  console.error('usage: npm run fuzz [-- --cases N --seed S --path fast|slow]');
   process.exit(2);
 }
 console.error(`${cases} cases, seed ${seed}`);
-const total = { cases: 0, netbackFatal: 0, netfrontBroken: 0, delivered: 0 };
+const total = { cases: 0, netbackFatal: 0, netfrontBroken: 0, delivered: 0, fast: 0 };
 const start = Date.now();
 let told = start;
 for (let host = 0; total.cases < cases; host++) {
   try {
-    const result = fuzzHost(seed + host, Math.min(HOST_CASES, cases - total.cases));
+    const result = fuzzHost(seed + host, Math.min(HOST_CASES, cases - total.cases), hasFastPath(seed + host));
     for (const key of Object.keys(total) as (keyof typeof total)[]) total[key] += result[key];
   } catch (error) {
     console.error(error);
-    console.error(`again: npm run fuzz -- --seed ${seed + host} --cases ${HOST_CASES}`);
+    const path = hasFastPath(seed + host) ? 'fast' : 'slow';
+    console.error(`again: npm run fuzz -- --seed ${seed + host} --cases ${HOST_CASES} --path ${path}`);
     process.exit(1);
   }
   if (Date.now() - told < 5000 && total.cases < cases) continue;
   told = Date.now();
   const rate = Math.round((1000 * total.cases) / (told - start));
-  const { netbackFatal, netfrontBroken, delivered } = total;
+  const { netbackFatal, netfrontBroken, delivered, fast } = total;
   console.error(
     `${total.cases} cases, ${rate}/s; ${netbackFatal} vifs disabled, ${netfrontBroken} devices broken, ` +
-      `${delivered} packets between bystanders`,
+      `${delivered} packets between bystanders, ${fast} took the fast path`,
   );
 }
 console.error(`seed ${seed}: nothing went wrong in ${total.cases} cases`);

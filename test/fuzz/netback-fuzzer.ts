@@ -10,7 +10,7 @@ import {
   XEN_NETIF_EXTRA_FLAG_MORE,
 } from '../../src/abi/index.js';
 import { type GrantedPage, HostileFrontend } from '../../src/mock/index.js';
-import type { NetDevice } from '../../src/net/index.js';
+import { NETIF_F_GRO, type NetDevice } from '../../src/net/index.js';
 import { RX_QUEUE_PACKETS_MAX, SourceFilter, Vif } from '../../src/netback/index.js';
 import type { Domain } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
@@ -44,6 +44,11 @@ export class NetbackFuzzer {
   private unmap: (() => void)[] = [];
   /** The host has no memory for packets of its own. */
   starved = false;
+  /** Nobody looks at packets on their way, so that they may take the fast path. */
+  private readonly plain: boolean;
+  /** Pages that packets begin in, and that are received in. */
+  private readonly heads: readonly GrantedPage[];
+  private readonly received: readonly GrantedPage[];
 
   constructor(
     private readonly path: DataPath,
@@ -55,24 +60,46 @@ export class NetbackFuzzer {
     const onFatal = (reason: string) => this.fatal.push(reason);
     this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, onFatal, path.fastPathModule);
     this.vif.dev.mtu = 9000;
+    this.plain = path.fastPathModule !== null;
+    path.bridge.addPort(this.vif.dev as NetDevice);
+    if (this.plain) this.letPass();
+    else this.watch();
+    this.front = new HostileFrontend(this.domain.platform, 0, { split: !draw.oneIn(3) });
+    for (let i = 0; i < DATA_PAGES; i++) {
+      const page = this.front.grantPage(draw.oneIn(2) || (this.plain && i < DATA_PAGES / 2));
+      this.data.push(page);
+      const bytes = i < DATA_PAGES / 2 ? this.frame() : draw.bytes(200);
+      this.front.platform.memory.memory.u8.set(bytes, page.address);
+    }
+    // Without a filter what was flooded to it must not be sent again: it would come from another.
+    this.heads = this.plain ? this.data.slice(0, DATA_PAGES / 2) : this.data;
+    this.received = this.plain ? this.data.slice(DATA_PAGES / 2) : this.data;
+    this.connect();
+  }
+
+  /** Packets wait for somebody now and then, and none comes from another's address. */
+  private watch(): void {
+    const { draw } = this;
     // Who may send as anybody can have the bridge send him what is another's, as on any Ethernet.
     const own = Uint8Array.from([0, 0x16, 0x3e, 0, 0, this.domain.domid]);
     this.vif.sourceFilter = new SourceFilter({ macs: [own] });
-    path.bridge.addPort(this.vif.dev as NetDevice);
     const toBridge = this.vif.dev.rxHandler!;
     this.vif.dev.rxHandler = (packet, dev) => {
       const pass = () => toBridge(packet, dev);
       if (this.kept.length < KEPT_MAX && draw.oneIn(16)) this.kept.push(pass);
       else pass();
     };
-    this.front = new HostileFrontend(this.domain.platform, 0, { split: !draw.oneIn(3) });
-    for (let i = 0; i < DATA_PAGES; i++) {
-      const page = this.front.grantPage(draw.oneIn(2));
-      this.data.push(page);
-      const bytes = i < DATA_PAGES / 2 ? this.frame() : draw.bytes(200);
-      this.front.platform.memory.memory.u8.set(bytes, page.address);
-    }
-    this.connect();
+  }
+
+  /**
+   * The bridge learns from others only where they are, and does not forget it: what is another's never comes here, to be sent
+   * again. TCP data is not put together.
+   */
+  private letPass(): void {
+    const { vif, path } = this;
+    path.bridge.portOf(vif.dev as NetDevice)!.learning = false;
+    path.bridge.fdb.ageingMs = Number.POSITIVE_INFINITY;
+    vif.dev.wantedFeatures &= ~NETIF_F_GRO;
   }
 
   private frame(): Uint8Array {
@@ -82,7 +109,7 @@ export class NetbackFuzzer {
       udp: draw.oneIn(5),
       vlan: draw.oneIn(5) ? draw.below(4096) : undefined,
       source: [0, 0x16, 0x3e, 0, 0, this.domain.domid],
-      destination: draw.of(this.targets),
+      destination: draw.of(this.plain && !draw.oneIn(6) ? this.targets.slice(0, 2) : this.targets),
       payload: draw.bytes(draw.below(900)),
     });
   }
@@ -119,6 +146,14 @@ export class NetbackFuzzer {
     // A control ring needs a page of the backend's.
     const control = this.starved ? null : { domid, ring, port: front.ctrlPort };
     this.vif.connect(features, [{ domid, txRing, rxRing, txPort, rxPort }], control);
+    if (this.plain) this.announce();
+  }
+
+  /** The bridge is told where it is, as it does not learn that. */
+  private announce(): void {
+    const { bridge, dom0 } = this.path;
+    const { number } = bridge.portOf(this.vif.dev as NetDevice)!;
+    bridge.fdb.learn(0x0016, 0x3e000000 | this.domain.domid, number, dom0.net.now);
   }
 
   disconnect(): void {
@@ -151,6 +186,7 @@ export class NetbackFuzzer {
   /** Brings the rings into some state, and notifies. */
   attack(): void {
     const { draw, front } = this;
+    if (this.plain) this.forgetRest();
     switch (draw.below(10)) {
       case 0:
         this.scribble();
@@ -187,6 +223,11 @@ export class NetbackFuzzer {
     if (draw.oneIn(6)) front.kickCtrl();
   }
 
+  /** The fast path is tried each time, whatever it has met before. */
+  private forgetRest(): void {
+    Object.assign(this.vif.queues[0].fastPath ?? {}, { resting: 0, rest: 0 });
+  }
+
   /** What was kept goes on. */
   letGo(): void {
     for (const pass of this.kept.splice(0)) pass();
@@ -221,10 +262,12 @@ export class NetbackFuzzer {
   /** Takes a grant away, or gives it as another. */
   private regrant(): void {
     const { draw, front } = this;
-    const { gref, page } = draw.of(this.data);
+    const granted = draw.of(this.data);
+    const { gref, page } = granted;
     const { grants } = front.platform;
     grants.end(gref);
-    if (!draw.oneIn(3)) grants.grant(gref, draw.oneIn(4) ? 1 : 0, page, draw.oneIn(2));
+    if (draw.oneIn(3)) return;
+    grants.grant(gref, draw.oneIn(4) ? 1 : 0, page, draw.oneIn(2) || !this.received.includes(granted));
   }
 
   private gref(): number {
@@ -232,6 +275,13 @@ export class NetbackFuzzer {
     if (draw.oneIn(40)) return draw.u32();
     if (draw.oneIn(40)) return draw.of(front.pages).gref;
     return draw.of(this.data).gref;
+  }
+
+  private rxGref(): number {
+    const { draw, front, plain } = this;
+    if (draw.oneIn(40)) return draw.u32();
+    if (draw.oneIn(40)) return draw.of(plain ? front.pages.slice(0, 3) : front.pages).gref;
+    return draw.of(this.received).gref;
   }
 
   /** Sound packets, more or less, as many as there is room for. */
@@ -250,12 +300,12 @@ export class NetbackFuzzer {
     const sizes = Array.from({ length: slots }, (_, i) => {
       if (draw.oneIn(40)) return draw.u16();
       if (i === 0) return 54 + draw.below(1400);
-      return draw.oneIn(5) ? 0 : draw.oneIn(4) ? 4096 : draw.below(1500);
+      return draw.oneIn(this.plain ? 20 : 5) ? 0 : draw.oneIn(4) ? 4096 : draw.below(1500);
     });
     const total = sizes.reduce((a, b) => a + b);
-    const { gref, address } = draw.of(this.data);
+    const { gref, address } = draw.of(this.heads);
     this.setIpLength(address, total);
-    const extras = draw.oneIn(3) ? this.extras() : [];
+    const extras = draw.oneIn(this.plain ? 8 : 3) ? this.extras() : [];
     for (let i = 0; i < slots; i++) {
       let flags = i + 1 < slots ? NETTXF_MORE_DATA : 0;
       if (i === 0) {
@@ -312,7 +362,7 @@ export class NetbackFuzzer {
     const { draw, front } = this;
     for (let n = draw.below(12); n >= 0; n--) {
       if (((front.rxNext - front.rx.rspProd) | 0) >= 256) break;
-      front.rxRequest(draw.below(0x10000), this.gref());
+      front.rxRequest(draw.below(0x10000), this.rxGref());
       front.rxNext >>>= 0;
     }
     this.publish();

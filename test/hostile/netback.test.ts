@@ -285,7 +285,7 @@ describe('netback and a hostile frontend: the vif is disabled', () => {
 });
 
 describe('netback and a hostile frontend: the packet is dropped', () => {
-  /** Sends what `build` puts on the ring, then a sound packet, and looks at the answers. */
+  /** Sends what `build` puts on the ring, a sound packet before it and one behind, and looks at the answers. */
   function dropped(
     name: string,
     seed: number,
@@ -294,19 +294,22 @@ describe('netback and a hostile frontend: the packet is dropped', () => {
   ): void {
     test(name, () =>
       scene(seed, async all => {
-        const { attacker, by, heard } = all;
+        const { attacker, by, heard, path } = all;
+        const { fastPackets } = path;
+        const first = attacker.frame(by.target, 32);
+        attacker.front.packet(first, { id: 999 });
         build(all);
         const sound = attacker.frame(by.target, 64);
         attacker.front.packet(sound, { id: 1000 });
         await attacker.strike();
+        assert.equal(path.fastPackets - fastPackets, path.fastPathModule === null ? 0 : 1, 'the first');
         assert.deepEqual(attacker.fatal, []);
         const answers = attacker.front.txResponses();
         assert.deepEqual(
           answers.map(({ id, status }) => [status === NULL ? -1 : id, status]),
-          [...expected, [1000, OKAY]],
+          [[999, OKAY], ...expected, [1000, OKAY]],
         );
-        assert.deepEqual(heard.at(-1), sound, 'the sound packet behind it');
-        assert.equal(heard.length, 1);
+        assert.deepEqual(heard, [first, sound], 'the sound packets');
       }),
     );
   }
