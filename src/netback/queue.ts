@@ -261,6 +261,7 @@ export class Queue implements FastPathQueue {
     if (this.rxIrq !== this.txIrq) irqs.unbindFromIrqhandler(this.rxIrq);
     this.rx.forgetStall();
     this.staticGrants.destroy();
+    this.tx.detach();
     this.block?.destroy();
   }
 

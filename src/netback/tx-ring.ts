@@ -80,8 +80,8 @@ export class TxRing implements PacketOwner {
    * before it are. The page holds requests from rsp_prod on, whatever happens to this backend: the next one can go on
    * there, and answers each request once.
    */
-  private readonly responses: Int32Array;
-  private readonly answered: Uint8Array;
+  private responses: Int32Array;
+  private answered: Uint8Array;
   /** Packets from the guest whose responses are owed: their fragments still are its grants. */
   inFlight = 0;
 
@@ -133,6 +133,12 @@ export class TxRing implements PacketOwner {
   stop(): void {
     this.stopped = true;
     this.credit?.stop();
+  }
+
+  /** The block is to be given back, when it has stopped. A poll that is going on meanwhile has other places to write to. */
+  detach(): void {
+    this.responses = new Int32Array(this.ring.size);
+    this.answered = new Uint8Array(this.ring.size);
   }
 
   /**
@@ -290,7 +296,7 @@ export class TxRing implements PacketOwner {
   }
 
   private deliverBuilt(napi: Napi): void {
-    const { built, flags, firstCopy, builtCount, batch, answered, vif } = this;
+    const { built, flags, firstCopy, builtCount, batch, vif } = this;
     const { stats } = vif.dev;
     this.builtCount = 0;
     let packets = 0;
@@ -304,7 +310,7 @@ export class TxRing implements PacketOwner {
       }
       const cookie = packet.ownerCookie;
       if (packet.fragments > 0) this.own(packet);
-      else if (cookie >>> COOKIE_SHIFT === 1) answered[cookie & (COOKIE_START - 1)] = 1;
+      else if (cookie >>> COOKIE_SHIFT === 1) this.answered[cookie & (COOKIE_START - 1)] = 1;
       else this.answer(cookie & (COOKIE_START - 1), cookie >>> COOKIE_SHIFT);
       const unusual = (flags[i] & CHECKSUM_FLAGS) | packet.gsoType;
       if (unusual !== 0 && !this.takeOffloads(packet, flags[i])) {

@@ -550,6 +550,28 @@ describe('the fast path and what it keeps from one poll to the next', () => {
     assert.ok(looks <= 66, `${looks} looks at one packet`);
   });
 
+  test('a filter that has the vif disconnect finds nothing written to pages that were given back', async () => {
+    const pair = new RawPair(true);
+    const { sender, path } = pair;
+    const { memory } = path.dom0.platform;
+    const reused: number[] = [];
+    sender.vif.filter = () => {
+      if (reused.length > 0) return FILTER_PASS;
+      sender.vif.disconnect();
+      for (let i = 0; i < 4; i++) reused.push(memory.allocPage());
+      return FILTER_PASS;
+    };
+    const { page } = sender.vif.queues[0].fastPath!.block as unknown as { page: number };
+    for (let i = 0; i < 20; i++) sender.front.packet(pair.frame(100 * i));
+    await pair.strike();
+    assert.ok(reused.includes(page));
+    for (const one of reused) {
+      const bytes = memory.memory.u8.subarray(one * 4096, (one + 1) * 4096);
+      assert.ok(bytes.every(byte => byte === 0));
+      memory.freePage(one);
+    }
+  });
+
   test('a backend without a page to spare connects without it', () => {
     const pair = new RawPair(true);
     const { domain } = pair.path.dom0;
