@@ -216,16 +216,16 @@ class Mutant {
   }
 }
 
-/** Fails when a page changes that is neither of the fast path's own, nor a ring, nor granted to be written. */
+/** Fails when a page changes that is neither of the fast path's or the hypervisor's own, nor a ring, nor granted to be written. */
 function guard(pair: RawPair, { module }: Watched): () => () => void {
-  const { memory } = pair.path.hypervisor;
+  const { memory, grants } = pair.path.hypervisor;
   const work = (module as unknown as { pages: number[] }).pages;
   return () => {
     const own = [pair.sender, pair.receiver].flatMap(({ vif, front, domain }) => [
       ...vif.queues.map(({ fastPath }) => fastPath!.block.address >>> PAGE_SHIFT),
       ...front.pages.filter(({ gref }) => isWritable(domain, gref)).map(({ page }) => page),
     ]);
-    const allowed = new Set([...work, ...own]);
+    const allowed = new Set([...work, ...own, grants.found >>> PAGE_SHIFT]);
     const before = Buffer.from(memory.u8);
     return () => {
       for (let page = 0; page < memory.pages; page++) {

@@ -75,6 +75,8 @@ export class GrantOperations {
   private readonly copyUsual: Hypercalls['copy'];
   /** Byte address of the words of copies that are being made. */
   private readonly staged: number;
+  /** Byte address of the frame in which the code notes their pages. */
+  readonly found: number;
   private readonly i32: Int32Array;
 
   constructor(private readonly hypervisor: Hypervisor) {
@@ -83,7 +85,8 @@ export class GrantOperations {
     this.staged = frames.allocXen() << PAGE_SHIFT;
     this.hypercalls = memory.instantiate(MODULE, {}) as Record<string, unknown>;
     const { start, copy } = this.hypercalls as unknown as Hypercalls;
-    start(directory.address, frames.ownerAddress, memory.pages, frames.allocXen() << PAGE_SHIFT);
+    this.found = frames.allocXen() << PAGE_SHIFT;
+    start(directory.address, frames.ownerAddress, memory.pages, this.found);
     this.copyUsual = copy;
   }
 
