@@ -13,6 +13,7 @@ import {
   XEN_NETIF_EXTRA_TYPE_MCAST_ADD,
 } from '../../src/abi/index.js';
 import type { GrantedPage } from '../../src/mock/index.js';
+import type { NetDevice } from '../../src/net/index.js';
 import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame, layout } from '../net/frames.js';
 import { ALL_FEATURES } from '../support/data-path.js';
@@ -148,6 +149,8 @@ const scenario = fc.record({
     { domain: { grantVersion: 2 as const } },
   ),
   split: fc.boolean(),
+  /** Frames may go back where they came from. */
+  hairpin: rarely(4, fc.constant(true)),
   rounds: fc.array(round, { minLength: 1, maxLength: 8 }),
 });
 
@@ -283,13 +286,16 @@ class World {
 
   constructor(
     fastPath: boolean,
-    { start, receiver, split }: typeof scenario extends fc.Arbitrary<infer T> ? T : never,
+    { start, receiver, split, hairpin }: typeof scenario extends fc.Arbitrary<infer T> ? T : never,
   ) {
     this.pair = new RawPair(fastPath, { start, receiver: { split, ...receiver }, sender: { split } });
     const { sender, receiver: other } = this.pair;
     this.guests = [new RawGuest(this.pair, sender, other), new RawGuest(this.pair, other, sender)];
     // How much waits at a time depends on when it is looked at.
-    for (const { vif } of [sender, other]) vif.dev.txQueues[0].setMinLimit(1 << 29);
+    for (const { vif } of [sender, other]) {
+      vif.dev.txQueues[0].setMinLimit(1 << 29);
+      this.pair.path.bridge.portOf(vif.dev as NetDevice)!.hairpin = hairpin ?? false;
+    }
   }
 
   play({
