@@ -167,8 +167,11 @@ export class RxRing {
       ring.reqCons = (ring.reqCons + needed) | 0;
       available -= needed;
     }
+    const taken = ring.reqCons;
     this.copy();
     if (this.stopped) return;
+    // A copy that failed may have left requests that the next packet wants.
+    if (ring.reqCons !== taken && waiting.length > 0) this.schedule();
     if (waiting.length > 0 || this.wanted > 0) this.supervise(ring.rspProdPvt !== before);
     this.queue.completed(this.queue.dql.inflight - waiting.bytes);
     this.onServed(ring.rspProdPvt !== before && ring.pushResponses());

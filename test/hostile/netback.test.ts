@@ -632,6 +632,23 @@ describe('netback and a hostile frontend: resources', () => {
       );
     }));
 
+  test('requests that a packet left whose copy failed are for the one behind it, at once', () =>
+    scene(411, async ({ attacker }) => {
+      const { front, vif } = attacker;
+      front.postRx(2);
+      front.rxRequest(2, NO_GREF);
+      for (const length of [9000, 50]) {
+        const bytes = buildFrame({ destination: attacker.mac, payload: new Uint8Array(length) });
+        vif.dev.xmit(packetFrom(vif.dev as never, bytes));
+      }
+      await attacker.strike();
+      assert.equal(front.rx.rspProd, 2);
+      assert.deepEqual(
+        [0, 1].map(i => front.rx.word(i, 1) >> 16),
+        [ERROR, 104],
+      );
+    }));
+
   test('XSA-392: a guest that keeps one free slot holds a bounded queue, and nobody else’s slots', () =>
     scene(403, async ({ attacker, path }) => {
       const { front, vif } = attacker;

@@ -14,6 +14,7 @@ import {
 } from '../../src/abi/index.js';
 import type { GrantedPage } from '../../src/mock/index.js';
 import type { NetDevice } from '../../src/net/index.js';
+import { FILTER_PASS } from '../../src/netback/index.js';
 import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame, layout } from '../net/frames.js';
 import { ALL_FEATURES } from '../support/data-path.js';
@@ -123,7 +124,40 @@ const soundPacket = packet.map((one): TxPacket => {
 const packetsOf = (one: fc.Arbitrary<TxPacket>) =>
   fc.array(fc.tuple(fc.oneof(fc.constant(0), fc.nat(1)), one), { minLength: 1, maxLength: 12 });
 
+/** What somebody does between two rounds. */
+const CHANGES: readonly ((world: World) => void)[] = [
+  ({ pair: { receiver } }) => {
+    receiver.vif.dev.mtu = 9500 - receiver.vif.dev.mtu;
+  },
+  ({ pair: { receiver } }) => {
+    receiver.vif.filter = receiver.vif.filter === null ? () => FILTER_PASS : null;
+  },
+  ({ pair: { sender } }) => {
+    sender.vif.filter = sender.vif.filter === null ? packet => packet.length & 1 : null;
+  },
+  ({ pair: { receiver } }) => receiver.vif.setCarrier(!receiver.vif.carrier),
+  // With headroom a packet takes two requests at least.
+  ({ pair: { receiver }, small }) => receiver.vif.setXdpHeadroom(small ? 0 : 256 - receiver.vif.xdpHeadroom),
+  ({ pair: { path, sender, receiver } }) => {
+    for (const { vif } of [sender, receiver]) {
+      const port = path.bridge.portOf(vif.dev as NetDevice)!;
+      port.isolated = !port.isolated;
+    }
+  },
+  ({ pair: { receiver } }) => {
+    const [queue] = receiver.vif.dev.txQueues;
+    if (queue.stopped) queue.wake();
+    else queue.stop();
+  },
+  ({ pair }) => pair.learn(pair.receiver.mac, pair.sender),
+  ({ pair }) => pair.learn(pair.receiver.mac, pair.receiver),
+  ({ pair }) => pair.path.bridge.fdb.flush(),
+  world => world.reconnect(0),
+  world => world.reconnect(1),
+];
+
 const round = fc.record({
+  change: rarely(4, fc.constantFrom(...CHANGES)),
   packets: fc.oneof(packetsOf(soundPacket), packetsOf(soundPacket), packetsOf(fc.oneof(soundPacket, packet))),
   posted: fc.tuple(
     fc.oneof({ weight: 3, arbitrary: fc.constant(40) }, { weight: 1, arbitrary: fc.nat(60) }),
@@ -149,6 +183,8 @@ const scenario = fc.record({
     { domain: { grantVersion: 2 as const } },
   ),
   split: fc.boolean(),
+  /** Packets that go into one page, and grants that may be bad. */
+  small: rarely(3, fc.constant(true)),
   /** Frames may go back where they came from. */
   hairpin: rarely(4, fc.constant(true)),
   rounds: fc.array(round, { minLength: 1, maxLength: 8 }),
@@ -156,8 +192,8 @@ const scenario = fc.record({
 
 /** A guest of a pair, with pages to send from and others to receive in. */
 class RawGuest {
-  private readonly sent: GrantedPage[];
-  private readonly received: GrantedPage[];
+  private sent!: GrantedPage[];
+  private received!: GrantedPage[];
   private nextPage = 0;
   private nextReceived = 0;
 
@@ -166,8 +202,20 @@ class RawGuest {
     readonly own: Attacker,
     private readonly peer: Attacker,
   ) {
-    this.sent = Array.from({ length: PAGES }, () => own.front.grantPage(true));
-    this.received = Array.from({ length: PAGES }, () => own.front.grantPage(false));
+    this.grantPages();
+  }
+
+  private grantPages(): void {
+    const { front } = this.own;
+    this.sent = Array.from({ length: PAGES }, () => front.grantPage(true));
+    this.received = Array.from({ length: PAGES }, () => front.grantPage(false));
+  }
+
+  /** Both ends as new. */
+  reconnect(): void {
+    assert.ok(this.own.disconnect(), 'the backend holds a page of the guest');
+    this.own.connect();
+    this.grantPages();
   }
 
   private address(to: TxPacket['to']): number[] {
@@ -280,14 +328,22 @@ class RawGuest {
   }
 }
 
+/** It goes into one page, and is as sound as its grants are. */
+function isSmall({ frame, sizes, extras, mutation }: TxPacket): boolean {
+  const bytes = sizes.reduce((a, b) => a + b, 0);
+  return extras.length === 0 && mutation === undefined && bytes + frame.tcpOptions + 80 <= PAGE_SIZE;
+}
+
 class World {
   readonly pair: RawPair;
+  readonly small: boolean;
   private readonly guests: RawGuest[];
 
   constructor(
     fastPath: boolean,
-    { start, receiver, split, hairpin }: typeof scenario extends fc.Arbitrary<infer T> ? T : never,
+    { start, receiver, split, hairpin, small }: typeof scenario extends fc.Arbitrary<infer T> ? T : never,
   ) {
+    this.small = small ?? false;
     this.pair = new RawPair(fastPath, { start, receiver: { split, ...receiver }, sender: { split } });
     const { sender, receiver: other } = this.pair;
     this.guests = [new RawGuest(this.pair, sender, other), new RawGuest(this.pair, other, sender)];
@@ -299,6 +355,7 @@ class World {
   }
 
   play({
+    change,
     packets,
     posted,
     badGref,
@@ -306,10 +363,11 @@ class World {
     index,
   }: typeof round extends fc.Arbitrary<infer T> ? T : never): void {
     const { guests } = this;
-    for (const [who, one] of packets) guests[who].send(one);
+    change?.(this);
+    for (const [who, one] of packets) if (!this.small || isSmall(one)) guests[who].send(one);
     for (const who of [0, 1]) guests[who].post(posted[1 - who]);
-    if (badGref !== undefined) guests[badGref[0]].nameOther(badGref[1], badGref[2]);
-    if (regrant !== undefined) guests[regrant[0]].regrant(regrant[1], regrant[2]);
+    if (badGref !== undefined && this.small) guests[badGref[0]].nameOther(badGref[1], badGref[2]);
+    if (regrant !== undefined && this.small) guests[regrant[0]].regrant(regrant[1], regrant[2]);
     for (const guest of guests) guest.publish();
     if (index !== undefined) guests[index[0]].moveIndex(index[1], index[2]);
     for (const guest of guests) guest.kick();
@@ -317,8 +375,21 @@ class World {
     assert.ok(steps < 5000);
   }
 
+  reconnect(guest: number): void {
+    this.guests[guest].reconnect();
+  }
+
   memory(): Buffer[] {
     return this.guests.map(guest => guest.memory());
+  }
+
+  /** How many requests a copy of several pages that failed takes depends on whether another packet was behind it. */
+  get uncertain(): boolean {
+    const { sender, receiver } = this.pair;
+    const failed = [sender, receiver].some(({ vif }) =>
+      vif.queues.some(({ stats }) => stats.rxCopyErrors > 0),
+    );
+    return failed && !this.small;
   }
 
   /** Why vifs were disabled, and what is held. */
@@ -355,6 +426,7 @@ test('whatever is on the rings, the fast path changes nothing about what becomes
       for (const each of one.rounds) {
         for (const world of worlds) world.play(each);
         const [quick, slow] = worlds;
+        if (quick.uncertain || slow.uncertain) break;
         assert.deepEqual(quick.end(), slow.end());
         // Sound packets before one that is fatal are passed on, or not: that depends on when they are looked at.
         if (slow.end().fatal.flat().length > 0) break;
@@ -368,7 +440,7 @@ test('whatever is on the rings, the fast path changes nothing about what becomes
     }),
     { numRuns: Number(process.env['FAST_PATH_RUNS'] ?? 150) },
   );
-  assert.ok(fast > all / 4, `${fast} of ${all} packets took the fast path`);
+  assert.ok(fast > all / 8, `${fast} of ${all} packets took the fast path`);
 });
 
 const segment = fc.record({
