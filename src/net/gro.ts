@@ -1,6 +1,5 @@
-import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import { setupPartialChecksum, validateChecksum, writeIpv4Checksum } from './checksum.js';
-import type { NetDevice } from './device.js';
 import { ETH_P_IP, Headers, IPPROTO_TCP, PARSED_L4, TCP_ACK, TCP_PSH } from './headers.js';
 import type { Packet } from './packet.js';
 import { CHECKSUM_NONE, FRAGMENT_LOCAL, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MAX_FRAGMENTS } from './packet.js';
@@ -20,10 +19,16 @@ const headers = new Headers();
 /** Of a packet that is given on: whoever gives it on still needs what arrived. */
 const finished = new Headers();
 
+/** Whom packets are given on to, a device that receives them for one. */
+export interface GroTarget {
+  /** Takes the reference. */
+  receive(packet: Packet): void;
+}
+
 /** A packet that waits for the next of its flow, and what is known of it. */
 class Held {
   packet: Packet | null = null;
-  device: NetDevice | null = null;
+  device: GroTarget | null = null;
   l3 = 0;
   l4 = 0;
   headerLength = 0;
@@ -39,8 +44,9 @@ class Held {
 
 /**
  * Generic receive offload: TCP packets of one flow that follow each other become one GSO packet, so that a
- * receiver that takes those gets fewer; GSO packets, too, become longer ones. The data stays where it is; the later packets are kept alive by
- * the first. Only what can be taken apart again into the same packets is put together.
+ * receiver that takes those gets fewer; GSO packets, too, become longer ones. The data stays where it is: the first packet
+ * takes the pages of later ones that are from the same pool, and keeps the others alive. Only what can be taken apart again
+ * into the same packets is put together.
  *
  * Packets are held until the poll that brought them ends.
  */
@@ -48,8 +54,11 @@ export class Gro {
   private readonly held: Held[] = Array.from({ length: MAX_GRO_FLOWS }, () => new Held());
   private used = 0;
 
+  /** @param fragmentsMax that a packet may be put together of */
+  constructor(private readonly fragmentsMax = MAX_FRAGMENTS) {}
+
   /** Takes a packet that arrived. Takes the reference. */
-  receive(packet: Packet, device: NetDevice): void {
+  receive(packet: Packet, device: GroTarget): void {
     // With nothing held there is no order to keep, and what is not to be held can mostly be told early.
     if (this.used === 0 && (isPlainDatagram(packet) || isLongGso(packet))) {
       device.receive(packet);
@@ -63,13 +72,14 @@ export class Gro {
     }
     for (let i = 0; i < this.used; i++) {
       const held = this.held[i];
-      if (held.device !== device || !sameFlow(held, packet)) continue;
+      if (held.device !== device || !sameConnection(held, packet)) continue;
       const ends = tcpFlags(packet) & TCP_PSH;
-      if (!this.merge(held, packet)) {
+      const short = (packet.length - headers.length) % held.segmentSize !== 0;
+      // What is held of the connection goes first, even if this packet cannot be its end (another timestamp, say).
+      if (!sameHeaders(held, packet) || !this.merge(held, packet)) {
         this.flushAt(i);
         break;
       }
-      const short = (packet.length - headers.length) % held.segmentSize !== 0;
       if (ends !== 0 || short) this.flushAt(i);
       return;
     }
@@ -95,7 +105,7 @@ export class Gro {
     return packet.isLocal && validateChecksum(packet, headers);
   }
 
-  private hold(packet: Packet, device: NetDevice): void {
+  private hold(packet: Packet, device: GroTarget): void {
     if (this.used === MAX_GRO_FLOWS) this.flushAt(0);
     const held = this.held[this.used++];
     const { u8 } = packet.memory;
@@ -114,7 +124,7 @@ export class Gro {
     held.id = (u8[ip + 4] << 8) | u8[ip + 5];
   }
 
-  /** Makes `packet` the end of what is held. @returns false, having done nothing, when it does not fit */
+  /** Makes `packet` the end of what is held, and takes its reference. @returns false, having done nothing, when it does not fit */
   private merge(held: Held, packet: Packet): boolean {
     const whole = held.packet!;
     const payload = packet.length - headers.length;
@@ -132,20 +142,31 @@ export class Gro {
     const inHead = packet.linear - headers.length;
     const start = packet.data + headers.length;
     const pieces = packet.fragments + (inHead === 0 ? 0 : 1);
-    if (whole.fragments + pieces > MAX_FRAGMENTS) return false;
+    if (whole.fragments + pieces > this.fragmentsMax) return false;
+    const mine = packet.pool !== null && packet.pool === whole.pool && ownsPages(packet, inHead > 0);
     // The head is in one page: packets' buffers and pool pages do not cross one.
-    if (inHead > 0) whole.addFragment(FRAGMENT_LOCAL, start >>> PAGE_SHIFT, start & (PAGE_SIZE - 1), inHead);
-    for (let i = 0; i < packet.fragments; i++) {
-      whole.addFragment(packet.source[i], packet.ref[i], packet.offset[i], packet.size[i]);
+    if (inHead > 0) {
+      const page = mine ? packet.linearPoolIndex : -1;
+      whole.addFragment(FRAGMENT_LOCAL, start >>> PAGE_SHIFT, start & (PAGE_SIZE - 1), inHead, page);
     }
-    packet.parent = whole.parent;
-    whole.parent = packet;
+    for (let i = 0; i < packet.fragments; i++) {
+      const page = mine ? packet.poolIndex[i] : -1;
+      whole.addFragment(packet.source[i], packet.ref[i], packet.offset[i], packet.size[i], page);
+    }
     const from = packet.data + headers.l4 + 13;
     u8[whole.data + held.l4 + 13] |= u8[from] & TCP_PSH;
     held.ipLength += payload;
     held.nextSequence = (held.nextSequence + payload) | 0;
     held.segments += segmentsOf(packet);
     held.merged = true;
+    if (mine) {
+      packet.fragments = 0;
+      if (inHead > 0) packet.linearPoolIndex = -1;
+      packet.release();
+    } else {
+      packet.parent = whole.parent;
+      whole.parent = packet;
+    }
     return true;
   }
 
@@ -173,6 +194,15 @@ export class Gro {
     if (held.merged) finish(held, packet);
     device.receive(packet);
   }
+}
+
+/** Nobody else has to be told when the packet's data is done with: all of it is in pages of its pool. */
+function ownsPages(packet: Packet, head: boolean): boolean {
+  if (packet.owner !== null || (head && packet.linearPoolIndex < 0)) return false;
+  for (let i = 0; i < packet.fragments; i++) {
+    if (packet.source[i] !== FRAGMENT_LOCAL || packet.poolIndex[i] < 0) return false;
+  }
+  return true;
 }
 
 /** IPv4 of another protocol than TCP: the first look at a packet, far cheaper than parsing it. */
@@ -233,7 +263,11 @@ function sequence(packet: Packet, l4: number): number {
   return (u8[at] << 24) | (u8[at + 1] << 16) | (u8[at + 2] << 8) | u8[at + 3];
 }
 
-function same(u8: Uint8Array, a: number, b: number, length: number): boolean {
+function same({ u8, u16 }: Memory, a: number, b: number, length: number): boolean {
+  if (((a | b | length) & 1) === 0) {
+    for (let i = 0; i < length; i += 2) if (u16[(a + i) >>> 1] !== u16[(b + i) >>> 1]) return false;
+    return true;
+  }
   for (let i = 0; i < length; i++) if (u8[a + i] !== u8[b + i]) return false;
   return true;
 }
@@ -241,31 +275,38 @@ function same(u8: Uint8Array, a: number, b: number, length: number): boolean {
 /** Addresses and ports. */
 function sameConnection(held: Held, packet: Packet): boolean {
   if (held.ipVersion !== headers.ipVersion || held.l3 !== headers.l3) return false;
-  const { u8 } = packet.memory;
+  const { memory } = packet;
   const a = held.packet!.data;
   const b = packet.data;
   const { l3 } = held;
   const addresses =
-    held.ipVersion === 4 ? same(u8, a + l3 + 12, b + l3 + 12, 8) : same(u8, a + l3 + 8, b + l3 + 8, 32);
-  return addresses && same(u8, a + held.l4, b + headers.l4, 4);
+    held.ipVersion === 4
+      ? same(memory, a + l3 + 12, b + l3 + 12, 8)
+      : same(memory, a + l3 + 8, b + l3 + 8, 32);
+  return addresses && same(memory, a + held.l4, b + headers.l4, 4);
 }
 
-/** Everything that has to be the same in one run: all headers but lengths, ids, sequence and checksums. */
-function sameFlow(held: Held, packet: Packet): boolean {
-  if (!sameConnection(held, packet) || held.headerLength !== headers.length) return false;
-  const { u8 } = packet.memory;
+/**
+ * For packets of one connection: everything that has to be the same in one run, all headers but lengths, ids, sequence and
+ * checksums.
+ */
+function sameHeaders(held: Held, packet: Packet): boolean {
+  if (held.headerLength !== headers.length) return false;
+  const { memory } = packet;
   const a = held.packet!.data;
   const b = packet.data;
   const { l3, l4 } = held;
-  if (!same(u8, a, b, l3)) return false;
+  if (!same(memory, a, b, l3)) return false;
   const network =
     held.ipVersion === 4
-      ? same(u8, a + l3, b + l3, 2) && same(u8, a + l3 + 6, b + l3 + 6, 4)
-      : same(u8, a + l3, b + l3, 4) && same(u8, a + l3 + 6, b + l3 + 6, 2);
+      ? same(memory, a + l3, b + l3, 2) && same(memory, a + l3 + 6, b + l3 + 6, 4)
+      : same(memory, a + l3, b + l3, 4) && same(memory, a + l3 + 6, b + l3 + 6, 2);
   if (!network) return false;
-  const flags = (u8[a + l4 + 13] ^ u8[b + l4 + 13]) & ~TCP_PSH;
-  if (flags !== 0 || !same(u8, a + l4 + 8, b + l4 + 8, 5)) return false;
+  if (memory.u8[a + l4 + 12] !== memory.u8[b + l4 + 12]) return false;
+  const flags = (memory.u8[a + l4 + 13] ^ memory.u8[b + l4 + 13]) & ~TCP_PSH;
+  if (flags !== 0 || !same(memory, a + l4 + 8, b + l4 + 8, 4)) return false;
   return (
-    same(u8, a + l4 + 14, b + l4 + 14, 2) && same(u8, a + l4 + 20, b + l4 + 20, held.headerLength - l4 - 20)
+    same(memory, a + l4 + 14, b + l4 + 14, 2) &&
+    same(memory, a + l4 + 20, b + l4 + 20, held.headerLength - l4 - 20)
   );
 }

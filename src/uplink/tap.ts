@@ -345,7 +345,8 @@ export class TapIo {
 
   private refill(): boolean {
     const { pool, readPages } = this;
-    for (let i = 0; i < READ_PAGES; i++) {
+    // A frame takes the first ones.
+    for (let i = 0; this.missing > 0; i++) {
       if (readPages[i] >= 0) continue;
       const index = pool.alloc();
       if (index < 0) return false;

@@ -193,6 +193,18 @@ test('what does not belong together stays apart, in its order', () => {
   assert.equal(got.length, 3, 'each ends its run');
 });
 
+test('a packet that is not held does not overtake one of its connection that is, whatever differs', () => {
+  const { arrive, make } = setUp();
+  const [a, b] = run(2, 500);
+  const timestamp = new Uint8Array(4).fill(1);
+  for (const change of [{ tcpOptions: timestamp }, { sequence: 5 }]) {
+    const frames = [a, { ...b, flags: 0x18, ...change }];
+    const { got } = arrive(frames.map(frame => make(frame)));
+    const flags = got.map(({ bytes }) => bytes[layout(bytes).l4 + 13]);
+    assert.deepEqual(flags, [0x10, 0x18], Object.keys(change)[0]);
+  }
+});
+
 test('a short packet and PSH end a run', () => {
   const { arrive, make } = setUp();
   const [a, b, c] = run(3, 500);
@@ -231,7 +243,12 @@ test('an unknown checksum is verified first; a wrong one is not put together', (
 
 test('flows that are mixed are each put together, and none is reordered', () => {
   const order = fc.array(
-    fc.record({ flow: fc.nat(11), size: fc.constantFrom(100, 100, 100, 40), push: fc.boolean() }),
+    fc.record({
+      flow: fc.nat(11),
+      size: fc.constantFrom(100, 100, 100, 40),
+      push: fc.boolean(),
+      options: fc.constantFrom(0, 0, 0, 4),
+    }),
     {
       maxLength: 60,
     },
@@ -242,12 +259,13 @@ test('flows that are mixed are each put together, and none is reordered', () => 
       const next = new Map<number, number>();
       const sent = new Map<number, number[]>();
       let n = 0;
-      const packets = steps.map(({ flow, size, push }) => {
+      const packets = steps.map(({ flow, size, push, options }) => {
         const sequence = next.get(flow) ?? 1000;
         next.set(flow, sequence + size);
         const payload = new Uint8Array(size).fill(n++);
         sent.set(flow, [...(sent.get(flow) ?? []), ...payload]);
-        return make({ payload, sequence, flags: push ? 0x18 : 0x10, sourcePort: 5000 + flow });
+        const tcpOptions = new Uint8Array(options).fill(1);
+        return make({ payload, sequence, flags: push ? 0x18 : 0x10, sourcePort: 5000 + flow, tcpOptions });
       });
       const { got, taken } = arrive(packets);
       const received = new Map<number, number[]>();
