@@ -21,8 +21,6 @@ export const BLOCK_RX_BYTES = 44;
 /** As a source: bytes of the packets that were passed on, and why it ended: STOP_*. */
 export const BLOCK_TX_BYTES = 48;
 export const BLOCK_STOP = 52;
-/** As a source: 1 when TCP data that is not GSO is to be put together. */
-export const BLOCK_GRO = 56;
 /** Number of the poll: a route that is not of this poll has to be confirmed. */
 export const BLOCK_POLL = 60;
 /** With STOP_ROUTE: the addresses of the frame, as they lie in memory. */

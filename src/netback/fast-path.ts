@@ -1,7 +1,6 @@
 import type { BackRing } from '../abi/ring.js';
 import type { NetDevice } from '../net/device.js';
 import {
-  NETIF_F_GRO,
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
   NETIF_F_SG,
@@ -17,7 +16,6 @@ import {
   BLOCK_ANSWERED,
   BLOCK_DOMID,
   BLOCK_FRAME_MAX,
-  BLOCK_GRO,
   BLOCK_GSO_MAX,
   BLOCK_OFFLOADS,
   BLOCK_POLL,
@@ -243,7 +241,6 @@ export class FastPath {
     words[BLOCK_POLL >>> 2] = this.poll;
     words[BLOCK_TX_REQ_CONS >>> 2] = queue.txRing.reqCons;
     words[BLOCK_TX_RSP_PVT >>> 2] = queue.txRing.rspProdPvt;
-    words[BLOCK_GRO >>> 2] = (queue.dev.features & NETIF_F_GRO) !== 0 ? 1 : 0;
     // What was used last will be now, too; polls that found nothing say nothing of it.
     for (let i = 0; i < this.made; i++) if (this.wasUsed(i, this.lastPassing)) this.confirm(i);
   }

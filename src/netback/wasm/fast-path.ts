@@ -22,7 +22,6 @@ import {
   BLOCK_ANSWERED,
   BLOCK_DOMID,
   BLOCK_FRAME_MAX,
-  BLOCK_GRO,
   BLOCK_GSO_MAX,
   BLOCK_OFFLOADS,
   BLOCK_POLL,
@@ -75,8 +74,6 @@ const GSO_TCPV4 = 1;
 const GSO_TCPV6 = 2;
 const RSP_NULL = 1;
 const ETH_HLEN: u32 = 14;
-/** Where an untagged frame has its IPv4 header's protocol. */
-const IP_PROTOCOL: u32 = 23;
 
 /** As tx-slots.ts and packet.ts have them. */
 const CONTINUATIONS_MAX = 18;
@@ -332,7 +329,7 @@ function pass(block: usize, count: u32): u32 {
     const p = packetAt(planned);
     const way = route(block, load<usize>(p + P_HEAD));
     const target: usize = way === 0 ? 0 : load<usize>(way + ROUTE_TARGET);
-    const why = way === 0 ? STOP_ROUTE : admit(block, target, p);
+    const why = way === 0 ? STOP_ROUTE : admit(target, p);
     if (why !== STOP_EMPTY) {
       stop(block, why);
       break;
@@ -382,7 +379,7 @@ function route(block: usize, head: usize): usize {
 }
 
 /** Whether the receiver takes the packet as it is. @returns STOP_EMPTY, or STOP_UNUSUAL */
-function admit(block: usize, target: usize, p: usize): i32 {
+function admit(target: usize, p: usize): i32 {
   const flags = load<u32>(p + P_FLAGS);
   const length = load<u32>(p + P_LENGTH);
   const gsoType = load<u32>(p + P_GSO_TYPE);
@@ -390,15 +387,9 @@ function admit(block: usize, target: usize, p: usize): i32 {
   const blank = (flags & TXF_CSUM_BLANK) !== 0;
   const validated = (flags & TXF_DATA_VALIDATED) !== 0;
   let rxFlags = blank ? RXF_CSUM_BLANK | RXF_DATA_VALIDATED : validated ? RXF_DATA_VALIDATED : 0;
-  const head = load<usize>(p + P_HEAD);
-  const linear = load<u32>(p + P_LINEAR);
-  if (!blank && gsoType === 0) {
-    const held = load<i32>(block + BLOCK_GRO) !== 0 && isTcpData(head, linear, length);
-    store<i32>(p + P_RX_FLAGS, rxFlags);
-    return held ? STOP_UNUSUAL : STOP_EMPTY;
-  }
-  if (!blank) return STOP_UNUSUAL;
-  const version = transport(head, linear, length);
+  store<i32>(p + P_RX_FLAGS, rxFlags);
+  if (!blank) return gsoType === 0 ? STOP_EMPTY : STOP_UNUSUAL;
+  const version = transport(load<usize>(p + P_HEAD), load<u32>(p + P_LINEAR), length);
   if (version === 0) return STOP_UNUSUAL;
   let needed = (version & 0xf) === 4 ? OFFLOAD_CSUM_V4 : OFFLOAD_CSUM_V6;
   const tcp = version > 0xf;
@@ -406,8 +397,7 @@ function admit(block: usize, target: usize, p: usize): i32 {
     if (!tcp || (version & 0xf) !== (gsoType === GSO_TCPV4 ? 4 : 6)) return STOP_UNUSUAL;
     needed |= gsoType === GSO_TCPV4 ? OFFLOAD_TSO_V4 : OFFLOAD_TSO_V6;
     rxFlags |= RXF_EXTRA_INFO;
-  } else if (tcp && load<i32>(block + BLOCK_GRO) !== 0 && isTcpData(head, linear, length))
-    return STOP_UNUSUAL;
+  }
   if ((load<i32>(target + BLOCK_OFFLOADS) & needed) !== needed) return STOP_UNUSUAL;
   store<i32>(p + P_RX_FLAGS, rxFlags);
   return STOP_EMPTY;
@@ -453,19 +443,6 @@ function transport(head: usize, linear: u32, length: u32): i32 {
   const header = (<u32>load<u8>(head + l4 + 12) >>> 4) << 2;
   if (header < 20 || l4 + header > end || l4 + header > linear) return 0;
   return version | 16;
-}
-
-/** Whether GRO may want it: a TCP segment that is more than its headers. */
-function isTcpData(head: usize, linear: u32, length: u32): bool {
-  // Most of what is no TCP can be told early.
-  if (linear > IP_PROTOCOL && be16(head + 12) === 0x0800 && load<u8>(head + IP_PROTOCOL) !== 6) return false;
-  const version = transport(head, linear, length);
-  if (version < 16) return false;
-  const v4 = version === 20;
-  const ip = head + ETH_HLEN;
-  const total = v4 ? be16(ip + 2) : 40 + be16(ip + 4);
-  const ipHeader = v4 ? (<u32>load<u8>(ip) & 15) << 2 : 40;
-  return total > ipHeader + ((<u32>load<u8>(ip + ipHeader + 12) >>> 4) << 2);
 }
 
 // ---- to the rx ring ----
