@@ -79,6 +79,11 @@ export class FrontRing extends Ring {
     return this.memory.load(this.address + RING_RSP_PROD) | 0;
   }
 
+  /** True when the backend has published responses that are not consumed. */
+  get hasResponses(): boolean {
+    return this.rspProd() !== this.rspCons;
+  }
+
   /** True when `rspProd` cannot be right: more responses than requests are outstanding. */
   responseOverflow(rspProd: number): boolean {
     return (rspProd - this.rspCons) >>> 0 > (this.reqProdPvt - this.rspCons) >>> 0;
@@ -92,7 +97,7 @@ export class FrontRing extends Ring {
 
   /** Asks for an event at the `after`-th response from now. @returns whether one is there already */
   finalCheckForResponses(after = 1): boolean {
-    if (this.rspProd() !== this.rspCons) return true;
+    if (this.hasResponses) return true;
     const { memory, address, rspCons } = this;
     return (
       (memory.storeThenLoad(address + RING_RSP_EVENT, rspCons + after, address + RING_RSP_PROD) | 0) !==
@@ -131,6 +136,11 @@ export class BackRing extends Ring {
     return Math.min(published, room);
   }
 
+  /** True when there are requests that may be consumed. */
+  get hasRequests(): boolean {
+    return this.unconsumed(this.reqProd()) !== 0;
+  }
+
   /** True when everything consumed so far fills the ring with unanswered requests. */
   consumerOverflow(reqCons = this.reqCons): boolean {
     return (reqCons - this.rspProdPvt) >>> 0 >= this.size;
@@ -147,7 +157,7 @@ export class BackRing extends Ring {
    * consumed: a producer index that claims more than the ring has unanswered is no reason to look again
    */
   finalCheckForRequests(after = 1): boolean {
-    if (this.unconsumed(this.reqProd()) !== 0) return true;
+    if (this.hasRequests) return true;
     const { memory, address } = this;
     const event = address + RING_REQ_EVENT;
     return (

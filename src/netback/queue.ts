@@ -283,11 +283,14 @@ export class Queue implements FastPathQueue {
     if (work > 0) this.worked = true;
     // After what the packets set going: their receivers wait for them, while their sender is done.
     if (work > passed) this.vif.platform.scheduler.post(this.pushTask);
-    if (this.stopped || work >= budget) return work;
-    if (!this.napi.complete(work) || this.tx.throttled) return work;
-    if (this.tx.ring.finalCheckForRequests()) this.napi.schedule();
+    const { ring, throttled } = this.tx;
+    if (this.stopped || (work >= budget && ring.hasRequests)) return work;
+    // A whole budget that emptied the ring is no reason to poll again.
+    const done = Math.min(work, budget - 1);
+    if (!this.napi.complete(done) || throttled) return done;
+    if (ring.finalCheckForRequests()) this.napi.schedule();
     else this.endOfInterrupt();
-    return work;
+    return done;
   }
 
   /** Takes what the fast path has left. What GRO puts together goes on when the poll ends, so the rest all goes this way. */

@@ -253,11 +253,13 @@ export class Queue {
     if (this.destroyed) this.code?.destroy();
     if (answered + work > 0) this.worked = true;
     this.refill();
-    if (this.stopped || work >= budget) return work;
-    if (!this.napi.complete(work)) return work;
+    if (this.stopped || (work >= budget && this.rx.hasResponses)) return work;
+    // A whole budget that emptied the ring is no reason to poll again.
+    const done = Math.min(work, budget - 1);
+    if (!this.napi.complete(done)) return done;
     if (this.rx.finalCheckForResponses() || this.askForTxEvent()) this.napi.schedule();
     else this.endOfInterrupt();
-    return work;
+    return done;
   }
 
   private endOfInterrupt(): void {
