@@ -4,6 +4,25 @@
  * packet at which this stops, as if it had not been read. AssemblyScript, compiled by `scripts/wasm.mjs`.
  */
 import {
+  ETH_HLEN,
+  EXTRA_INFO,
+  EXTRA_TYPE_GSO,
+  GSO_TCPV4,
+  GSO_TCPV6,
+  MORE_DATA,
+  PAGE_SHIFT,
+  PAGE_SIZE,
+  RING_MASK,
+  RING_SIZE,
+  RSP_NULL,
+  RXF_CSUM_BLANK,
+  RXF_DATA_VALIDATED,
+  rxSlot,
+  TXF_CSUM_BLANK,
+  TXF_DATA_VALIDATED,
+  txSlot,
+} from '../../abi/wasm/netif';
+import {
   COPY_DST_DOMID,
   COPY_DST_OFFSET,
   COPY_DST_REF,
@@ -52,28 +71,6 @@ import {
   STOP_ROUTE,
   STOP_UNUSUAL,
 } from '../fast-path-block';
-
-const PAGE_SIZE: u32 = 4096;
-const PAGE_SHIFT = 12;
-/** xen/include/public/io/ring.h and netif.h, as abi/ring.ts and abi/netif.ts draw them. */
-const RING_SIZE: u32 = 256;
-const RING_MASK: u32 = 255;
-const SLOTS = 64;
-const TX_SLOT: u32 = 12;
-const RX_SLOT_SHIFT = 3;
-const TXF_CSUM_BLANK = 1;
-const TXF_DATA_VALIDATED = 2;
-const TXF_MORE_DATA = 4;
-const TXF_EXTRA_INFO = 8;
-const RXF_DATA_VALIDATED = 1;
-const RXF_CSUM_BLANK = 2;
-const RXF_MORE_DATA = 4;
-const RXF_EXTRA_INFO = 8;
-const EXTRA_TYPE_GSO = 1;
-const GSO_TCPV4 = 1;
-const GSO_TCPV6 = 2;
-const RSP_NULL = 1;
-const ETH_HLEN: u32 = 14;
 
 /** As tx-slots.ts and packet.ts have them. */
 const CONTINUATIONS_MAX = 18;
@@ -147,14 +144,6 @@ export function forward(block: usize, limit: u32): u32 {
 
 function stop(block: usize, why: i32): void {
   store<i32>(block + BLOCK_STOP, why);
-}
-
-function txSlot(ring: usize, index: u32): usize {
-  return ring + SLOTS + (index & RING_MASK) * TX_SLOT;
-}
-
-function rxSlot(ring: usize, index: u32): usize {
-  return ring + SLOTS + ((index & RING_MASK) << RX_SLOT_SHIFT);
 }
 
 function pageOf(address: usize): u32 {
@@ -231,7 +220,7 @@ function readOne(block: usize, ring: usize, start: u32, available: u32, p: usize
   const responses = block + BLOCK_RESPONSES;
   let next = start + 1;
   store<u32>(p + P_GSO_TYPE, 0);
-  if ((flags & TXF_EXTRA_INFO) !== 0) {
+  if ((flags & EXTRA_INFO) !== 0) {
     if (available < 2) return 0;
     const extra = txSlot(ring, next);
     const extra0 = fetch32(extra);
@@ -247,7 +236,7 @@ function readOne(block: usize, ring: usize, start: u32, available: u32, p: usize
   }
   let rest = length;
   let end = piece + PIECE;
-  let more = (flags & TXF_MORE_DATA) !== 0;
+  let more = (flags & MORE_DATA) !== 0;
   for (let slots = 0; more; slots++) {
     if (slots === CONTINUATIONS_MAX || next - start >= available) return 0;
     const slot = txSlot(ring, next);
@@ -264,7 +253,7 @@ function readOne(block: usize, ring: usize, start: u32, available: u32, p: usize
     store<i32>(responses + ((next & RING_MASK) << 2), slot2 & 0xffff);
     end += PIECE;
     next++;
-    more = ((slot1 >>> 16) & TXF_MORE_DATA) !== 0;
+    more = ((slot1 >>> 16) & MORE_DATA) !== 0;
   }
   const linear = length <= LINEAR_MAX ? length : HEAD_BYTES;
   // A head in more than one slot is rare.
@@ -396,7 +385,7 @@ function admit(target: usize, p: usize): i32 {
   if (gsoType !== 0) {
     if (!tcp || (version & 0xf) !== (gsoType === GSO_TCPV4 ? 4 : 6)) return STOP_UNUSUAL;
     needed |= gsoType === GSO_TCPV4 ? OFFLOAD_TSO_V4 : OFFLOAD_TSO_V6;
-    rxFlags |= RXF_EXTRA_INFO;
+    rxFlags |= EXTRA_INFO;
   }
   if ((load<i32>(target + BLOCK_OFFLOADS) & needed) !== needed) return STOP_UNUSUAL;
   store<i32>(p + P_RX_FLAGS, rxFlags);
@@ -534,7 +523,7 @@ function finish(block: usize, p: usize): void {
     }
     const request = load<u32>(target + BLOCK_REQUESTS + (((start + i) & RING_MASK) << 2));
     left -= request >>> 16;
-    if (left > 0) flags |= RXF_MORE_DATA;
+    if (left > 0) flags |= MORE_DATA;
     store<u32>(at, request & 0xffff);
     store<u32>(at + 4, flags | (request & 0xffff0000));
     flags = 0;

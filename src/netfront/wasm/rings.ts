@@ -2,6 +2,17 @@
  * A frontend's loops over the slots of its rings: the same steps as queue.ts has for rings in other memory. AssemblyScript,
  * compiled by `scripts/wasm.mjs`.
  */
+import {
+  ETH_HLEN,
+  EXTRA_INFO,
+  EXTRA_TYPE_GSO,
+  MORE_DATA,
+  PAGE_SIZE,
+  RING_MASK,
+  RSP_NULL,
+  rxSlot,
+  txSlot,
+} from '../../abi/wasm/netif';
 import { end, grant } from '../../platform/wasm/grants';
 import { fetch32 } from '../../platform/wasm/shared';
 import {
@@ -40,24 +51,10 @@ import {
   RING_UNANSWERED,
 } from '../ring-block';
 
-const PAGE_SIZE: i32 = 4096;
-/** As abi/ring.ts and abi/netif.ts draw them. */
-const MASK: u32 = 255;
-const SLOTS_AT = 64;
-const TX_SLOT: u32 = 12;
-const MORE_DATA = 4;
-const EXTRA_INFO = 8;
-const EXTRA_TYPE_GSO = 1;
-const RSP_NULL = 1;
-const ETH_HLEN = 14;
 /** As queue.ts and rx-slots.ts have them. */
 const SLOTS_MAX = 19;
 const PULL_BYTES = 128;
 const LOCAL = -1;
-
-/** As tx-slots.ts has them. */
-const TXF_MORE_DATA = 4;
-const TXF_EXTRA_INFO = 8;
 
 function word(at: usize): i32 {
   return load<i32>(at);
@@ -69,20 +66,20 @@ function word(at: usize): i32 {
  *   answers nothing
  */
 export function reclaim(block: usize, rspProd: u32): i32 {
-  const slots = <usize>word(block + RING_TX) + SLOTS_AT;
+  const ring = <usize>word(block + RING_TX);
   let extras = word(block + RING_EXTRAS);
   let free = word(block + RING_FREE_IDS);
   let cons = <u32>word(block + RING_TX_RSP_CONS);
   let done = 0;
   store<i32>(block + RING_BROKEN, -1);
   for (; cons !== rspProd; cons++) {
-    const response = fetch32(slots + (cons & MASK) * TX_SLOT);
+    const response = fetch32(txSlot(ring, cons));
     if (<i32>response >> 16 === RSP_NULL && extras > 0) {
       extras--;
       continue;
     }
     const id = response & 0xffff;
-    if (id > MASK || load<u8>(block + RING_OUTSTANDING + id) === 0) {
+    if (id > RING_MASK || load<u8>(block + RING_OUTSTANDING + id) === 0) {
       store<i32>(block + RING_BROKEN, id);
       cons++;
       break;
@@ -120,21 +117,21 @@ export function send(
   flags: u32,
   gso: u32,
 ): u32 {
-  const slots = <usize>word(block + RING_TX) + SLOTS_AT;
+  const ring = <usize>word(block + RING_TX);
   let prod = <u32>word(block + RING_TX_REQ_PROD);
   let free = word(block + RING_FREE_IDS);
   let list = block + RING_SEND;
   const first = <u32>load<u16>(block + RING_FREE_ID + (--free << 1));
-  let at = slots + (prod++ & MASK) * TX_SLOT;
+  let at = txSlot(ring, prod++);
   take(block, first, first);
   store<u8>(block + RING_UNANSWERED + first, count + 1);
   // The first request tells the size of the whole packet, the others their own.
-  const more = count > 0 ? TXF_MORE_DATA : 0;
+  const more = count > 0 ? MORE_DATA : 0;
   store<u32>(at, load<u32>(list));
-  store<u32>(at + 4, offset | ((flags | more | (gso !== 0 ? TXF_EXTRA_INFO : 0)) << 16));
+  store<u32>(at + 4, offset | ((flags | more | (gso !== 0 ? EXTRA_INFO : 0)) << 16));
   store<u32>(at + 8, first | (length << 16));
   if (gso !== 0) {
-    at = slots + (prod++ & MASK) * TX_SLOT;
+    at = txSlot(ring, prod++);
     store<u32>(at, EXTRA_TYPE_GSO | (gso << 16));
     store<u32>(at + 4, gso >>> 16);
     store<i32>(block + RING_EXTRAS, word(block + RING_EXTRAS) + 1);
@@ -143,9 +140,9 @@ export function send(
     const id = <u32>load<u16>(block + RING_FREE_ID + (--free << 1));
     list += 4;
     take(block, id, first);
-    at = slots + (prod++ & MASK) * TX_SLOT;
+    at = txSlot(ring, prod++);
     store<u32>(at, load<u32>(list));
-    store<u32>(at + 4, load<u32>(fragments + 2 * FRAGMENT_BYTES) | (i < count ? TXF_MORE_DATA << 16 : 0));
+    store<u32>(at + 4, load<u32>(fragments + 2 * FRAGMENT_BYTES) | (i < count ? MORE_DATA << 16 : 0));
     store<u32>(at + 8, id | (load<u32>(fragments + 3 * FRAGMENT_BYTES) << 16));
     fragments += 4;
   }
@@ -165,18 +162,23 @@ function take(block: usize, id: u32, first: u32): void {
  * @returns how many, at RING_PACKETS; the next response is of another kind when there are less than there could be
  */
 export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i32 {
-  const slots = <usize>word(block + RING_RX) + SLOTS_AT;
+  const ring = <usize>word(block + RING_RX);
   const record = <usize>word(block + RING_RECORD);
   let cons = <u32>word(block + RING_RX_RSP_CONS);
   let out = block + RING_PACKETS;
   let count = 0;
   for (; count < limit && cons !== rspProd; count++) {
-    const slot = cons & MASK;
-    const word0 = fetch32(slots + (slot << 3));
-    const word1 = fetch32(slots + (slot << 3) + 4);
+    const slot = cons & RING_MASK;
+    const word0 = fetch32(rxSlot(ring, slot));
+    const word1 = fetch32(rxSlot(ring, slot) + 4);
     const offset = <i32>(word0 >>> 16);
     const bytes = <i32>word1 >> 16;
-    if ((word1 & (MORE_DATA | EXTRA_INFO)) !== 0 || bytes < ETH_HLEN || offset + bytes > PAGE_SIZE) break;
+    if (
+      (word1 & (MORE_DATA | EXTRA_INFO)) !== 0 ||
+      bytes < <i32>ETH_HLEN ||
+      <u32>(offset + bytes) > PAGE_SIZE
+    )
+      break;
     if (!end(record, word(posts + RING_GREFS + (slot << 2)))) break;
     store<i32>(out, word(posts + RING_POSTED + (slot << 2)));
     store<i32>(out + 4, offset);
@@ -195,24 +197,24 @@ export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i
  * @returns responses taken; 0, and nothing is changed, for a packet that is not usual, or not sound
  */
 export function receiveLong(block: usize, posts: usize, fragments: usize, rspProd: u32): u32 {
-  const slots = <usize>word(block + RING_RX) + SLOTS_AT;
+  const ring = <usize>word(block + RING_RX);
   const start = <u32>word(block + RING_RX_RSP_CONS);
   const available = rspProd - start;
-  const word0 = fetch32(slots + ((start & MASK) << 3));
-  let word1 = fetch32(slots + ((start & MASK) << 3) + 4);
+  const word0 = fetch32(rxSlot(ring, start));
+  let word1 = fetch32(rxSlot(ring, start) + 4);
   let size = <i32>word1 >> 16;
   const first = size;
   const offset = <i32>(word0 >>> 16);
-  if (first <= 0 || offset + first > PAGE_SIZE) return 0;
+  if (first <= 0 || <u32>(offset + first) > PAGE_SIZE) return 0;
   let next: u32 = 1;
   let gsoType: u32 = 0;
   store<i32>(block + RING_FLAGS, word1 & 0xffff);
   store<i32>(block + RING_SPARE, -1);
   if ((word1 & EXTRA_INFO) !== 0) {
     if (available < 2) return 0;
-    const slot = (start + 1) & MASK;
-    const extra = fetch32(slots + (slot << 3));
-    gsoType = fetch32(slots + (slot << 3) + 4) & 0xff;
+    const slot = (start + 1) & RING_MASK;
+    const extra = fetch32(rxSlot(ring, slot));
+    gsoType = fetch32(rxSlot(ring, slot) + 4) & 0xff;
     if ((extra & 0xffff) !== EXTRA_TYPE_GSO || extra >>> 16 === 0 || gsoType === 0 || gsoType > 2) return 0;
     store<i32>(block + RING_GSO_SIZE, extra >>> 16);
     store<i32>(block + RING_SPARE, word(posts + RING_POSTED + (slot << 2)));
@@ -221,11 +223,11 @@ export function receiveLong(block: usize, posts: usize, fragments: usize, rspPro
   let count = 0;
   for (; (word1 & MORE_DATA) !== 0; count++) {
     if (next >= available || count === SLOTS_MAX - 1) return 0;
-    const slot = (start + next++) & MASK;
-    const begin = <i32>(fetch32(slots + (slot << 3)) >>> 16);
-    word1 = fetch32(slots + (slot << 3) + 4);
+    const slot = (start + next++) & RING_MASK;
+    const begin = <i32>(fetch32(rxSlot(ring, slot)) >>> 16);
+    word1 = fetch32(rxSlot(ring, slot) + 4);
     const bytes = <i32>word1 >> 16;
-    if (bytes <= 0 || begin + bytes > PAGE_SIZE) return 0;
+    if (bytes <= 0 || <u32>(begin + bytes) > PAGE_SIZE) return 0;
     const at = fragments + (count << 2);
     store<i32>(at, LOCAL);
     store<i32>(at + FRAGMENT_BYTES, word(posts + RING_PAGES + (slot << 2)));
@@ -235,15 +237,15 @@ export function receiveLong(block: usize, posts: usize, fragments: usize, rspPro
     size += bytes;
   }
   // Otherwise its headers have to be brought together.
-  if (size < ETH_HLEN || first < min(size, PULL_BYTES)) return 0;
+  if (size < <i32>ETH_HLEN || first < min(size, PULL_BYTES)) return 0;
   if (!endAll(word(block + RING_RECORD), posts, start, next)) return 0;
-  store<i32>(block + RING_PAGE, word(posts + RING_POSTED + ((start & MASK) << 2)));
+  store<i32>(block + RING_PAGE, word(posts + RING_POSTED + ((start & RING_MASK) << 2)));
   store<i32>(block + RING_OFFSET, offset);
   store<i32>(block + RING_BYTES, first);
   store<i32>(block + RING_FRAGMENTS, count);
   store<i32>(block + RING_SIZE, size);
   store<i32>(block + RING_GSO_TYPE, gsoType);
-  for (let i: u32 = 0; i < next; i++) store<i32>(posts + RING_POSTED + (((start + i) & MASK) << 2), -1);
+  for (let i: u32 = 0; i < next; i++) store<i32>(posts + RING_POSTED + (((start + i) & RING_MASK) << 2), -1);
   store<u32>(block + RING_RX_RSP_CONS, start + next);
   return next;
 }
@@ -251,26 +253,26 @@ export function receiveLong(block: usize, posts: usize, fragments: usize, rspPro
 /** Only then are the pages safe from the backend. @returns false when it still uses one: it is broken */
 function endAll(record: usize, posts: usize, start: u32, count: u32): bool {
   for (let i: u32 = 0; i < count; i++) {
-    if (!end(record, word(posts + RING_GREFS + (((start + i) & MASK) << 2)))) return false;
+    if (!end(record, word(posts + RING_GREFS + (((start + i) & RING_MASK) << 2)))) return false;
   }
   return true;
 }
 
 /** Posts the `count` pages at RING_TO_POST, each granted to the backend. Publishes nothing. */
 export function post(block: usize, posts: usize, count: i32): void {
-  const slots = <usize>word(block + RING_RX) + SLOTS_AT;
+  const ring = <usize>word(block + RING_RX);
   const record = <usize>word(block + RING_RECORD);
   const backend = word(block + RING_BACKEND);
   let prod = <u32>word(block + RING_RX_REQ_PROD);
   for (let i = 0; i < count; i++, prod++) {
-    const slot = prod & MASK;
+    const slot = prod & RING_MASK;
     const entry = posts + RING_TO_POST + i * RING_ENTRY;
     const gref = word(posts + RING_GREFS + (slot << 2));
     grant(record, gref, backend, word(entry + 4), false);
     store<i32>(posts + RING_POSTED + (slot << 2), word(entry));
     store<i32>(posts + RING_PAGES + (slot << 2), word(entry + 8));
-    store<u32>(slots + (slot << 3), slot);
-    store<i32>(slots + (slot << 3) + 4, gref);
+    store<u32>(rxSlot(ring, slot), slot);
+    store<i32>(rxSlot(ring, slot) + 4, gref);
   }
   store<u32>(block + RING_RX_REQ_PROD, prod);
 }
