@@ -116,8 +116,8 @@ export class Queue {
   /** The polls since the last end of interrupt found something to do. */
   private worked = false;
   private stopped = false;
-  /** Packets are being handed on, which may end in `destroy`. */
-  private receiving = false;
+  /** Packets are being handed on or released, which may end in `destroy`. */
+  private polling = false;
   private destroyed = false;
 
   /** @throws HypercallError, GrantError ENOSPC or ENOMEM; nothing stays behind then */
@@ -221,7 +221,7 @@ export class Queue {
       } else if (posted[slot] < 0) platform.grants.free(grefs[slot]);
       else reclaimer.end(grefs[slot], this.rxPool.pages[posted[slot]]);
     }
-    if (!this.receiving) this.code?.destroy();
+    if (!this.polling) this.code?.destroy();
     this.destroyed = true;
     this.rxGranted?.retire();
     this.rxPool.retire(page => platform.memory.freePage(page));
@@ -246,11 +246,18 @@ export class Queue {
       this.napi.complete(0);
       return 0;
     }
+    this.polling = true;
+    try {
+      return this.pollRings(budget);
+    } finally {
+      this.polling = false;
+      if (this.destroyed) this.code?.destroy();
+    }
+  }
+
+  private pollRings(budget: number): number {
     const answered = this.reclaim();
-    this.receiving = true;
-    const work = this.receive(budget);
-    this.receiving = false;
-    if (this.destroyed) this.code?.destroy();
+    const work = this.stopped ? 0 : this.receive(budget);
     if (answered + work > 0) this.worked = true;
     this.refill();
     if (this.stopped || (work >= budget && this.rx.hasResponses)) return work;
@@ -497,14 +504,14 @@ export class Queue {
     const count = code.reclaim(ring, rspProd, this.extrasUnanswered, this.freeIdCount);
     this.extrasUnanswered = code.extras;
     this.freeIdCount = code.freeIds;
-    for (let i = 0; i < count; i++) this.answeredAll(code.done[i]);
+    for (let i = 0; i < count && !this.stopped; i++) this.answeredAll(code.done[i]);
     if (code.broken >= 0) this.notOutstanding((ring.rspCons - 1) | 0, code.broken);
   }
 
   private reclaimEach(rspProd: number): void {
     const ring = this.tx;
     const { i32 } = ring.memory;
-    for (let cons = ring.rspCons; cons !== rspProd; cons = (cons + 1) | 0) {
+    for (let cons = ring.rspCons; cons !== rspProd && !this.stopped; cons = (cons + 1) | 0) {
       const word = i32[ring.slot(cons) >>> 2];
       ring.rspCons = (cons + 1) | 0;
       if (word >> 16 === NETIF_RSP_NULL && this.extrasUnanswered > 0) this.extrasUnanswered--;
@@ -605,30 +612,36 @@ export class Queue {
     const { pages } = rxPool;
     const { stats } = device.dev;
     let bytes = 0;
-    for (let i = 0; i < count; i++) {
-      const at = 3 * i;
-      const index = shorts[at];
-      const word = shorts[at + 2];
-      const packet = this.stopped ? null : packets.tryGet();
-      if (packet === null) {
-        stats.rxErrors++;
-        rxPool.free(index);
-        continue;
+    let next = 0;
+    try {
+      while (next < count && !this.stopped) {
+        const at = 3 * next++;
+        const index = shorts[at];
+        const word = shorts[at + 2];
+        const packet = packets.tryGet();
+        if (packet === null) {
+          stats.rxErrors++;
+          rxPool.free(index);
+          continue;
+        }
+        packet.pool = rxPool;
+        packet.linearPoolIndex = index;
+        packet.data = (pages[index] << PAGE_SHIFT) + shorts[at + 1];
+        packet.linear = word >> 16;
+        packet.length = word >> 16;
+        if ((word & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word)) {
+          this.refuse(packet);
+          continue;
+        }
+        stats.rxPackets++;
+        bytes += word >> 16;
+        napi.receive(packet);
       }
-      packet.pool = rxPool;
-      packet.linearPoolIndex = index;
-      packet.data = (pages[index] << PAGE_SHIFT) + shorts[at + 1];
-      packet.linear = word >> 16;
-      packet.length = word >> 16;
-      if ((word & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word)) {
-        this.refuse(packet);
-        continue;
-      }
-      stats.rxPackets++;
-      bytes += word >> 16;
-      napi.receive(packet);
+    } finally {
+      stats.rxBytes += bytes;
+      // Whoever received one has stopped us, or thrown: nobody else knows of these pages.
+      for (; next < count; next++) rxPool.free(shorts[3 * next]);
     }
-    stats.rxBytes += bytes;
     return count;
   }
 

@@ -49,21 +49,11 @@ export class Dom {
   }
 }
 
-/** The same platform without the grant operations that a process on a real Xen host does not have. */
-function tieGrants(platform: Platform): Platform {
-  const refuse = (): never => {
-    throw new HypercallError('EOPNOTSUPP', 'grants are tied to their pages');
-  };
-  const missing: Record<string | symbol, unknown> = {
-    alloc: refuse,
-    free: refuse,
-    grant: refuse,
-    end: refuse,
-  };
+/** The same platform with something else in the place of some of its grant operations. */
+export function withGrants(platform: Platform, changes: Readonly<Record<string, unknown>>): Platform {
   const grants = new Proxy(platform.grants, {
     get(target, key) {
-      if (key === 'regrantable') return false;
-      if (key in missing) return missing[key];
+      if (typeof key === 'string' && key in changes) return changes[key];
       const value = Reflect.get(target, key);
       return typeof value === 'function' ? value.bind(target) : value;
     },
@@ -74,6 +64,20 @@ function tieGrants(platform: Platform): Platform {
       const value = Reflect.get(target, key);
       return typeof value === 'function' ? value.bind(target) : value;
     },
+  });
+}
+
+/** The same platform without the grant operations that a process on a real Xen host does not have. */
+function tieGrants(platform: Platform): Platform {
+  const refuse = (): never => {
+    throw new HypercallError('EOPNOTSUPP', 'grants are tied to their pages');
+  };
+  return withGrants(platform, {
+    regrantable: false,
+    alloc: refuse,
+    free: refuse,
+    grant: refuse,
+    end: refuse,
   });
 }
 

@@ -13,7 +13,7 @@ import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/net
 import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
 import type { Domain, DomainOptions } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
-import { ALL_FEATURES, type DataPath, Dom, type Guest } from './data-path.js';
+import { ALL_FEATURES, type DataPath, Dom, type Guest, withGrants } from './data-path.js';
 import { bytesOf, packetFrom } from './packets.js';
 
 /** Steps of the scheduler that any attack may cost at most before the host is quiet again. */
@@ -154,6 +154,7 @@ export class Attacker {
 
 /** A device whose backend is ours to do evil with, in dom0. */
 export class Victim {
+  readonly domain: Domain;
   readonly dom: Dom;
   readonly dev: NetDevice;
   readonly broken: string[] = [];
@@ -169,9 +170,16 @@ export class Victim {
       maxPages?: number;
       /** What the frontend sees its rx ring, at `page`, through. */
       memoryOf?: (memory: Memory, page: number) => Memory;
+      /** false to have TypeScript write and read all slots. */
+      ringCode?: boolean;
+      /** false for a backend that may not see what else lies in a page. */
+      trusted?: boolean;
     } = {},
   ) {
-    this.dom = new Dom(path.hypervisor.createDomain({ maxPages: options.maxPages }));
+    this.domain = path.hypervisor.createDomain({ maxPages: options.maxPages });
+    const { platform } = this.domain;
+    const plain = options.ringCode === false;
+    this.dom = new Dom(this.domain, plain ? withGrants(platform, { wasm: null }) : platform);
     this.dev = this.dom.net.allocEtherdev('eth%d', {
       startXmit: packet => this.queue.startXmit(packet),
       flush: () => this.queue.flush(),
@@ -195,6 +203,7 @@ export class Victim {
 
   connect(): HostileBackend {
     const { dom, dev, path, broken } = this;
+    const { split = true, trusted = true } = this.options;
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     this.queue = new FrontQueue(
       {
@@ -202,14 +211,14 @@ export class Victim {
         platform: this.platform(),
         dev,
         backendId: 0,
-        trusted: true,
+        trusted,
         broken: reason => broken.push(reason),
       },
       0,
-      this.options.split ?? true,
+      split,
       this.granted,
     );
-    dev.txPool = this.granted.pages;
+    dev.txPool = trusted ? this.granted.pages : null;
     this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
     this.queue.start();
     this.dev.carrierOn();
