@@ -4,19 +4,18 @@ import fc from 'fast-check';
 import {
   gsoExtraWord0,
   gsoExtraWord1,
-  hashExtraWord0,
   NETTXF_CSUM_BLANK,
   NETTXF_DATA_VALIDATED,
   NETTXF_EXTRA_INFO,
   NETTXF_MORE_DATA,
   XEN_NETIF_EXTRA_FLAG_MORE,
-  XEN_NETIF_EXTRA_TYPE_MCAST_ADD,
 } from '../../src/abi/index.js';
 import type { GrantedPage } from '../../src/mock/index.js';
 import type { NetDevice } from '../../src/net/index.js';
 import { FILTER_PASS } from '../../src/netback/index.js';
 import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame, layout } from '../net/frames.js';
+import { extra, frameOptions, type Of, rarely, slotSizes, u32, wordChange } from '../support/arbitraries.js';
 import { ALL_FEATURES } from '../support/data-path.js';
 import { type Attacker, holdings } from '../support/hostile.js';
 import { RawPair } from '../support/raw-pair.js';
@@ -27,72 +26,21 @@ const TX_ROOM = 30;
 const RING_SIZE = 256;
 const BLANK = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
 
-/** A value once in so many times. */
-function rarely<T>(times: number, arbitrary: fc.Arbitrary<T>): fc.Arbitrary<T | undefined> {
-  return fc.oneof({ weight: times - 1, arbitrary: fc.constant(undefined) }, { weight: 1, arbitrary });
-}
-
-/** Numbers that something may go wrong at. */
-const edge16 = fc.constantFrom(0, 1, 13, 14, 191, 192, 193, 480, 481, 1514, 4082, 4095, 4096, 4097, 0xffff);
-const u16 = fc.oneof(edge16, fc.nat(0xffff));
-const u32 = fc.oneof(fc.constantFrom(0, 1, 255, 256, 0xffff, 0x7fffffff, 0xffffffff), fc.nat(0xffffffff));
-
 /** Changes a word of a packet's requests. */
 const mutation = fc.record({
   request: fc.nat(20),
   word: fc.nat(2),
-  how: fc.oneof(
-    fc.nat(31).map(bit => (old: number) => old ^ (1 << bit)),
-    u16.map(low => (old: number) => (old & 0xffff0000) | low),
-    u16.map(high => (old: number) => (old & 0xffff) | (high << 16)),
-    u32.map(value => () => value),
-  ),
+  how: wordChange,
 });
 
-const extra = fc.oneof(
-  { weight: 40, arbitrary: fc.constantFrom(1, 2).map(type => [gsoExtraWord0(1448), gsoExtraWord1(type)]) },
-  { weight: 5, arbitrary: u16.map(size => [gsoExtraWord0(Math.max(size, 1)), gsoExtraWord1(1)]) },
-  { weight: 3, arbitrary: u32.map(hash => [hashExtraWord0(1, 1), hash]) },
-  { weight: 3, arbitrary: u32.map(group => [XEN_NETIF_EXTRA_TYPE_MCAST_ADD | 0x10000, group]) },
-  { weight: 1, arbitrary: fc.tuple(fc.nat(0xffff), u32).map(([low, high]) => [low & ~0x100, high]) },
-);
-
 const packet = fc.record({
-  frame: fc.record({
-    version: fc.constantFrom(4 as const, 4 as const, 6 as const),
-    udp: fc.boolean(),
-    vlan: rarely(8, fc.nat(4095)),
-    flags: fc.constantFrom(0x10, 0x18, 0x02),
-    tcpOptions: fc.constantFrom(0, 12, 40),
-    sourcePort: fc.nat(3),
-  }),
+  frame: frameOptions,
   to: fc.oneof(
     { weight: 12, arbitrary: fc.constant('peer' as const) },
     { weight: 1, arbitrary: fc.constantFrom('unknown', 'all', 'group', 'itself', 'bridge') },
   ),
   from: fc.oneof({ weight: 6, arbitrary: fc.constant(0) }, { weight: 1, arbitrary: fc.nat(20) }),
-  /** Bytes of the slots; of the first, which has the headers, behind them. */
-  sizes: fc.oneof(
-    { weight: 4, arbitrary: fc.tuple(fc.nat(3900)) },
-    { weight: 2, arbitrary: fc.tuple(fc.nat(40)) },
-    {
-      weight: 3,
-      arbitrary: fc.tuple(fc.integer({ min: 130, max: 3900 }), fc.integer({ min: 1, max: 4096 })),
-    },
-    {
-      weight: 2,
-      arbitrary: fc.tuple(
-        fc.integer({ min: 130, max: 3000 }),
-        fc.integer({ min: 1, max: 4096 }),
-        fc.nat(4096),
-      ),
-    },
-    { weight: 1, arbitrary: fc.array(fc.nat(400), { minLength: 1, maxLength: 20 }) },
-    {
-      weight: 1,
-      arbitrary: fc.array(fc.constant(4096), { minLength: 1, maxLength: 17 }).map(all => [140, ...all]),
-    },
-  ),
+  sizes: slotSizes,
   offset: fc.oneof(fc.constant(0), fc.nat(200)),
   flags: fc.constantFrom(0, NETTXF_DATA_VALIDATED, BLANK),
   extras: fc.oneof(
@@ -102,7 +50,7 @@ const packet = fc.record({
   ),
   mutation: rarely(40, mutation),
 });
-type TxPacket = typeof packet extends fc.Arbitrary<infer T> ? T : never;
+type TxPacket = Of<typeof packet>;
 
 /** What a sound frontend sends: its head is in the first slot, offloads are what the headers say, no slot is empty. */
 const soundPacket = packet.map((one): TxPacket => {
@@ -341,7 +289,7 @@ class World {
 
   constructor(
     fastPath: boolean,
-    { start, receiver, split, hairpin, small }: typeof scenario extends fc.Arbitrary<infer T> ? T : never,
+    { start, receiver, split, hairpin, small }: Of<typeof scenario>,
   ) {
     this.small = small ?? false;
     this.pair = new RawPair(fastPath, { start, receiver: { split, ...receiver }, sender: { split } });
@@ -361,7 +309,7 @@ class World {
     badGref,
     regrant,
     index,
-  }: typeof round extends fc.Arbitrary<infer T> ? T : never): void {
+  }: Of<typeof round>): void {
     const { guests } = this;
     change?.(this);
     for (const [who, one] of packets) if (!this.small || isSmall(one)) guests[who].send(one);
@@ -450,7 +398,7 @@ const segment = fc.record({
   flags: fc.constantFrom(NETTXF_DATA_VALIDATED, BLANK),
   wait: fc.boolean(),
 });
-type Segment = typeof segment extends fc.Arbitrary<infer T> ? T : never;
+type Segment = Of<typeof segment>;
 
 function lengthOf(kind: string, payload: number): number {
   return kind === 'acknowledgement' ? 0 : kind === 'long' ? 3 * 1448 : payload;

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import type { FrontRing } from '../../src/abi/ring.js';
 import { DoubleFetchMemory, HostileBackend, HostileFrontend } from '../../src/mock/index.js';
 import {
   NETIF_F_ALL_TSO,
@@ -174,6 +175,8 @@ export class Victim {
       ringCode?: boolean;
       /** false for a backend that may not see what else lies in a page. */
       trusted?: boolean;
+      /** The rings' first index. */
+      start?: number;
     } = {},
   ) {
     this.domain = path.hypervisor.createDomain({ maxPages: options.maxPages });
@@ -203,7 +206,7 @@ export class Victim {
 
   connect(): HostileBackend {
     const { dom, dev, path, broken } = this;
-    const { split = true, trusted = true } = this.options;
+    const { split = true, trusted = true, start = 0 } = this.options;
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     this.queue = new FrontQueue(
       {
@@ -220,9 +223,28 @@ export class Victim {
     );
     dev.txPool = trusted ? this.granted.pages : null;
     this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
+    if (start !== 0) this.startAt(start);
     this.queue.start();
     this.dev.carrierOn();
     return this.back;
+  }
+
+  /** Has both rings begin at an index, as if they had been in use for long. */
+  private startAt(index: number): void {
+    const { back } = this;
+    const queue = this.queue as unknown as { tx: FrontRing; rx: FrontRing; txPublished: number };
+    for (const ring of [queue.tx, queue.rx]) {
+      ring.reqProdPvt = index | 0;
+      ring.rspCons = index | 0;
+    }
+    queue.txPublished = index | 0;
+    for (const ring of [back.tx, back.rx]) {
+      ring.reqProd = index;
+      ring.rspProd = index;
+      ring.reqEvent = index + 1;
+      ring.rspEvent = index + 1;
+    }
+    Object.assign(back, { txNext: index, rxNext: index, txSeen: index });
   }
 
   /** The domain's platform, but for the memory that `memoryOf` puts in place of the second page (the rx ring). */
