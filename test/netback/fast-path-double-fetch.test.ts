@@ -1,8 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { before, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 import {
   GTF_readonly,
   gsoExtraWord0,
@@ -18,54 +15,20 @@ import { Draw } from '../fuzz/random.js';
 import type { DataPath } from '../support/data-path.js';
 import type { Attacker } from '../support/hostile.js';
 import { RawPair } from '../support/raw-pair.js';
+import { ChangingSlots, compileWatched, unchangedBut } from '../support/watched-module.js';
 
-const root = fileURLToPath(new URL('../../../', import.meta.url));
 const BLANK = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
-/** What shared.ts is while the module for this test is compiled. */
-const SHARED = `
-  export declare function fetch16(at: usize): u32;
-  export declare function fetch32(at: usize): u32;`;
 
 let bytes: Uint8Array;
 
-interface Compiler {
-  main(
-    argv: string[],
-    api: {
-      readFile(name: string, baseDir: string): string | null;
-      writeFile(name: string, contents: Uint8Array): void;
-      listFiles(): string[];
-    },
-  ): Promise<{ error: Error | null }>;
-}
-
 before(async () => {
-  // Types of neither are known: the compiler names its own by a scheme, and the build is no TypeScript.
-  const [compiler, build] = ['node_modules/assemblyscript/dist/asc.js', 'scripts/wasm.mjs'];
-  const { FLAGS }: { FLAGS: string[] } = await import(join(root, build));
-  const { main }: Compiler = await import(join(root, compiler));
-  const argv = ['src/netback/wasm/fast-path.ts', '--baseDir', root, '--outFile', 'module.wasm', ...FLAGS];
-  const { error } = await main(argv, {
-    readFile(name, baseDir) {
-      if (name.endsWith('platform/wasm/shared.ts')) return SHARED;
-      const path = join(baseDir, name);
-      return existsSync(path) ? readFileSync(path, 'utf8') : null;
-    },
-    writeFile(_, contents) {
-      bytes = contents;
-    },
-    listFiles: () => [],
-  });
-  assert.equal(error, null);
+  bytes = await compileWatched('src/netback/wasm/fast-path.ts');
 });
 
 /** The fast path with a peer that changes each byte of a slot right after it was read. */
 class Watched {
   module!: FastPathModule;
-  /** Off while a test brings its scene about. */
-  on = false;
-  /** Reads of each byte of a slot in one call of `forward`. */
-  readonly reads = new Map<number, number>();
+  slots!: ChangingSlots;
   calls = 0;
   passed = 0;
   /** Sees memory before each call, and after it. */
@@ -73,15 +36,9 @@ class Watched {
 
   load(path: DataPath): FastPathModule {
     const { memory } = path.hypervisor;
-    const { u8 } = memory;
     const { instantiate } = memory;
-    const fetch = (length: number) => (at: number) => {
-      let value = 0;
-      for (let i = length - 1; i >= 0; i--) value = (value << 8) | u8[at + i];
-      if (this.on) for (let i = 0; i < length; i++) this.wasRead(u8, at + i);
-      return value;
-    };
-    const shared = { fetch16: fetch(2), fetch32: fetch(4) };
+    this.slots = new ChangingSlots(memory);
+    const shared = this.slots.imports;
     const watched: typeof instantiate = (_, imports) => instantiate(bytes, { ...imports, shared });
     Object.defineProperty(memory, 'instantiate', { value: watched, configurable: true });
     const module = FastPathModule.load(path.dom0.platform)!;
@@ -91,17 +48,12 @@ class Watched {
     return Object.create(module, { forward: { value: forward } });
   }
 
-  private wasRead(u8: Uint8Array, at: number): void {
-    this.reads.set(at, (this.reads.get(at) ?? 0) + 1);
-    u8[at] ^= 0xa5;
-  }
-
   private forward(block: number, limit: number): number {
-    this.reads.clear();
-    const compare = this.on ? this.look?.() : undefined;
+    this.slots.clear();
+    const compare = this.slots.on ? this.look?.() : undefined;
     const packets = this.module.forward(block, limit);
     compare?.();
-    for (const [at, count] of this.reads) assert.equal(count, 1, `reads of the byte at ${at}`);
+    this.slots.checkOnce();
     this.calls++;
     this.passed += packets;
     return packets;
@@ -137,9 +89,9 @@ test('XSA-155: of packets that take the fast path no byte of a slot is read twic
     pair.receiver.front.postRx(30);
     pair.receiver.front.push();
     const { passed } = watched;
-    watched.on = true;
+    watched.slots.on = true;
     await pair.sender.strike();
-    watched.on = false;
+    watched.slots.on = false;
     assert.equal(watched.passed - passed, sent.length);
     const responses = pair.sender.front.txResponses();
     const got = pair.receiver.front.rxPackets();
@@ -226,14 +178,8 @@ function guard(pair: RawPair, { module }: Watched): () => () => void {
       ...front.pages.filter(({ gref }) => isWritable(domain, gref)).map(({ page }) => page),
     ]);
     const allowed = new Set([...work, ...own, grants.found >>> PAGE_SHIFT]);
-    const before = Buffer.from(memory.u8);
-    return () => {
-      for (let page = 0; page < memory.pages; page++) {
-        if (allowed.has(page)) continue;
-        const [from, to] = [page * PAGE_SIZE, (page + 1) * PAGE_SIZE];
-        assert.ok(before.subarray(from, to).equals(memory.u8.subarray(from, to)), `page ${page} has changed`);
-      }
-    };
+    const bytes = [...allowed].map(page => [page * PAGE_SIZE, (page + 1) * PAGE_SIZE] as const);
+    return unchangedBut(memory, memory.pages, bytes);
   };
 }
 
@@ -250,7 +196,7 @@ test('slots that change while they are read break nothing, and no page changes t
   const look = guard(pair, watched);
   let disabled = 0;
   for (let round = 0; round < 400; round++) {
-    watched.on = false;
+    watched.slots.on = false;
     for (const guest of guests) guest.renew();
     if (draw.oneIn(2)) {
       // They know each other, so that packets are not left at once.
@@ -261,7 +207,7 @@ test('slots that change while they are read break nothing, and no page changes t
       for (let n = draw.below(6); n > 0; n--) guest.send();
       guest.post();
     }
-    watched.on = true;
+    watched.slots.on = true;
     watched.look = round % 12 === 0 ? look : null;
     for (const { front } of [sender, receiver]) {
       front.push();
