@@ -579,13 +579,14 @@ export class Queue {
       work++;
       if (this.code === null || !this.takeLong(this.code, rspProd)) this.takeAny(rspProd);
     }
-    if (work > 0) this.aim((ring.reqProdPvt - ring.rspCons) | 0);
+    if (work > 0) this.aim((ring.reqProdPvt - rspProd) | 0);
     return work;
   }
 
   /**
-   * Posts more when few requests were left, or less than a packet may take, and slowly fewer when most were: pages that are filled one after the other, each
-   * when all others have been, are out of the processor's cache.
+   * Posts more when few requests were left, or less than a packet may take, and slowly fewer when most were: pages that
+   * are filled one after the other, each when all others have been, are out of the processor's cache.
+   * @param left requests that the backend has not answered
    */
   private aim(left: number): void {
     const { rxTarget } = this;
