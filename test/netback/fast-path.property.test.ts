@@ -287,10 +287,7 @@ class World {
   readonly small: boolean;
   private readonly guests: RawGuest[];
 
-  constructor(
-    fastPath: boolean,
-    { start, receiver, split, hairpin, small }: Of<typeof scenario>,
-  ) {
+  constructor(fastPath: boolean, { start, receiver, split, hairpin, small }: Of<typeof scenario>) {
     this.small = small ?? false;
     this.pair = new RawPair(fastPath, { start, receiver: { split, ...receiver }, sender: { split } });
     const { sender, receiver: other } = this.pair;
@@ -302,14 +299,7 @@ class World {
     }
   }
 
-  play({
-    change,
-    packets,
-    posted,
-    badGref,
-    regrant,
-    index,
-  }: Of<typeof round>): void {
+  play({ change, packets, posted, badGref, regrant, index }: Of<typeof round>): void {
     const { guests } = this;
     change?.(this);
     for (const [who, one] of packets) if (!this.small || isSmall(one)) guests[who].send(one);
