@@ -28,6 +28,8 @@ import type { MachineMemory } from './machine-memory.js';
 
 /** Times that a pin starts over because the granter changed its entry meanwhile, as in Xen. */
 const PIN_RETRIES = 5;
+/** From a frame's number to the index of its first word. */
+const WORD_SHIFT = PAGE_SHIFT - 2;
 const V1_FRAME_SHIFT = 9;
 const V2_FRAME_SHIFT = 8;
 const STATUS_FRAME_SHIFT = 11;
@@ -118,23 +120,18 @@ export class GrantTable {
   /** Index in `memory.i32` of an entry's first word: flags in the low half, domid in the high one. */
   entryWord(gref: number): number {
     return this.version === 1
-      ? this.frameWord(RECORD_TABLE, gref >>> V1_FRAME_SHIFT) +
+      ? (this.frames[gref >>> V1_FRAME_SHIFT] << WORD_SHIFT) +
           ((gref & (GRANT_ENTRIES_PER_FRAME_V1 - 1)) << 1)
-      : this.frameWord(RECORD_TABLE, gref >>> V2_FRAME_SHIFT) +
+      : (this.frames[gref >>> V2_FRAME_SHIFT] << WORD_SHIFT) +
           ((gref & (GRANT_ENTRIES_PER_FRAME_V2 - 1)) << 2);
-  }
-
-  /** Index in `memory.i32` of the first word of a frame that the record names. */
-  private frameWord(field: number, index: number): number {
-    return this.memory.i32[((this.record + field) >>> 2) + index] >>> 2;
   }
 
   /** Index in `memory.i32` of how often an entry is pinned to read; how often to write is behind it. */
   private pinWord(gref: number): number {
     return this.version === 1
-      ? this.frameWord(RECORD_PINS, gref >>> V1_FRAME_SHIFT) +
+      ? (this.pinFrames[gref >>> V1_FRAME_SHIFT] << WORD_SHIFT) +
           ((gref & (GRANT_ENTRIES_PER_FRAME_V1 - 1)) << 1)
-      : this.frameWord(RECORD_PINS, gref >>> V2_FRAME_SHIFT) +
+      : (this.pinFrames[gref >>> V2_FRAME_SHIFT] << WORD_SHIFT) +
           ((gref & (GRANT_ENTRIES_PER_FRAME_V2 - 1)) << 1);
   }
 
