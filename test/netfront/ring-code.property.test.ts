@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import {
+  gsoExtraWord0,
+  gsoExtraWord1,
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
   NETRXF_EXTRA_INFO,
@@ -73,10 +75,29 @@ const soundReceived = received.map((one): RxPacket => {
   return {
     ...one,
     sizes,
-    extras: gso ? [[1 | (1448 << 16), version === 4 ? GSO_TCPV4 : GSO_TCPV6]] : [],
+    extras: gso ? [[gsoExtraWord0(1448), version === 4 ? GSO_TCPV4 : GSO_TCPV6]] : [],
     flags: gso ? BLANK : vlan === undefined ? one.flags : 0,
     mutation: undefined,
   };
+});
+
+const edgeStatus = fc.constantFrom(-1, 0, 1, 13, 14, 127, 128, 1000, 4095, 4096);
+
+/** Responses that are at the edge of what is sound, to requests whose pages hold anything. */
+const edge = fc.record({
+  first: fc.oneof({ weight: 2, arbitrary: fc.constantFrom(128, 200) }, { weight: 1, arbitrary: edgeStatus }),
+  rest: fc.oneof(
+    fc.constant([]),
+    fc.array(edgeStatus, { maxLength: 3 }),
+    // About as many as a packet may have.
+    fc.array(fc.constant(100), { minLength: 17, maxLength: 20 }),
+  ),
+  offset: fc.constantFrom(0, 0, 0, 1, 96),
+  flags: fc.nat(3),
+  extra: rarely(3, fc.tuple(fc.constantFrom(0, 1, 1448), fc.nat(3))),
+  /** The last one tells of more; the last are not published, or are the next packet's. */
+  open: rarely(6, fc.constant(true)),
+  cut: rarely(6, fc.nat(3)),
 });
 
 /** One tx response: to which of the requests that wait, and what it says. */
@@ -96,6 +117,7 @@ const round = fc.record({
   received: fc.array(fc.oneof({ weight: 7, arbitrary: soundReceived }, { weight: 1, arbitrary: received }), {
     maxLength: 30,
   }),
+  edges: fc.array(edge, { maxLength: 3 }),
   /** A page that the backend maps, for a while. */
   held: rarely(15, fc.nat(30)),
   letGo: fc.boolean(),
@@ -221,6 +243,7 @@ class World {
     if (one.held !== undefined) this.hold(one.held);
     this.fillAll();
     for (const packet of one.received) this.deliver(packet);
+    for (const packet of one.edges) this.deliverEdge(packet);
     this.publish(one.index);
     this.run(one.later);
     if (one.letGo) for (const mapping of this.held.splice(0)) victim.back.unmap(mapping);
@@ -326,6 +349,22 @@ class World {
     const { slot, word, how } = mutation;
     const changed = (back.rx.slot(start + (slot % (back.rxNext - start))) >>> 2) + word;
     back.rx.memory.i32[changed] = how(back.rx.memory.i32[changed]);
+  }
+
+  private deliverEdge({ first, rest, offset, flags, extra: info, open, cut }: Of<typeof edge>): void {
+    const { back } = this.victim;
+    if (((back.rx.reqProd - back.rxNext) | 0) < rest.length + 2) return;
+    const start = back.rxNext;
+    for (const [i, status] of [first, ...rest].entries()) {
+      const more = i < rest.length || open ? NETRXF_MORE_DATA : 0;
+      back.respondRx({
+        offset,
+        status,
+        flags: i > 0 ? more : more | flags | (info === undefined ? 0 : NETRXF_EXTRA_INFO),
+      });
+      if (i === 0 && info !== undefined) back.rxExtra(gsoExtraWord0(info[0]), gsoExtraWord1(info[1]));
+    }
+    back.rxNext = Math.max(start, back.rxNext - (cut ?? 0));
   }
 
   private publish(index: Of<typeof round>['index']): void {
