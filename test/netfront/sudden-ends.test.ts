@@ -207,3 +207,58 @@ describe('a device that is destroyed as soon as it hears that the backend broke 
     }
   }
 });
+
+describe('a queue', () => {
+  for (const ringCode of [true, false]) {
+    const where = ringCode ? '' : ', without code in WebAssembly';
+
+    test(`is taken down when its domain is gone, whoever has the pages now${where}`, async () => {
+      const path = new DataPath(1);
+      const victim = new Victim(path, { ringCode });
+      await warm(path, victim);
+      BURSTS['long packets and short ones'](victim);
+      for (let i = 0; i < 5; i++) victim.dev.xmit(packetFrom(victim.dev, frame(victim, 400), 480));
+      await victim.strike();
+      victim.back.destroy();
+      victim.domain.destroy();
+      const { platform } = path.hypervisor.createDomain();
+      const { u8 } = platform.memory.memory;
+      const pages = Array.from({ length: 600 }, () => platform.memory.allocPage());
+      const contents = pages.map(page => u8.subarray(page * PAGE_SIZE, (page + 1) * PAGE_SIZE));
+      for (const bytes of contents) bytes.fill(0x5a);
+      end(victim);
+      await path.scheduler.runFor(2000);
+      for (const bytes of contents) assert.ok(bytes.every(byte => byte === 0x5a));
+    });
+
+    test(`that finds no memory leaves nothing behind${where}`, async () => {
+      const path = new DataPath(1);
+      const victim = new Victim(path, { ringCode });
+      const { domain, dom } = victim;
+      await warm(path, victim);
+      victim.disconnect();
+      await path.scheduler.runFor(2000);
+      const before = [domain.pages, dom.platform.grants.allocated, dom.platform.events.allocated];
+      const fewest = ringCode ? 4 : 2;
+      for (let room = 0; room < fewest; room++) {
+        domain.limits.maxPages = domain.pages + room;
+        assert.throws(() => victim.connect(), /pages already/);
+        assert.deepEqual(
+          [domain.pages, dom.platform.grants.allocated, dom.platform.events.allocated],
+          before,
+        );
+      }
+      // Without a page to receive into it waits for one.
+      domain.limits.maxPages = domain.pages + fewest;
+      victim.connect();
+      await path.scheduler.runFor(1000);
+      assert.equal(victim.back.rx.reqProd, 0);
+      domain.limits.maxPages += 100;
+      await path.scheduler.runFor(1000);
+      BURSTS['short packets'](victim);
+      await victim.strike();
+      assert.equal(victim.got.length, 20);
+      await checkGone(path, victim, before[0]);
+    });
+  }
+});

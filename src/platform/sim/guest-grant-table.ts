@@ -48,6 +48,8 @@ export class GuestGrantTable {
   }
 
   free(gref: number): void {
+    // Whoever takes a driver down by then may find anything in pages that were the domain's.
+    if (this.domain.dying) return;
     if (this.taken[gref] !== 1) throw new HypercallError('EINVAL', `grant reference ${gref} was not taken`);
     this.taken[gref] = 0;
     this.freeList[this.freeCount++] = gref;
