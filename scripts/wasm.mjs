@@ -41,7 +41,9 @@ function compile(root, source, target) {
   const asc = join(root, 'node_modules/assemblyscript/bin/asc.js');
   try {
     const argv = [asc, source, '--outFile', out, ...FLAGS];
-    const { status } = spawnSync(process.execPath, argv, { stdio: 'inherit', cwd: root });
+    const { status, stderr } = spawnSync(process.execPath, argv, { cwd: root, encoding: 'utf8' });
+    // Otherwise it has no more to say than how far it could optimise.
+    if (status !== 0 || stderr.includes('WARNING')) console.error(stderr);
     if (status !== 0) process.exit(status ?? 1);
     const bytes = [...readFileSync(out)].join(', ');
     writeFileSync(
