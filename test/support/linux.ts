@@ -42,7 +42,8 @@ export function holdings(host: Host): object {
     ports: events.allocated,
     // A pool or a grant table of a domain that stays may have grown: those pages are no loss.
     pagesInSight: host.hypervisor.domains.reduce(
-      (sum, { pages, grantTable }) => sum + pages + grantTable.frames.length,
+      // Each frame of a table has one with pins.
+      (sum, { pages, grantTable }) => sum + pages + 2 * grantTable.frames.length,
       host.hypervisor.freePages,
     ),
     dying: host.hypervisor.dyingDomains.length,
