@@ -200,17 +200,20 @@ function copyBytes(to: usize, from: usize, bytes: u32): void {
 }
 
 /**
- * Does the copies of a batch from the one at `first` on, in their order, each with its status.
+ * Does the copies of a batch in their order, each with its status.
  * @param caller the record of the domain whose memory local sides are
  * @param words address of the batch's words
+ * @param first 0, or to go on with the same batch the one behind that at which it has stopped
  * @param count copies in the batch, COPIES_AT_ONCE at most
  * @returns the number of the first copy that takes the long way, which is not done; `count` when there is none
  */
 export function copy(caller: usize, words: usize, first: i32, count: i32): i32 {
   let at = words + first * (COPY_WORDS << 2);
-  let pages = found;
-  findPlain(caller, at + (COPY_SRC_DOMID << 2), count - first, pages, 0);
-  findPlain(caller, at + (COPY_DST_DOMID << 2), count - first, pages + 4, GTF_readonly);
+  let pages = found + (first << 3);
+  if (first === 0) {
+    findPlain(caller, at + (COPY_SRC_DOMID << 2), count, found, 0);
+    findPlain(caller, at + (COPY_DST_DOMID << 2), count, found + 4, GTF_readonly);
+  }
   for (let i = first; i < count; i++, at += COPY_WORDS << 2, pages += 8) {
     const bytes = load<u32>(at + (COPY_LENGTH << 2));
     const from = load<u32>(at + (COPY_SRC_OFFSET << 2));
