@@ -85,16 +85,14 @@ export class SlotBooks {
   }
 }
 
-/** Packets of one slot that `RingCode.receive` has taken: words at 3 i: index of the page, offset, flags and bytes. */
-export type ShortPackets = Int32Array;
-
 /**
  * A queue's loops over the slots of its rings in WebAssembly (wasm/rings.ts), for rings in memory that has it, where a
  * reference can be granted for one page and then another.
  */
 export class RingCode {
   readonly books: SlotBooks;
-  readonly shorts: ShortPackets;
+  /** Packets of one slot that `receive` has taken: words at 3 i: index of the page, offset, flags and bytes. */
+  readonly shorts: Int32Array;
   /** Grant references of the pages of the packet that `send` is called for: its linear part's, then its fragments'. */
   readonly grefs: Int32Array;
   /** First ids of the packets that `reclaim` found to be answered. */

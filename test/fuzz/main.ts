@@ -16,7 +16,8 @@ const seed = values.seed === undefined ? Date.now() & 0x7fffffff : Number(values
 /** Every other host has the fast path, unless they all are to have it, or none. */
 const hasFastPath = (one: number): boolean =>
   values.path === undefined ? one % 2 === 0 : values.path === 'fast';
-if (!Number.isInteger(cases) || cases < 1 || !Number.isInteger(seed)) {
+const knownPath = values.path === undefined || values.path === 'fast' || values.path === 'slow';
+if (!Number.isInteger(cases) || cases < 1 || !Number.isInteger(seed) || !knownPath) {
   console.error('usage: npm run fuzz [-- --cases N --seed S --path fast|slow]');
   process.exit(2);
 }
