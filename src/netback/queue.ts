@@ -7,12 +7,15 @@ import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
-import { Task } from '../platform/scheduler.js';
+import { Task, type Timer } from '../platform/scheduler.js';
 import type { Rate } from './credit.js';
 import { type Block, FastPath, type FastPathModule, type FastPathQueue } from './fast-path.js';
 import { RxRing } from './rx-ring.js';
 import { StaticGrants } from './static-grants.js';
 import { TxRing } from './tx-ring.js';
+
+/** When to look once more at a ring whose other end may have missed that an event was asked for. */
+const LOOK_AGAIN_MS = 2;
 
 /** Where a queue's rings and event channels are. */
 export interface QueueConnection {
@@ -85,6 +88,7 @@ export class Queue implements FastPathQueue {
   /** The polls since the last end of interrupt found something to do. */
   private worked = false;
   private rxEventOwed = false;
+  private second: Timer | null = null;
   private stopped = false;
 
   /** @throws EIO for a ring whose indexes cannot be; HypercallError; nothing stays behind then */
@@ -254,6 +258,7 @@ export class Queue implements FastPathQueue {
   /** Stops for good and lets go of the ports; the rings may be unmapped afterwards. */
   destroy(): void {
     this.stop();
+    if (this.second !== null) this.vif.platform.scheduler.cancel(this.second);
     if (this.napi.enabled) this.napi.disable();
     this.vif.dev.napiDel(this.napi);
     const { irqs } = this.vif;
@@ -289,13 +294,24 @@ export class Queue implements FastPathQueue {
     const done = Math.min(work, budget - 1);
     if (!this.napi.complete(done) || throttled) return done;
     if (ring.finalCheckForRequests()) this.napi.schedule();
-    else this.endOfInterrupt();
+    else {
+      this.endOfInterrupt();
+      if (done > 0 && ring.memory.looselyOrdered) this.lookAgain();
+    }
     return done;
   }
 
   /** Takes what the fast path has left. What GRO puts together goes on when the poll ends, so the rest all goes this way. */
   private receive(budget: number): number {
     return budget === 0 || this.fastPath?.drained ? 0 : this.tx.receive(budget, this.napi);
+  }
+
+  /** Once after each poll that found something: its next event may not come. */
+  private lookAgain(): void {
+    this.second ??= this.vif.platform.scheduler.after(LOOK_AGAIN_MS, () => {
+      this.second = null;
+      if (!this.stopped) this.napi.schedule();
+    });
   }
 
   private endOfInterrupt(): void {

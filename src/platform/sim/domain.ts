@@ -231,6 +231,7 @@ export class Domain {
       this.vcpus.push(new Vcpu(i, this, memory, info));
     }
     if (options.bank !== undefined) this.mapBank(options.bank);
+    if (options.bank?.threaded) options.bank.memory.looselyOrdered = true;
     if (options.grantVersion === 2) this.grantTable.setVersion(2);
     this.storePage = this.allocPage(options.storeGfn);
     this.consolePage = this.allocPage(options.consoleGfn);
