@@ -34,7 +34,6 @@ export const BLOCK_ANSWERED = 1536;
 export const BLOCK_REQUESTS = 1792;
 
 /** The three words of a frame's addresses, the target's block, the poll that confirmed it, the polls that used it last. */
-export const ROUTE_ADDRESSES = 0;
 export const ROUTE_TARGET = 12;
 export const ROUTE_POLL = 16;
 export const ROUTE_USED = 20;

@@ -267,11 +267,6 @@ export class GrantOperations {
     for (let i = COPY_STATUS; i < count * COPY_WORDS; i += COPY_WORDS) words[from + i] = i32[to + i];
   }
 
-  /** For who has the words of its copies in machine memory: does the one that `Hypercalls.copy` stopped at. */
-  copyOne(caller: Domain, words: number): void {
-    this.i32[(words >>> 2) + COPY_STATUS] = this.copySlowly(caller, this.i32, words >>> 2);
-  }
-
   /** Does the copy at `at` of a batch's words. @returns its status */
   private copySlowly(caller: Domain, words: Int32Array, at: number): number {
     const { source, dest, hypervisor } = this;

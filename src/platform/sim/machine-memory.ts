@@ -42,8 +42,6 @@ export const MAX_MACHINE_MEMORY = 0x8000_0000 - WASM_PAGE_SIZE;
  * only where they are touched.
  */
 export class MachineMemory extends Memory {
-  /** `copy` as a plain function, for loops that copy much. */
-  readonly copyBytes: (to: number, from: number, length: number) => void;
   override readonly instantiate: (
     module: Uint8Array,
     imports: Record<string, Record<string, unknown>>,
@@ -64,12 +62,11 @@ export class MachineMemory extends Memory {
     this.instantiate = (module, imports) =>
       new api.Instance(compiled(api, module), { ...imports, env: { memory } }).exports;
     this.bulk = this.instantiate(BULK, {}) as BulkMemory;
-    this.copyBytes = this.bulk.copy;
     this.pages = bytes >>> PAGE_SHIFT;
   }
 
   override copy(to: number, from: number, length: number): void {
-    this.copyBytes(to, from, length);
+    this.bulk.copy(to, from, length);
   }
 
   override publish(address: number, index: number, event: number): boolean {
