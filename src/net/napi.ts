@@ -21,9 +21,11 @@ export class Napi {
   listed = false;
   next: Napi | null = null;
   private gro: Gro | null = null;
-  /** Polls run, and packets they handled. */
+  /** Polls run, and packets they handled; what one that threw handled is not known. */
   polls = 0;
   work = 0;
+  /** Polls in a row that threw; for the softirq. */
+  throws = 0;
 
   constructor(
     readonly device: NetDevice,
@@ -88,6 +90,11 @@ export class Napi {
     }
     this.gro ??= new Gro();
     this.gro.receive(packet, device);
+  }
+
+  /** For the softirq: a poll threw, and somebody is to poll again, whatever the poll had said. */
+  keepScheduled(): void {
+    if (this.enabled) this.state |= SCHED;
   }
 
   /** For the softirq, after each poll. */

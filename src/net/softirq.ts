@@ -6,6 +6,9 @@ import type { TxQueue } from './tx-queue.js';
 
 /** Packets that one round of polls may handle (net.core.netdev_budget). */
 export const NETDEV_BUDGET = 300;
+/** So many polls in a row may throw without a wait: most lose one packet each, but some may throw for ever. */
+const THROWS_MAX = 64;
+const THROWN_WAIT_MS = 10;
 /** Rounds are numbered 1 … this and one, in 30 bits: numbers that need no memory of their own. */
 const ROUND_MAX = 0x3fffffff;
 
@@ -101,44 +104,90 @@ export class Softirq {
     } finally {
       this.running = false;
       this.round = 0;
-    }
-    if (this.pollHead !== null || this.txHead !== null || this.dirtyCount > 0) {
-      this.squeezed++;
-      this.raise();
+      if (this.pollHead !== null || this.txHead !== null || this.dirtyCount > 0) {
+        this.squeezed++;
+        this.raise();
+      }
     }
   }
 
   private sendWoken(): void {
-    let queue = this.txHead;
+    let left = this.txHead;
+    let sending: TxQueue | null = null;
     this.txHead = null;
-    while (queue !== null) {
-      const { next } = queue;
-      queue.next = null;
-      queue.scheduled = false;
-      if (queue.run()) this.transmit(queue);
-      else if (!queue.stopped) queue.device.queueWoken();
-      queue = next;
+    try {
+      while (left !== null) {
+        const queue = left;
+        left = queue.next;
+        queue.next = null;
+        queue.scheduled = false;
+        sending = queue;
+        const more = queue.run();
+        sending = null;
+        if (more) this.transmit(queue);
+        else if (!queue.stopped) queue.device.queueWoken();
+      }
+    } finally {
+      // It has lost a packet at least, so that this ends.
+      if (sending !== null) this.transmit(sending);
+      if (left !== null) this.putBack(left);
     }
+  }
+
+  /** Puts what is left of a list of queues before those that came meanwhile. */
+  private putBack(list: TxQueue): void {
+    let last = list;
+    while (last.next !== null) last = last.next;
+    last.next = this.txHead;
+    this.txHead = list;
   }
 
   private pollAll(): void {
     let left = this.budget;
-    while (left > 0) {
-      const napi = this.pollHead;
-      if (napi === null) return;
-      this.pollHead = napi.next;
-      if (this.pollHead === null) this.pollTail = null;
-      napi.next = null;
-      napi.listed = false;
-      if (!napi.enabled) continue;
-      const { weight } = napi;
-      const work = napi.poll(weight);
-      napi.flushGro();
-      napi.polls++;
-      napi.work += work;
-      this.processed += work;
-      left -= work > 0 ? work : 1;
-      if (work >= weight && napi.scheduled && !napi.listed) this.poll(napi);
+    let polled: Napi | null = null;
+    try {
+      while (left > 0) {
+        const napi = this.pollHead;
+        if (napi === null) return;
+        this.pollHead = napi.next;
+        if (this.pollHead === null) this.pollTail = null;
+        napi.next = null;
+        napi.listed = false;
+        polled = napi;
+        if (napi.enabled) left -= this.pollOne(napi);
+        // What a poll that threw has left there.
+        else napi.flushGro();
+        polled = null;
+      }
+    } finally {
+      if (polled !== null) this.pollAgain(polled);
     }
+  }
+
+  /** @returns what that takes of the round's budget */
+  private pollOne(napi: Napi): number {
+    const { weight } = napi;
+    napi.polls++;
+    const work = napi.poll(weight);
+    napi.flushGro();
+    napi.throws = 0;
+    napi.work += work;
+    this.processed += work;
+    if (work >= weight && napi.scheduled && !napi.listed) this.poll(napi);
+    return work > 0 ? work : 1;
+  }
+
+  /**
+   * A poll has thrown. It may have left packets on its ring, and GRO some that it holds: as after a poll that used up its
+   * budget nobody else would tell of them.
+   */
+  private pollAgain(napi: Napi): void {
+    napi.throws++;
+    const again = (): void => {
+      napi.keepScheduled();
+      this.poll(napi);
+    };
+    if (napi.throws < THROWS_MAX) again();
+    else this.scheduler.after(THROWN_WAIT_MS, again);
   }
 }

@@ -6,7 +6,7 @@ import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
 import { FreedPages } from '../support/freed-pages.js';
-import { Victim } from '../support/hostile.js';
+import { quiet, Victim } from '../support/hostile.js';
 import { packetFrom } from '../support/packets.js';
 
 function frame(victim: Victim, length: number): Uint8Array {
@@ -135,6 +135,31 @@ describe('a receive handler', () => {
             freed.check();
           }
         });
+      }
+    }
+  }
+});
+
+test('a receive handler that throws goes on to be called', async () => {
+  for (const [kind, burst] of Object.entries(BURSTS)) {
+    for (const ringCode of [true, false]) {
+      for (const when of [1, 10, 20]) {
+        const path = new DataPath(when);
+        const victim = new Victim(path, { ringCode });
+        const pages = await warm(path, victim);
+        let seen = 0;
+        victim.dev.rxHandler = packet => {
+          packet.release();
+          if (++seen === when) throw new Error('enough');
+        };
+        burst(victim);
+        await assert.rejects(victim.strike(), /enough/, kind);
+        await quiet(path);
+        const before = seen;
+        for (let i = 0; i < 20; i++) victim.back.packet(frame(victim, 100));
+        await victim.strike();
+        assert.equal(seen - before, 20, kind);
+        await checkGone(path, victim, pages);
       }
     }
   }
