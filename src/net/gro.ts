@@ -48,7 +48,8 @@ class Held {
  * takes the pages of later ones that are from the same pool, and keeps the others alive. Only what can be taken apart again
  * into the same packets is put together.
  *
- * Packets are held until the poll that brought them ends.
+ * Packets are held until the poll that brought them ends. What whoever gets one throws goes on to the caller, and costs no
+ * other packet.
  */
 export class Gro {
   private readonly held: Held[] = Array.from({ length: MAX_GRO_FLOWS }, () => new Held());
@@ -66,8 +67,9 @@ export class Gro {
     }
     const level = headers.parse(packet);
     if (!this.isCandidate(packet, level)) {
-      this.flushFlowOf(packet);
-      device.receive(packet);
+      const before = this.flowOf(packet);
+      if (before < 0) device.receive(packet);
+      else this.giveBoth(before, packet, device);
       return;
     }
     for (let i = 0; i < this.used; i++) {
@@ -76,15 +78,33 @@ export class Gro {
       const ends = tcpFlags(packet) & TCP_PSH;
       const short = (packet.length - headers.length) % held.segmentSize !== 0;
       // What is held of the connection goes first, even if this packet cannot be its end (another timestamp, say).
-      if (!sameHeaders(held, packet) || !this.merge(held, packet)) {
-        this.flushAt(i);
-        break;
-      }
-      if (ends !== 0 || short) this.flushAt(i);
+      if (!sameHeaders(held, packet) || !this.merge(held, packet)) this.replace(i, packet, device);
+      else if (ends !== 0 || short) this.flushAt(i);
       return;
     }
+    this.begin(packet, device);
+  }
+
+  /** What may be the first of a run is held. */
+  private begin(packet: Packet, device: GroTarget): void {
     if ((tcpFlags(packet) & TCP_PSH) !== 0 || !endsWhole(packet) || isLongGso(packet)) device.receive(packet);
     else this.hold(packet, device);
+  }
+
+  private replace(index: number, packet: Packet, device: GroTarget): void {
+    try {
+      this.flushAt(index);
+    } finally {
+      this.begin(packet, device);
+    }
+  }
+
+  private giveBoth(index: number, packet: Packet, device: GroTarget): void {
+    try {
+      this.flushAt(index);
+    } finally {
+      device.receive(packet);
+    }
   }
 
   /** Gives on all that is held. */
@@ -106,7 +126,10 @@ export class Gro {
   }
 
   private hold(packet: Packet, device: GroTarget): void {
-    if (this.used === MAX_GRO_FLOWS) this.flushAt(0);
+    if (this.used === MAX_GRO_FLOWS) {
+      this.replace(0, packet, device);
+      return;
+    }
     const held = this.held[this.used++];
     const { u8 } = packet.memory;
     held.packet = packet;
@@ -170,15 +193,11 @@ export class Gro {
     return true;
   }
 
-  /** A packet that is not to be held must not overtake those of its flow that are. */
-  private flushFlowOf(packet: Packet): void {
-    if (this.used === 0 || headers.level !== PARSED_L4 || headers.protocol !== IPPROTO_TCP) return;
-    for (let i = 0; i < this.used; i++) {
-      if (sameConnection(this.held[i], packet)) {
-        this.flushAt(i);
-        return;
-      }
-    }
+  /** Where packets are held that one of their flow which is not to be held must not overtake; -1 for nowhere. */
+  private flowOf(packet: Packet): number {
+    if (this.used === 0 || headers.level !== PARSED_L4 || headers.protocol !== IPPROTO_TCP) return -1;
+    for (let i = 0; i < this.used; i++) if (sameConnection(this.held[i], packet)) return i;
+    return -1;
   }
 
   private flushAt(index: number): void {

@@ -132,6 +132,25 @@ describe('a receiver that throws', () => {
     checkNothingLeft(kernel);
   });
 
+  for (const [what, last] of Object.entries({
+    'that may not overtake it': (kernel: TestKernel) => tcp(kernel, 1, 0x11),
+    'that cannot be its end': (kernel: TestKernel) => tcp(kernel, 1),
+    'that takes its place': (kernel: TestKernel) => tcp(kernel, MAX_GRO_FLOWS + 1),
+  })) {
+    test(`at what GRO held loses no packet ${what}`, () => {
+      const kernel = new TestKernel();
+      const a = makePort(kernel, port => port === 1);
+      for (let port = 1; port <= MAX_GRO_FLOWS; port++) a.ring.push(tcp(kernel, port));
+      const ended = last(kernel);
+      a.ring.push(ended);
+      const expected = MAX_GRO_FLOWS + 1;
+      a.napi.schedule();
+      assert.ok(runAll(kernel).length > 0);
+      assert.equal(a.got.length, expected);
+      checkNothingLeft(kernel);
+    });
+  }
+
   test('having taken the device down, still gets what GRO held', () => {
     const kernel = new TestKernel();
     const a: Port = makePort(kernel, port => {
