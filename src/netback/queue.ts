@@ -303,7 +303,14 @@ export class Queue implements FastPathQueue {
 
   /** Takes what the fast path has left. What GRO puts together goes on when the poll ends, so the rest all goes this way. */
   private receive(budget: number): number {
-    return budget === 0 || this.fastPath?.drained ? 0 : this.tx.receive(budget, this.napi);
+    if (budget === 0 || this.fastPath?.drained) return 0;
+    try {
+      return this.tx.receive(budget, this.napi);
+    } catch (error) {
+      // The next poll may find nothing, and so have no reason to push what is answered.
+      this.vif.platform.scheduler.post(this.pushTask);
+      throw error;
+    }
   }
 
   /** Once after each poll that found something: its next event may not come. */

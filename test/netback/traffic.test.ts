@@ -327,4 +327,24 @@ describe('life cycle', () => {
     assert.equal(path.dom0.net.packets.used, 0);
     assert.equal(path.dom0.net.pages.used, 0);
   });
+
+  test('a guest is answered when whoever receives its packet throws, and goes on to be served', async () => {
+    const path = new DataPath(23);
+    const a = path.guest();
+    path.bridge.removePort(a.vif.dev as NetDevice);
+    let seen = 0;
+    a.vif.dev.rxHandler = packet => {
+      packet.release();
+      if (++seen % 2 === 1) throw new Error('enough');
+    };
+    for (let i = 1; i <= 10; i++) {
+      a.dev.xmit(packetFrom(a.dev, frame(a, a, 100)));
+      if (i % 2 === 1) await assert.rejects(path.settle(), /enough/);
+      await path.settle();
+      assert.equal(seen, i);
+      assert.equal(a.dev.txQueues[0].dql.inflight, 0);
+    }
+    a.disconnect();
+    assert.equal(path.dom0.net.packets.used, 0);
+  });
 });
