@@ -5,7 +5,7 @@ import type { Packet } from '../../src/net/index.js';
 import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
-import { FreedPages } from '../support/freed-pages.js';
+import { FreedFrames, FreedPages } from '../support/freed-pages.js';
 import { quiet, Victim } from '../support/hostile.js';
 import { packetFrom } from '../support/packets.js';
 
@@ -133,6 +133,50 @@ describe('a receive handler', () => {
             for (const packet of kept) packet.release();
             await checkGone(path, victim, pages);
             freed.check();
+          }
+        });
+      }
+    }
+  }
+});
+
+describe('a receive handler that has its own domain destroyed', () => {
+  for (const [kind, burst] of Object.entries(BURSTS)) {
+    for (const ringCode of [true, false]) {
+      for (const mapped of [true, false]) {
+        const where = `${mapped ? ', its rings mapped' : ''}${ringCode ? '' : ', without code in WebAssembly'}`;
+        test(`in the middle of a burst of ${kind}${where}`, async () => {
+          for (const when of [1, 2, 10, 19, 20]) {
+            const path = new DataPath(when);
+            const { hypervisor, scheduler } = path;
+            const free = hypervisor.freePages;
+            const victim = new Victim(path, { ringCode });
+            const { domain, dev } = victim;
+            await warm(path, victim);
+            const freed = new FreedFrames(hypervisor);
+            let seen = 0;
+            dev.rxHandler = packet => {
+              packet.release();
+              if (++seen === when) {
+                if (!mapped) victim.back.destroy();
+                domain.destroy();
+                // Whoever gets pages now gets others.
+                for (let i = 0; i < 10; i++) path.dom0.platform.memory.allocPage();
+              }
+              dev.xmit(packetFrom(dev, frame(victim, 200), 480));
+            };
+            burst(victim);
+            await victim.strike();
+            assert.ok(seen >= when);
+            freed.check();
+            await scheduler.runFor(2000);
+            if (mapped) victim.back.destroy();
+            assert.equal(domain.state, 'dead');
+            assert.equal(hypervisor.freePages, free - 10);
+            end(victim);
+            await scheduler.runFor(2000);
+            freed.check();
+            assert.equal(hypervisor.freePages, free - 10);
           }
         });
       }

@@ -1,11 +1,23 @@
 import type { Scheduler, Task, TaskOwner, Timer } from '../scheduler.js';
 
+/** A scheduler that can tell which task it runs. */
+export interface HostScheduler extends Scheduler {
+  /** Null between tasks, and in timers. */
+  readonly current?: Task | null;
+}
+
 /** The host's scheduler as one domain sees it: a domain that has stopped runs nothing more. */
 export class DomainScheduler implements Scheduler, TaskOwner {
   stopped = false;
   private readonly timers = new Set<Timer>();
+  private inTimer = false;
 
-  constructor(private readonly host: Scheduler) {}
+  constructor(private readonly host: HostScheduler) {}
+
+  /** A task or a timer of the domain runs: whoever asks was called by it. */
+  get running(): boolean {
+    return this.inTimer || this.host.current?.owner === this;
+  }
 
   now(): number {
     return this.host.now();
@@ -20,7 +32,12 @@ export class DomainScheduler implements Scheduler, TaskOwner {
   after(delayMs: number, run: () => void): Timer {
     const timer = this.host.after(delayMs, () => {
       this.timers.delete(timer);
-      run();
+      this.inTimer = true;
+      try {
+        run();
+      } finally {
+        this.inTimer = false;
+      }
     });
     if (this.stopped) this.host.cancel(timer);
     else this.timers.add(timer);
@@ -32,7 +49,7 @@ export class DomainScheduler implements Scheduler, TaskOwner {
     this.host.cancel(timer);
   }
 
-  /** Drops the domain's tasks and timers, those to come too. */
+  /** Drops the domain's tasks and timers, those to come too, but for one that runs. */
   stop(): void {
     this.stopped = true;
     for (const timer of this.timers) this.host.cancel(timer);

@@ -175,6 +175,8 @@ export class Domain {
   pages = 0;
   /** Mappings of its pages by other domains. */
   mappedByOthers = 0;
+  /** Its memory was taken from it, but for what others map. */
+  released = false;
   /** Lines of the kernel's log, oldest first. */
   readonly dmesg: string[] = [];
   /** The xenstore ring, in machine memory, and its port. */
@@ -494,7 +496,10 @@ export class Domain {
     }
   }
 
-  /** Ends the domain, whatever it is doing. Pages that others still map stay until they are unmapped. */
+  /**
+   * Ends the domain, whatever it is doing. Pages that others still map stay until they are unmapped; in the domain's own
+   * task or timer all pages stay until that has returned.
+   */
   destroy(): void {
     this.hypervisor.destroyDomain(this);
   }
@@ -508,6 +513,7 @@ export class Domain {
     this.physmap.clear();
     this.freeGfns.length = 0;
     this.pages = 0;
+    this.released = true;
   }
 
   /** Gives back what a domain keeps until its last page is unmapped. */

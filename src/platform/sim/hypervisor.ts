@@ -7,7 +7,7 @@ import { DOMID_FIRST_RESERVED, VIRQ } from '../../abi/xen.js';
 import { HypercallError } from '../errors.js';
 import type { Memory } from '../memory.js';
 import { PAGE_SHIFT } from '../memory.js';
-import type { Scheduler } from '../scheduler.js';
+import { type Scheduler, Task } from '../scheduler.js';
 import { Domain, type DomainLimits, type DomainOptions, type MemoryBank } from './domain.js';
 import { DomainDirectory } from './domain-directory.js';
 import { LEAF_MASK } from './domain-record.js';
@@ -61,7 +61,7 @@ export class Hypervisor {
   /** The same for WebAssembly. */
   readonly directory: DomainDirectory;
   private readonly limits: DomainLimits;
-  /** Domains that were destroyed but have pages that others map. */
+  /** Domains that were destroyed but have pages, which others map or they themselves use until their task returns. */
   private readonly zombies = new Map<number, Domain>();
   private readonly banks: (MemoryBank | null)[] = [null];
   private readonly listeners = new Set<(domain: Domain) => void>();
@@ -85,7 +85,7 @@ export class Hypervisor {
     return this.byDomid.filter(domain => domain !== null);
   }
 
-  /** Domains that were destroyed but whose pages others still map. */
+  /** Domains that were destroyed but whose pages others still map, or their own task that has not returned uses. */
   get dyingDomains(): Domain[] {
     return [...this.zombies.values()];
   }
@@ -186,7 +186,7 @@ export class Hypervisor {
   dropFrame(granter: Domain, frame: number): void {
     granter.mappedByOthers--;
     if (frame >>> BANK_SHIFT === 0) this.frames.put(frame);
-    if (granter.mappedByOthers === 0 && this.zombies.get(granter.domid) === granter) this.bury(granter);
+    if (granter.mappedByOthers === 0 && granter.released) this.bury(granter);
   }
 
   /** Calls `listener` whenever a domain shuts down or dies. @returns what ends that */
@@ -202,24 +202,28 @@ export class Hypervisor {
   }
 
   /**
-   * Ends a domain at any moment: it runs no more, its ports are closed (their other ends become unbound), what
-   * it mapped is unmapped, its memory is freed. Pages that others map stay, and the domain with them, dying.
+   * Ends a domain at any moment: it runs no more, its ports are closed (their other ends become unbound), nobody finds it or
+   * its grants, what it mapped is unmapped, its memory is freed. Pages that others map stay, and the domain with them, dying.
    */
   destroyDomain(domain: Domain): void {
     if (domain.dying) return;
+    const { domid } = domain;
     domain.state = 'dying';
     domain.scheduler.stop();
     this.events.closeAll(domain);
+    this.byDomid[domid] = null;
+    this.directory.set(domid, 0);
+    this.zombies.set(domid, domain);
+    // Its code goes on to the end of what it is doing, and may touch all that it had.
+    if (!domain.scheduler.running) this.relinquish(domain);
+    else this.scheduler.post(new Task(`d${domid} end`, () => this.relinquish(domain)));
+    if (domain.state === 'dying') this.domainChanged(domain);
+  }
+
+  private relinquish(domain: Domain): void {
     for (const handle of domain.maptrack.handles()) this.grants.unmap(domain, handle);
     domain.releaseMemory();
-    this.byDomid[domain.domid] = null;
-    this.directory.set(domain.domid, 0);
-    if (domain.mappedByOthers === 0) {
-      this.bury(domain);
-    } else {
-      this.zombies.set(domain.domid, domain);
-      this.domainChanged(domain);
-    }
+    if (domain.mappedByOthers === 0) this.bury(domain);
   }
 
   private bury(domain: Domain): void {

@@ -28,6 +28,7 @@ export class SeededScheduler implements Scheduler {
   readonly random: () => number;
   /** Tasks and timers run so far. */
   steps = 0;
+  private running: Task | null = null;
   private readonly pick: () => number;
   private readonly ready: Task[] = [];
   /** Sorted by time, then by the order in which they were started. */
@@ -49,6 +50,11 @@ export class SeededScheduler implements Scheduler {
 
   now(): number {
     return this.timeUs / 1000;
+  }
+
+  /** The task that runs, if it is one. */
+  get current(): Task | null {
+    return this.running;
   }
 
   /** True when no task waits and no timer runs. */
@@ -146,7 +152,16 @@ export class SeededScheduler implements Scheduler {
     task.queued = false;
     this.steps++;
     this.timeUs += this.taskUs;
-    if (task.owner === null || !task.owner.stopped) task.run();
+    if (task.owner === null || !task.owner.stopped) this.run(task);
     return true;
+  }
+
+  private run(task: Task): void {
+    this.running = task;
+    try {
+      task.run();
+    } finally {
+      this.running = null;
+    }
   }
 }

@@ -2,7 +2,12 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import * as abi from '../../../src/abi/index.js';
 import { CopyBatch, HypercallError, Memory, PAGE_SIZE, sleep, Task } from '../../../src/platform/index.js';
-import { Hypervisor, MachineMemory } from '../../../src/platform/sim/index.js';
+import {
+  type Domain,
+  EventLoopScheduler,
+  Hypervisor,
+  MachineMemory,
+} from '../../../src/platform/sim/index.js';
 import { makeDomains, makeHost } from './host.js';
 
 const { GNTST, VIRQ } = abi;
@@ -247,6 +252,108 @@ describe('a domain', () => {
     assert.equal(dom0.isPending(virq), true, 'once more, when it is really gone');
     assert.equal(hypervisor.domainState(b.domid), 'absent');
     hypervisor.createDomain({ domid: b.domid });
+  });
+
+  /** Ways for a domain's own code to run `work`. */
+  const OWN_CODE: Record<string, (domain: Domain, work: () => void) => void> = {
+    task: ({ scheduler }, work) => scheduler.post(new Task('own', work)),
+    timer: ({ scheduler }, work) => void scheduler.after(1, work),
+    upcall(domain, work) {
+      domain.onUpcall(0, work);
+      domain.setPending(domain.storePort);
+    },
+  };
+
+  for (const [what, runIn] of Object.entries(OWN_CODE)) {
+    test(`that is destroyed in its own ${what} has its memory until that has returned`, async () => {
+      const { hypervisor, scheduler } = makeHost();
+      const { dom0, a, b } = makeDomains(hypervisor);
+      const free = hypervisor.freePages;
+      const c = hypervisor.createDomain();
+      const { memory, grants, events } = c.platform;
+      const page = memory.allocPage();
+      const gref = grants.grantAccess(a.domid, page, false);
+      const mapping = a.platform.grants.map(c.domid, gref, false);
+      const foreign = b.platform.grants.grantAccess(c.domid, b.platform.memory.allocPage(), false);
+      grants.map(b.domid, foreign, false);
+      const port = a.platform.events.allocUnbound(c.domid);
+      events.bindInterdomain(a.domid, port);
+      const virq = dom0.platform.events.bindVirq(VIRQ.DOM_EXC, 0);
+      const states: string[] = [];
+      hypervisor.onDomainChange(domain => states.push(domain.state));
+      let ran = false;
+      runIn(c, () => {
+        ran = true;
+        const before = hypervisor.freePages;
+        c.platform.scheduler.after(0, () => assert.fail('it runs no more'));
+        c.destroy();
+        // Gone, for all others …
+        assert.deepEqual([c.state, hypervisor.domainState(c.domid)], ['dying', 'dying']);
+        assert.deepEqual([hypervisor.domain(c.domid), hypervisor.dyingDomains], [null, [c]]);
+        assert.equal(dom0.isPending(virq), true);
+        assert.throws(() => a.platform.grants.map(c.domid, gref, false), /bad_domain/);
+        assert.equal(hypervisor.events.status(a, abi.DOMID_SELF, port).status, abi.EVTCHNSTAT.unbound);
+        assert.throws(() => hypervisor.createDomain({ domid: c.domid }), errno('EEXIST'));
+        // … but nobody gets what its code can still write to, be it its own or not.
+        a.platform.grants.unmap(mapping);
+        memory.freePage(page);
+        assert.equal(b.platform.grants.endAccess(foreign), false);
+        assert.equal(hypervisor.freePages, before);
+        assert.equal(hypervisor.frames.owner[page], c.domid);
+        if (what === 'task') throw new Error('enough');
+      });
+      if (what === 'task') await assert.rejects(scheduler.runFor(5), /enough/);
+      await scheduler.runFor(5);
+      assert.equal(ran, true);
+      assert.equal(c.state, 'dead');
+      assert.deepEqual(states, ['dying', 'dead']);
+      assert.equal(b.platform.grants.endAccess(foreign), true);
+      assert.equal(hypervisor.freePages, free - 1, 'but the page of b');
+    });
+  }
+
+  test('that maps itself and is destroyed in its own task is gone once', async () => {
+    const { hypervisor, scheduler } = makeHost();
+    const { a, b } = makeDomains(hypervisor);
+    const { grants, memory } = a.platform;
+    for (let i = 0; i < 2; i++)
+      grants.map(a.domid, grants.grantAccess(a.domid, memory.allocPage(), false), false);
+    const states: string[] = [];
+    hypervisor.onDomainChange(domain => states.push(`${domain.domid} ${domain.state}`));
+    a.scheduler.post(
+      new Task('own', () => {
+        // What does not run goes at once.
+        b.destroy();
+        a.destroy();
+        assert.equal(a.inspect().pages, 4);
+      }),
+    );
+    await scheduler.runReady();
+    assert.deepEqual(states, [`${b.domid} dead`, `${a.domid} dying`, `${a.domid} dead`]);
+  });
+
+  test('that is destroyed in its own task on an event loop is gone in the next', () => {
+    const scheduler = new EventLoopScheduler({
+      setImmediate,
+      setTimeout,
+      clearTimeout: () => {},
+      now: () => 0,
+    });
+    const hypervisor = new Hypervisor({ scheduler, memoryBytes: 4 << 20 });
+    const { a, b } = makeDomains(hypervisor);
+    const states: string[] = [];
+    a.scheduler.post(
+      new Task('own', () => {
+        a.destroy();
+        states.push(a.state);
+      }),
+    );
+    b.scheduler.post(new Task('other', () => states.push(a.state)));
+    scheduler.drain();
+    states.push(a.state);
+    assert.deepEqual(states, ['dying', 'dying', 'dead']);
+    b.destroy();
+    assert.equal(b.state, 'dead', 'outside of tasks at once');
   });
 
   test('that maps a dying one can be destroyed too', () => {
