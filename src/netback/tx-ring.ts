@@ -149,9 +149,11 @@ export class TxRing implements PacketOwner {
    */
   receive(budget: number, napi: Napi): number {
     this.receiving = true;
-    const work = this.receiveAll(budget, napi);
-    this.receiving = false;
-    return work;
+    try {
+      return this.receiveAll(budget, napi);
+    } finally {
+      this.receiving = false;
+    }
   }
 
   private receiveAll(budget: number, napi: Napi): number {
@@ -301,29 +303,41 @@ export class TxRing implements PacketOwner {
     this.builtCount = 0;
     let packets = 0;
     let bytes = 0;
-    for (let i = 0; i < builtCount; i++) {
-      const packet = built[i]!;
-      const copy = firstCopy[i];
-      if (!batch.done(copy, firstCopy[i + 1] - copy)) {
-        this.dropUncopied(packet, copy);
-        continue;
+    let i = 0;
+    try {
+      for (; i < builtCount; i++) {
+        const packet = built[i]!;
+        const copy = firstCopy[i];
+        if (!batch.done(copy, firstCopy[i + 1] - copy)) {
+          this.dropUncopied(packet, copy);
+          continue;
+        }
+        const cookie = packet.ownerCookie;
+        if (packet.fragments > 0) this.own(packet);
+        else if (cookie >>> COOKIE_SHIFT === 1) this.answered[cookie & (COOKIE_START - 1)] = 1;
+        else this.answer(cookie & (COOKIE_START - 1), cookie >>> COOKIE_SHIFT);
+        const unusual = (flags[i] & CHECKSUM_FLAGS) | packet.gsoType;
+        if (unusual !== 0 && !this.takeOffloads(packet, flags[i])) {
+          stats.rxErrors++;
+          packet.release();
+          continue;
+        }
+        packets++;
+        bytes += packet.length;
+        vif.receive(packet, napi);
       }
-      const cookie = packet.ownerCookie;
-      if (packet.fragments > 0) this.own(packet);
-      else if (cookie >>> COOKIE_SHIFT === 1) this.answered[cookie & (COOKIE_START - 1)] = 1;
-      else this.answer(cookie & (COOKIE_START - 1), cookie >>> COOKIE_SHIFT);
-      const unusual = (flags[i] & CHECKSUM_FLAGS) | packet.gsoType;
-      if (unusual !== 0 && !this.takeOffloads(packet, flags[i])) {
-        stats.rxErrors++;
-        packet.release();
-        continue;
-      }
-      packets++;
-      bytes += packet.length;
-      vif.receive(packet, napi);
+    } finally {
+      stats.rxPackets += packets;
+      stats.rxBytes += bytes;
+      // Whoever received one has thrown: nobody else knows of those behind it.
+      for (i++; i < builtCount; i++) this.abandon(built[i]!);
     }
-    stats.rxPackets += packets;
-    stats.rxBytes += bytes;
+  }
+
+  private abandon(packet: Packet): void {
+    this.vif.dev.stats.rxDropped++;
+    this.answer(packet.ownerCookie & (COOKIE_START - 1), packet.ownerCookie >>> COOKIE_SHIFT);
+    packet.release();
   }
 
   /** The response is owed when the packet's fragments are no longer needed: the cookie says which. */

@@ -347,4 +347,29 @@ describe('life cycle', () => {
     a.disconnect();
     assert.equal(path.dom0.net.packets.used, 0);
   });
+
+  test('packets behind one whose receiver throws are answered too', async () => {
+    const path = new DataPath(24);
+    const a = path.guest();
+    path.bridge.removePort(a.vif.dev as NetDevice);
+    let seen = 0;
+    a.vif.dev.rxHandler = packet => {
+      packet.release();
+      if (++seen % 5 === 0) throw new Error('enough');
+    };
+    for (let round = 0; round < 30; round++) {
+      for (let i = 0; i < 20; i++) a.dev.xmit(packetFrom(a.dev, frame(a, a, i % 3 === 0 ? 1400 : 100)), true);
+      a.dom.net.flush();
+      for (let done = false; !done; ) {
+        done = await path.settle().then(
+          () => true,
+          () => false,
+        );
+      }
+      assert.equal(a.dev.txQueues[0].dql.inflight, 0);
+    }
+    assert.equal(a.vif.dev.stats.rxDropped + seen, 600);
+    a.disconnect();
+    assert.equal(path.dom0.net.packets.used, 0);
+  });
 });
