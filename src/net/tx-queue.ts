@@ -207,32 +207,42 @@ export class TxQueue {
       const list = validateXmit(packet, device, device.net.packets, device.net.materialiser);
       return list === null ? this.drop(null) : this.transmit(list);
     }
-    packet.queue = this.index;
-    this.state |= IN_XMIT;
-    const sent = device.ops.startXmit(packet, device);
-    this.state &= ~IN_XMIT;
+    const sent = this.give(packet);
     device.markDirty();
     return sent === NETDEV_TX_OK ? true : this.requeue(packet);
   }
 
-  private transmit(list: Packet): boolean {
+  /** Gives a packet to the driver: if that throws, the packet is the driver's, or lost. */
+  private give(packet: Packet): number {
     const { device } = this;
-    let packet: Packet | null = list;
+    packet.queue = this.index;
     this.state |= IN_XMIT;
-    while (packet !== null) {
-      if (this.stopped) break;
-      const next: Packet | null = packet.next;
-      packet.next = null;
-      packet.queue = this.index;
-      if (device.ops.startXmit(packet, device) !== NETDEV_TX_OK) {
-        packet.next = next;
+    try {
+      return device.ops.startXmit(packet, device);
+    } finally {
+      this.state &= ~IN_XMIT;
+    }
+  }
+
+  private transmit(list: Packet): boolean {
+    let left: Packet | null = list;
+    try {
+      while (left !== null && !this.stopped) {
+        const packet: Packet = left;
+        left = packet.next;
+        packet.next = null;
+        if (this.give(packet) === NETDEV_TX_OK) continue;
+        packet.next = left;
+        left = packet;
         break;
       }
-      packet = next;
+    } catch (error) {
+      if (left !== null) this.requeue(left);
+      throw error;
+    } finally {
+      this.device.markDirty();
     }
-    this.state &= ~IN_XMIT;
-    device.markDirty();
-    return packet === null ? true : this.requeue(packet);
+    return left === null ? true : this.requeue(left);
   }
 
   /** Keeps packets that could not be sent, in front of all others. */

@@ -105,6 +105,32 @@ test('segments that find the queue full are kept in front, none is lost or sent 
   assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
 });
 
+test('a driver that throws loses that packet, and no other', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d');
+  const { startXmit } = device.ops;
+  let calls = 0;
+  device.ops.startXmit = (packet, dev) => {
+    if (++calls === 3) {
+      packet.release();
+      throw new Error('a bug in the driver');
+    }
+    return startXmit(packet, dev);
+  };
+  const payload = Uint8Array.from({ length: 5000 }, (_, i) => i & 255);
+  const packet = kernel.packet(buildFrame({ payload }), { linear: 100, foreign: true });
+  setupChecksum(packet, true, kernel.net.materialiser);
+  packet.gsoType = GSO_TCPV4;
+  packet.gsoSize = 1000;
+  assert.throws(() => device.xmit(packet), /a bug in the driver/);
+  kernel.run();
+  assert.equal(device.xmit(kernel.packet(frame(7))), true);
+  const sent = device.priv.sent.map(bytes => bytes.subarray(54));
+  const segments = [0, 1, 3, 4].map(i => payload.subarray(1000 * i, 1000 * (i + 1)));
+  assert.deepEqual(sent, [...segments, frame(7).subarray(54)]);
+  assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
+});
+
 test('pfifo_fast: three bands by priority, the first served first, with the kernel priority map', () => {
   const kernel = new TestKernel();
   assert.deepEqual(PFIFO_FAST_PRIOMAP, [1, 2, 2, 2, 1, 2, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
