@@ -114,7 +114,9 @@ export class BackendDaemon {
     try {
       tap.setAddress(device.address);
       // Whoever configures the interface decides on the MTU, as for a vif of the kernel's.
-      this.faces.set(device, new TapFace(device, tap, this.host.poller, () => {}));
+      const face = new TapFace(device, tap, this.host.poller, () => {});
+      this.faces.set(device, face);
+      face.start();
     } catch (error) {
       tap.close();
       throw error;

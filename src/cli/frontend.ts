@@ -36,16 +36,18 @@ export const FRONTEND_COMMAND: Command = {
         let tap: Tap | null = null;
         try {
           tap = openTap(name.replace('%d', String(devid)));
-          const { name: face } = tap;
+          const { name: interfaceName } = tap;
           tap.setAddress(device.address);
           const setMtu = (mtu: number): void => {
-            runProgram(['ip', 'link', 'set', 'dev', face, 'mtu', String(mtu)]).catch(error =>
-              log(`${face}: ${error}`),
+            runProgram(['ip', 'link', 'set', 'dev', interfaceName, 'mtu', String(mtu)]).catch(error =>
+              log(`${interfaceName}: ${error}`),
             );
           };
-          faces.set(device, new TapFace(device, tap, poller, setMtu));
+          const face = new TapFace(device, tap, poller, setMtu);
+          faces.set(device, face);
+          face.start();
           setMtu(device.mtu);
-          print(`vif ${devid}: ${face} ${formatAddress(device.address)}`);
+          print(`vif ${devid}: ${interfaceName} ${formatAddress(device.address)}`);
         } catch (error) {
           tap?.close();
           log(`vif ${vifDevid(device)}: ${(error as Error).message}`);

@@ -63,17 +63,22 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
     }
     faces.set(device, face);
     if (known !== undefined) {
+      face.start();
       options.log(`netns: ${tap.name} goes on in the namespace of pid ${namespace.pid}`);
       return;
     }
     const before = saved.get(devid);
     saved.delete(devid);
     const addresses = before?.addresses ?? configured(devid);
-    await namespace.ip(
-      `link set dev ${name} mtu ${device.mtu}`,
-      ...addresses.map(address => `addr add ${address} dev ${name}`),
-      ...(before?.up === false ? [] : [`link set dev ${name} up`]),
-    );
+    try {
+      await namespace.ip(
+        `link set dev ${name} mtu ${device.mtu}`,
+        ...addresses.map(address => `addr add ${address} dev ${name}`),
+        ...(before?.up === false ? [] : [`link set dev ${name} up`]),
+      );
+    } finally {
+      if (!gone.has(device)) face.start();
+    }
     if (before !== undefined) enqueue(`${name}: routes`, () => restoreRoutes(namespace, name, before));
     const shown = addresses.map(address => address.split(' ')[0]).join(' ') || 'no address';
     options.log(

@@ -27,7 +27,7 @@ const EVENTS = [NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE, NETDE
  * A TAP as the user of a network device: what arrives on the device is what the TAP's interface receives,
  * and what is sent there goes out through the device. Frames are read straight into pages that the device
  * sends without copying, and are not read while it is stopped. The carrier, the MTU and the offloads of the
- * interface follow the device's.
+ * interface follow the device's, the carrier from `start` on.
  */
 export class TapFace {
   private readonly io: TapIo;
@@ -40,6 +40,7 @@ export class TapFace {
   private readonly waiting: (Packet | null)[] = new Array(BATCH).fill(null);
   private waitingCount = 0;
   private readonly flushTask: Task;
+  private started = false;
   /** The MTU that the interface was told of. */
   private mtu: number;
 
@@ -68,6 +69,15 @@ export class TapFace {
     this.follow();
   }
 
+  /**
+   * Lets the interface have a carrier: it is up, or will not be soon. The kernel tells its own IPv6 at once of a carrier that
+   * comes to an interface that is up, and up to a second later of one that came and went before.
+   */
+  start(): void {
+    this.started = true;
+    this.follow();
+  }
+
   /** Lets go of the device and closes the TAP. */
   close(): void {
     this.release().close();
@@ -93,7 +103,7 @@ export class TapFace {
   /** Makes the interface what the device is. */
   private follow(): void {
     const { device, tap } = this;
-    const up = device.running && device.carrierOk;
+    const up = this.started && device.running && device.carrierOk;
     const { features } = device;
     let offload = 0;
     if ((features & NETIF_F_CSUM_MASK) !== 0) {
