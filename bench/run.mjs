@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { availableParallelism, constants, cpus, loadavg, release } from 'node:os';
 import { join } from 'node:path';
+import { commandLine, wholeNumber } from '../scripts/arguments.mjs';
 import { root, setUp } from '../scripts/setup.mjs';
 
 const SIZES = [64, 1500, 4096, 65535];
@@ -266,21 +267,27 @@ const BENCHMARKS = {
   switches,
 };
 
-function parseArguments(argv) {
-  const options = { names: [], json: false, rounds: 3, cpu: availableParallelism() - 1 };
-  for (let i = 0; i < argv.length; i++) {
-    const argument = argv[i];
-    if (argument === '--json') options.json = true;
-    else if (argument === '--rounds' || argument === '--cpu') {
-      const value = Number(argv[++i]);
-      if (!Number.isInteger(value) || value < (argument === '--rounds' ? 1 : 0))
-        fail(`${argument} wants a number`);
-      options[argument.slice(2)] = value;
-    } else if (BENCHMARKS[argument] !== undefined) options.names.push(argument);
-    else fail(`no benchmark "${argument}": there are ${Object.keys(BENCHMARKS).join(', ')}`);
-  }
-  if (options.names.length === 0) options.names = Object.keys(BENCHMARKS);
-  return options;
+const USAGE = `usage: npm run bench [-- NAME… --rounds N --cpu N --json]
+Names: ${Object.keys(BENCHMARKS).join(', ')}; without one, all of them (docs/performance.md says what they measure).
+  --rounds N  how often each contender runs (3); what is printed are medians
+  --cpu N     the processor that it is pinned to (the last)
+  --json      print for a program to read
+`;
+
+function parseArguments() {
+  const options = {
+    rounds: { type: 'string', default: '3' },
+    cpu: { type: 'string', default: String(availableParallelism() - 1) },
+    json: { type: 'boolean', default: false },
+  };
+  const all = Object.keys(BENCHMARKS);
+  const { values, names } = commandLine(USAGE, options, all);
+  return {
+    names: names.length > 0 ? names : all,
+    json: values.json,
+    rounds: wholeNumber(values, 'rounds', 1, USAGE),
+    cpu: wholeNumber(values, 'cpu', 0, USAGE),
+  };
 }
 
 /** Runs every contender once a round. @returns medians by contender, and of the ratios within rounds */
@@ -318,12 +325,12 @@ function print({ title, medians, ratios }, values) {
   }
 }
 
-const { names, json, rounds, cpu } = parseArguments(process.argv.slice(2));
+const { names, json, rounds, cpu } = parseArguments();
 setUp();
 takePrecedence();
 const machine = `${cpus()[0].model.trim()}, ${availableParallelism()} CPUs, Linux ${release()}, Node ${process.versions.node}, load ${loadavg()[0].toFixed(1)}`;
-const commandLine = ['npm run bench --', ...names, `--rounds ${rounds}`, `--cpu ${cpu}`].join(' ');
-if (!json) console.log(`${commandLine}\n${machine}\n`);
+const command = ['npm run bench --', ...names, `--rounds ${rounds}`, `--cpu ${cpu}`].join(' ');
+if (!json) console.log(`${command}\n${machine}\n`);
 const results = [];
 for (const name of names) {
   for (const benchmark of BENCHMARKS[name]()) {
@@ -335,6 +342,10 @@ for (const name of names) {
 if (json) {
   const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
   console.log(
-    JSON.stringify({ version, commandLine, machine, date: new Date().toISOString(), results }, null, 2),
+    JSON.stringify(
+      { version, commandLine: command, machine, date: new Date().toISOString(), results },
+      null,
+      2,
+    ),
   );
 }

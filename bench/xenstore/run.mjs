@@ -6,22 +6,32 @@
 import { spawnSync } from 'node:child_process';
 import { availableParallelism, cpus, release } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
+import { commandLine, wholeNumber, wrong } from '../../scripts/arguments.mjs';
 import { root, setUp } from '../../scripts/setup.mjs';
 import { abuse, flat } from './scale.mjs';
 import { build, buildPeers, median, start, stop } from './servers.mjs';
 
-const { values } = parseArgs({
-  options: {
-    rounds: { type: 'string', default: '5' },
-    cpu: { type: 'string', default: String(availableParallelism() - 1) },
-    json: { type: 'boolean' },
-    only: { type: 'string' },
-    scale: { type: 'string', default: '1' },
-  },
+const PARTS = ['compare', 'flat', 'abuse'];
+const USAGE = `usage: npm run bench:xenstore [-- --only ${PARTS.join('|')} --rounds N --cpu N --scale X --json]
+  --only PART  one part instead of all (docs/xenstore.md says what they measure)
+  --rounds N   how often each server has its turn (5); what is printed are medians
+  --cpu N      the processor that the servers are pinned to (the last)
+  --scale X    how many operations a run has, of the usual number (1)
+  --json       print for a program to read
+`;
+const { values } = commandLine(USAGE, {
+  rounds: { type: 'string', default: '5' },
+  cpu: { type: 'string', default: String(availableParallelism() - 1) },
+  json: { type: 'boolean' },
+  only: { type: 'string' },
+  scale: { type: 'string', default: '1' },
 });
-const rounds = Number(values.rounds);
+const rounds = wholeNumber(values, 'rounds', 1, USAGE);
+wholeNumber(values, 'cpu', 0, USAGE);
 const scale = Number(values.scale);
+if (!(scale > 0)) wrong(`--scale ${values.scale}: want a number above 0`, USAGE);
+if (values.only !== undefined && !PARTS.includes(values.only))
+  wrong(`--only ${values.only}: no such part`, USAGE);
 const WORKLOADS = {
   read: 20000,
   pread: 100000,

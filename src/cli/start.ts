@@ -12,7 +12,12 @@ import { bold, dim, heading, indent, print, Results } from './start-report.js';
 import { ADDRESSES, ADDRESSES_V6, echoTraffic, NAMES, netnsTraffic } from './start-traffic.js';
 import { type RunningHost, startHost } from './up.js';
 
-const OPTIONS = ['--exit', '--no-linux'];
+export interface StartOptions {
+  /** End after the traffic; otherwise on Ctrl-C. */
+  exit: boolean;
+  /** With a Linux guest, where that can be had. */
+  linux: boolean;
+}
 
 /** Why there can be no "netns" guests here, or null. */
 async function namespaceProblem(): Promise<string | null> {
@@ -59,14 +64,7 @@ async function startWhereFree(onTrace: NonNullable<Parameters<typeof startHost>[
  * sends traffic across.
  * @returns exit status
  */
-export async function start(args: readonly string[]): Promise<number> {
-  const exit = args.includes('--exit');
-  const wantLinux = !args.includes('--no-linux');
-  const unknown = args.find(arg => !OPTIONS.includes(arg));
-  if (unknown !== undefined) {
-    process.stderr.write(`npm start: "${unknown}" is no option; there are ${OPTIONS.join(' and ')}\n`);
-    return 2;
-  }
+export async function start({ exit, linux: wantLinux }: StartOptions): Promise<number> {
   const began = performance.now();
   print(bold('pvnet: a simulated Xen host in one process'));
   const problem = await namespaceProblem();

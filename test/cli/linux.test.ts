@@ -42,7 +42,7 @@ describe('without apt', () => {
 
   test('"npm start" does without a Linux guest, and that is no error', t => {
     const { run } = bareMachine(t);
-    const script = `import(${JSON.stringify(START)}).then(async m => process.exit(await m.start(['--exit'])))`;
+    const script = `import(${JSON.stringify(START)}).then(async m => process.exit(await m.start({ exit: true, linux: true })))`;
     const { status, stdout } = run('-e', script);
     assert.equal(status, 0, String(stdout));
     assert.match(String(stdout), /There is no Linux guest: this machine has no apt-get/);

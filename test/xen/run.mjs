@@ -5,7 +5,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
+import { commandLine } from '../../scripts/arguments.mjs';
 import { root, run, setUp } from '../../scripts/setup.mjs';
 
 /**
@@ -23,13 +23,17 @@ const SCENARIOS = {
 };
 const REPORT = join(root, 'docs/real-xen-results.md');
 
-const { values, positionals } = parseArgs({ options: { json: { type: 'boolean' } }, allowPositionals: true });
-const names = positionals.length > 0 ? positionals : Object.keys(SCENARIOS);
+const USAGE = `usage: npm run test:xen [-- SCENARIO… --json]
+Boots Xen in QEMU and tries pvnet there; results go to docs/real-xen-results.md. Scenarios, without one all of them:
+${Object.entries(SCENARIOS)
+  .map(([name, [title]]) => `  ${name.padEnd(9)} ${title}`)
+  .join('\n')}
+  --json    print for a program to read
+`;
+const all = Object.keys(SCENARIOS);
+const { values, names: named } = commandLine(USAGE, { json: { type: 'boolean' } }, all);
+const names = named.length > 0 ? named : all;
 const say = values.json ? console.error : console.log;
-for (const name of names) {
-  if (SCENARIOS[name] === undefined)
-    throw new Error(`there is no scenario ${name}: ${Object.keys(SCENARIOS)}`);
-}
 setUp();
 const share = mkdtempSync(join(tmpdir(), 'pvnet-xen-'));
 process.on('exit', () => rmSync(share, { recursive: true, force: true }));

@@ -1,0 +1,47 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+const root = fileURLToPath(new URL('../../..', import.meta.url));
+/** The programs behind npm's commands, and what each calls itself. */
+const PROGRAMS = {
+  'npm start': 'scripts/start.mjs',
+  'npm test': 'scripts/test.mjs',
+  'npm run fuzz': 'scripts/fuzz.mjs',
+  'npm run bench': 'bench/run.mjs',
+  'npm run bench:xenstore': 'bench/xenstore/run.mjs',
+  'npm run test:xen': 'test/xen/run.mjs',
+};
+
+const run = (...argv: string[]) => spawnSync(process.execPath, argv, { cwd: root, encoding: 'utf8' });
+
+for (const [command, program] of Object.entries(PROGRAMS)) {
+  test(`${command}: --help, and a wrong option`, () => {
+    const help = run(program, '--help');
+    assert.equal(help.status, 0, help.stderr);
+    assert.ok(help.stdout.startsWith(`usage: ${command} [-- `), help.stdout);
+    const wrong = run(program, '--bogus');
+    assert.equal(wrong.status, 2);
+    assert.equal(wrong.stderr, `Unknown option '--bogus'\n${help.stdout}`);
+    assert.equal(wrong.stdout, '');
+  });
+}
+
+test('what is named or has a value that cannot be is refused', () => {
+  for (const argv of [
+    ['bench/run.mjs', 'rings'],
+    ['bench/run.mjs', '--rounds', '0'],
+    ['bench/xenstore/run.mjs', '--only', 'all'],
+    ['bench/xenstore/run.mjs', '--scale', 'x'],
+    ['test/xen/run.mjs', 'dead'],
+    ['scripts/fuzz.mjs', '--cases', '1.5'],
+    ['scripts/fuzz.mjs', '--path', 'long'],
+    ['scripts/start.mjs', 'now'],
+  ]) {
+    const { status, stderr } = run(...argv);
+    assert.equal(status, 2, argv.join(' '));
+    assert.ok(stderr.includes(argv.at(-1)!), stderr);
+    assert.ok(stderr.includes('\nusage: npm '), stderr);
+  }
+});
