@@ -10,12 +10,9 @@ import type { GrantMapping, Platform } from '../platform/platform.js';
 import { Task, type Timer } from '../platform/scheduler.js';
 import type { Rate } from './credit.js';
 import { type Block, FastPath, type FastPathModule, type FastPathQueue } from './fast-path.js';
-import { RxRing } from './rx-ring.js';
+import { LOOK_AGAIN_MS, RxRing } from './rx-ring.js';
 import { StaticGrants } from './static-grants.js';
 import { TxRing } from './tx-ring.js';
-
-/** When to look once more at a ring whose other end may have missed that an event was asked for. */
-const LOOK_AGAIN_MS = 2;
 
 /** Where a queue's rings and event channels are. */
 export interface QueueConnection {
@@ -295,8 +292,8 @@ export class Queue implements FastPathQueue {
     if (!this.napi.complete(done) || throttled) return done;
     if (ring.finalCheckForRequests()) this.napi.schedule();
     else {
+      if (this.worked && ring.memory.looselyOrdered) this.lookAgain();
       this.endOfInterrupt();
-      if (done > 0 && ring.memory.looselyOrdered) this.lookAgain();
     }
     return done;
   }
@@ -313,7 +310,7 @@ export class Queue implements FastPathQueue {
     }
   }
 
-  /** Once after each poll that found something: its next event may not come. */
+  /** Once after polls that found something: the event that was asked for may not come. */
   private lookAgain(): void {
     this.second ??= this.vif.platform.scheduler.after(LOOK_AGAIN_MS, () => {
       this.second = null;
