@@ -1,72 +1,24 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import {
-  gsoExtraWord0,
-  gsoExtraWord1,
-  NETTXF_CSUM_BLANK,
-  NETTXF_DATA_VALIDATED,
-  NETTXF_EXTRA_INFO,
-  NETTXF_MORE_DATA,
-  XEN_NETIF_EXTRA_FLAG_MORE,
-} from '../../src/abi/index.js';
-import type { GrantedPage } from '../../src/mock/index.js';
+import { gsoExtraWord0, gsoExtraWord1, NETTXF_DATA_VALIDATED } from '../../src/abi/index.js';
 import type { NetDevice } from '../../src/net/index.js';
 import { FILTER_PASS } from '../../src/netback/index.js';
-import { PAGE_SIZE } from '../../src/platform/index.js';
-import { buildFrame, layout } from '../net/frames.js';
-import { extra, frameOptions, type Of, rarely, slotSizes, u32, wordChange } from '../support/arbitraries.js';
+import { layout } from '../net/frames.js';
+import { type Of, rarely, u32 } from '../support/arbitraries.js';
 import { ALL_FEATURES } from '../support/data-path.js';
-import { type Attacker, holdings } from '../support/hostile.js';
+import { holdings } from '../support/hostile.js';
+import {
+  BLANK,
+  books,
+  isSmall,
+  packet,
+  RawGuest,
+  RING_SIZE,
+  soundPacket,
+  type TxPacket,
+} from '../support/raw-guest.js';
 import { RawPair } from '../support/raw-pair.js';
-
-const PAGES = 160;
-/** Free requests that are left on a tx ring at least: for the most that a packet has. */
-const TX_ROOM = 30;
-const RING_SIZE = 256;
-const BLANK = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
-
-/** Changes a word of a packet's requests. */
-const mutation = fc.record({
-  request: fc.nat(20),
-  word: fc.nat(2),
-  how: wordChange,
-});
-
-const packet = fc.record({
-  frame: frameOptions,
-  to: fc.oneof(
-    { weight: 12, arbitrary: fc.constant('peer' as const) },
-    { weight: 1, arbitrary: fc.constantFrom('unknown', 'all', 'group', 'itself', 'bridge') },
-  ),
-  from: fc.oneof({ weight: 6, arbitrary: fc.constant(0) }, { weight: 1, arbitrary: fc.nat(20) }),
-  sizes: slotSizes,
-  offset: fc.oneof(fc.constant(0), fc.nat(200)),
-  flags: fc.constantFrom(0, NETTXF_DATA_VALIDATED, BLANK),
-  extras: fc.oneof(
-    { weight: 6, arbitrary: fc.constant([]) },
-    { weight: 3, arbitrary: fc.tuple(extra) },
-    { weight: 1, arbitrary: fc.array(extra, { maxLength: 3 }) },
-  ),
-  mutation: rarely(40, mutation),
-});
-type TxPacket = Of<typeof packet>;
-
-/** What a sound frontend sends: its head is in the first slot, offloads are what the headers say, no slot is empty. */
-const soundPacket = packet.map((one): TxPacket => {
-  const { udp, version, vlan } = one.frame;
-  const sizes = one.sizes.slice(0, 17).map(size => Math.max(size, 1));
-  if (sizes.length > 1) sizes[0] = Math.max(sizes[0], 192);
-  const gso = one.extras.length > 0 && !udp && vlan === undefined;
-  return {
-    ...one,
-    to: 'peer',
-    sizes,
-    extras: gso ? [[gsoExtraWord0(1448), gsoExtraWord1(version === 4 ? 1 : 2)]] : [],
-    flags: gso ? BLANK : vlan === undefined ? one.flags : 0,
-    mutation: undefined,
-  };
-});
 
 /** Packets, each with who of the two sends it: most of the time one only. */
 const packetsOf = (one: fc.Arbitrary<TxPacket>) =>
@@ -138,150 +90,6 @@ const scenario = fc.record({
   rounds: fc.array(round, { minLength: 1, maxLength: 8 }),
 });
 
-/** A guest of a pair, with pages to send from and others to receive in. */
-class RawGuest {
-  private sent!: GrantedPage[];
-  private received!: GrantedPage[];
-  private nextPage = 0;
-  private nextReceived = 0;
-
-  constructor(
-    private readonly pair: RawPair,
-    readonly own: Attacker,
-    private readonly peer: Attacker,
-  ) {
-    this.grantPages();
-  }
-
-  private grantPages(): void {
-    const { front } = this.own;
-    this.sent = Array.from({ length: PAGES }, () => front.grantPage(true));
-    this.received = Array.from({ length: PAGES }, () => front.grantPage(false));
-  }
-
-  /** Both ends as new. */
-  reconnect(): void {
-    assert.ok(this.own.disconnect(), 'the backend holds a page of the guest');
-    this.own.connect();
-    this.grantPages();
-  }
-
-  private address(to: TxPacket['to']): number[] {
-    switch (to) {
-      case 'all':
-        return Array(6).fill(0xff);
-      case 'group':
-        return [1, 0, 0x5e, 0, 0, 9];
-      case 'unknown':
-        return [2, 0, 0, 0, 0, 0x77];
-      case 'itself':
-        return this.own.mac;
-      case 'bridge':
-        return [...this.pair.path.bridge.address];
-      default:
-        return this.peer.mac;
-    }
-  }
-
-  /** Puts the packet's bytes into pages, and its requests on the ring, as far as there is room. */
-  send({ frame, to, from, sizes, offset, flags, extras, mutation }: TxPacket): void {
-    const { front } = this.own;
-    const unanswered = (front.txNext - front.tx.rspProd) | 0;
-    if (unanswered + TX_ROOM > RING_SIZE || this.nextPage + sizes.length > PAGES) return;
-    const rest = sizes.slice(1).reduce((a, b) => a + b, 0);
-    const source = from === 0 ? this.own.mac : [...this.own.mac.slice(0, 4), from, this.own.mac[5]];
-    const bytes = buildFrame({
-      ...frame,
-      tcpOptions: new Uint8Array(frame.tcpOptions),
-      source,
-      destination: this.address(to),
-      payload: Uint8Array.from({ length: sizes[0] + rest }, (_, i) => (i * 7 + sizes[0]) & 0xff),
-    });
-    const slots = [bytes.length - rest, ...sizes.slice(1)];
-    const start = front.txNext;
-    let at = 0;
-    for (const [i, size] of slots.entries()) {
-      const { gref, address } = this.sent[this.nextPage++];
-      const begin = Math.max(0, Math.min(offset, PAGE_SIZE - size));
-      const chunk = bytes.subarray(at, at + Math.min(size, PAGE_SIZE - begin));
-      front.platform.memory.memory.u8.set(chunk, address + begin);
-      at += size;
-      const more = i + 1 < slots.length ? NETTXF_MORE_DATA : 0;
-      const first = i === 0 ? flags | (extras.length > 0 ? NETTXF_EXTRA_INFO : 0) : 0;
-      const id = (start + i) & 0xffff;
-      const bytesThere = (i === 0 ? bytes.length : size) & 0xffff;
-      front.request({ gref, offset: begin, flags: more | first, id, size: bytesThere });
-      if (i > 0) continue;
-      for (const [k, [word0, word1]] of extras.entries()) {
-        front.extra(word0 | (k + 1 < extras.length ? XEN_NETIF_EXTRA_FLAG_MORE << 8 : 0), word1);
-      }
-    }
-    if (mutation !== undefined) this.mutate(start, front.txNext - start, mutation);
-    front.txNext >>>= 0;
-  }
-
-  private mutate(
-    start: number,
-    requests: number,
-    { request, word, how }: NonNullable<TxPacket['mutation']>,
-  ): void {
-    const { tx } = this.own.front;
-    const at = (tx.slot(start + (request % requests)) >>> 2) + word;
-    tx.memory.i32[at] = how(tx.memory.i32[at]);
-  }
-
-  post(count: number): void {
-    const { front } = this.own;
-    for (let i = 0; i < count && ((front.rxNext - front.rx.rspProd) | 0) < RING_SIZE; i++) {
-      const { gref } = this.received[this.nextReceived++ % PAGES];
-      front.rxRequest(front.rxNext & 0xffff, gref);
-      front.rxNext >>>= 0;
-    }
-  }
-
-  nameOther(back: number, gref: number): void {
-    const { rx, rxNext } = this.own.front;
-    rx.memory.u32[(rx.slot(rxNext - 1 - back) >>> 2) + 1] = gref;
-  }
-
-  regrant(n: number, again: boolean): void {
-    const { grants } = this.own.front.platform;
-    for (const { gref, page } of [this.sent[n], this.received[n]]) {
-      grants.end(gref);
-      if (again) grants.grant(gref, 0, page, true);
-    }
-  }
-
-  moveIndex(tx: boolean, by: number): void {
-    const { front } = this.own;
-    const ring = tx ? front.tx : front.rx;
-    ring.reqProd = (ring.reqProd + by) >>> 0;
-  }
-
-  publish(): void {
-    this.own.front.push();
-    this.nextPage = 0;
-  }
-
-  kick(): void {
-    this.own.front.kick();
-  }
-
-  /** The rings, and all that it received. */
-  memory(): Buffer {
-    const { front } = this.own;
-    const { u8 } = front.platform.memory.memory;
-    const pages = this.received.map(({ address }) => u8.subarray(address, address + PAGE_SIZE));
-    return Buffer.concat([front.tx.bytes(), front.rx.bytes(), ...pages]);
-  }
-}
-
-/** It goes into one page, and is as sound as its grants are. */
-function isSmall({ frame, sizes, extras, mutation }: TxPacket): boolean {
-  const bytes = sizes.reduce((a, b) => a + b, 0);
-  return extras.length === 0 && mutation === undefined && bytes + frame.tcpOptions + 80 <= PAGE_SIZE;
-}
-
 class World {
   readonly pair: RawPair;
   readonly small: boolean;
@@ -291,7 +99,7 @@ class World {
     this.small = small ?? false;
     this.pair = new RawPair(fastPath, { start, receiver: { split, ...receiver }, sender: { split } });
     const { sender, receiver: other } = this.pair;
-    this.guests = [new RawGuest(this.pair, sender, other), new RawGuest(this.pair, other, sender)];
+    this.guests = [new RawGuest(this.pair.path, sender, other), new RawGuest(this.pair.path, other, sender)];
     // How much waits at a time depends on when it is looked at.
     for (const { vif } of [sender, other]) {
       vif.dev.txQueues[0].setMinLimit(1 << 29);
@@ -338,20 +146,7 @@ class World {
 
   books(): unknown {
     const { path, sender, receiver } = this.pair;
-    return {
-      guests: [sender, receiver].map(({ vif }) => ({
-        stats: [vif.dev.stats, vif.stats, ...vif.queues.map(({ stats }) => stats)].map(stats => ({
-          ...stats,
-        })),
-        held: vif.queues.map(({ inFlight, waitingPages }) => [inFlight, waitingPages]),
-        up: vif.dev.carrierOk,
-      })),
-      addresses: path.bridge
-        .forwardingTable()
-        .map(({ address, device }) => `${device.name} ${address}`)
-        .sort(),
-      dmesg: [...path.dom0.domain.dmesg],
-    };
+    return books(path, [sender, receiver]);
   }
 }
 

@@ -19,16 +19,20 @@ export class RawPair {
    */
   constructor(
     fastPath: boolean | ((path: DataPath) => FastPathModule),
-    options: { sender?: RawGuestOptions; receiver?: RawGuestOptions; start?: number } = {},
+    private readonly options: { sender?: RawGuestOptions; receiver?: RawGuestOptions; start?: number } = {},
   ) {
     this.path = new DataPath(1, undefined, fastPath === true);
     if (typeof fastPath === 'function') Object.assign(this.path, { fastPathModule: fastPath(this.path) });
-    this.sender = new Attacker(this.path, { gro: false, ...options.sender });
-    this.receiver = new Attacker(this.path, { gro: false, ...options.receiver });
-    for (const guest of [this.sender, this.receiver]) {
-      guest.connect(front => startAt(front, options.start ?? 0));
-      this.learn(guest.mac, guest);
-    }
+    this.sender = this.add(options.sender);
+    this.receiver = this.add(options.receiver);
+  }
+
+  /** One more guest, of which the bridge knows, too. */
+  add(options?: RawGuestOptions): Attacker {
+    const guest = new Attacker(this.path, { gro: false, ...options });
+    guest.connect(front => startAt(front, this.options.start ?? 0));
+    this.learn(guest.mac, guest);
+    return guest;
   }
 
   /** As if a frame from that address had come in from a guest. */
