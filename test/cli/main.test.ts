@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,6 +8,7 @@ import { describe, type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+const GUIDE = fileURLToPath(new URL('../../../docs/guide.md', import.meta.url));
 
 function folder(t: TestContext): string {
   const path = mkdtempSync(join(tmpdir(), 'pvnet-cli-'));
@@ -119,6 +120,17 @@ describe('pvnet', () => {
     writeFileSync(join(cwd, 'c.sock'), '');
     assert.match(pvnet(cwd, 'up').stderr, /EEXIST: .*c\.sock is there and is no socket/);
     assert.deepEqual(readdirSync(cwd), ['c.sock']);
+  });
+
+  test('the guide names every command', t => {
+    const { stdout } = pvnet(folder(t), '--help');
+    const commands = [...stdout.matchAll(/^ {2}([a-z-]+) /gm)].map(([, name]) => name);
+    const guide = readFileSync(GUIDE, 'utf8');
+    assert.ok(commands.length > 30, stdout);
+    assert.deepEqual(
+      commands.filter(name => !new RegExp(`^\\|.*\`${name}[ \`]`, 'm').test(guide)),
+      [],
+    );
   });
 
   const usage: [string[], number, RegExp][] = [
