@@ -152,6 +152,11 @@ export class BackRing extends Ring {
     return memory.publish(address + RING_RSP_PROD, this.rspProdPvt, address + RING_RSP_EVENT);
   }
 
+  /** The response at which the frontend asked to be woken is published. It may have been woken, and not have come round to it. */
+  get eventIsDue(): boolean {
+    return ((this.rspProdPvt - this.memory.load(this.address + RING_RSP_EVENT)) | 0) >= 0;
+  }
+
   /**
    * Asks for an event at the `after`-th request from now. @returns whether one is there already that may be
    * consumed: a producer index that claims more than the ring has unanswered is no reason to look again

@@ -153,7 +153,7 @@ export class Queue implements FastPathQueue {
   }
 
   delivered(): void {
-    if (this.rx.ring.pushResponses()) this.vif.irqs.notifyRemoteViaIrq(this.rxIrq);
+    this.tell(this.rxIrq, this.rx.ring.pushResponses());
   }
 
   private bindChannels(
@@ -310,12 +310,38 @@ export class Queue implements FastPathQueue {
     }
   }
 
-  /** Once after polls that found something: the event that was asked for may not come. */
+  /**
+   * For a guest whose barriers are none to us, once after polls that found something and after responses of which it did not
+   * want to be told: the event that we asked for may not come, and it may have asked for one when we had just looked.
+   */
   private lookAgain(): void {
-    this.second ??= this.vif.platform.scheduler.after(LOOK_AGAIN_MS, () => {
+    if (this.second !== null || this.stopped) return;
+    const before = this.published;
+    this.second = this.vif.platform.scheduler.after(LOOK_AGAIN_MS, () => {
       this.second = null;
-      if (!this.stopped) this.napi.schedule();
+      if (this.stopped) return;
+      this.napi.schedule();
+      // Meanwhile it is at work, and an event would find nothing to do.
+      if (this.published !== before) this.lookAgain();
+      else this.tellAgain();
     });
+  }
+
+  /** Responses of both rings, modulo 2^32. */
+  private get published(): number {
+    return (this.tx.ring.rspProdPvt + this.rx.ring.rspProdPvt) | 0;
+  }
+
+  private tellAgain(): void {
+    const { irqs } = this.vif;
+    if (this.tx.ring.eventIsDue) irqs.notifyRemoteViaIrq(this.txIrq);
+    if (this.rx.ring.eventIsDue) irqs.notifyRemoteViaIrq(this.rxIrq);
+  }
+
+  /** @param wanted what was published is what the guest asked to be told of */
+  private tell(irq: number, wanted: boolean): void {
+    if (wanted) this.vif.irqs.notifyRemoteViaIrq(irq);
+    else if (this.tx.ring.memory.looselyOrdered) this.lookAgain();
   }
 
   private endOfInterrupt(): void {
@@ -326,12 +352,12 @@ export class Queue implements FastPathQueue {
   }
 
   private push(): void {
-    if (!this.stopped && this.tx.push()) this.vif.irqs.notifyRemoteViaIrq(this.txIrq);
+    if (!this.stopped) this.tell(this.txIrq, this.tx.push());
   }
 
   private rxServed(notify: boolean): void {
     const { irqs } = this.vif;
-    if (notify) irqs.notifyRemoteViaIrq(this.rxIrq);
+    this.tell(this.rxIrq, notify);
     if (!this.rxEventOwed) return;
     this.rxEventOwed = false;
     irqs.lateEoi(this.rxIrq, !this.rx.requestsCame());

@@ -4,11 +4,39 @@ import { LOOK_AGAIN_MS } from '../../src/netback/rx-ring.js';
 import { RawPair } from '../support/raw-pair.js';
 
 /** Guests whose processors are emulated in other threads, as `Memory.looselyOrdered` has it. */
-function looselyOrdered(options: ConstructorParameters<typeof RawPair>[1] = {}): RawPair {
-  const pair = new RawPair(true, options);
+function looselyOrdered(options: ConstructorParameters<typeof RawPair>[1] = {}, fastPath = true): RawPair {
+  const pair = new RawPair(fastPath, options);
   pair.path.dom0.platform.memory.memory.looselyOrdered = true;
   return pair;
 }
+
+describe('a guest whose asking for an event we missed', () => {
+  for (const fastPath of [true, false]) {
+    test(`is told of its responses soon, ${fastPath ? 'with' : 'without'} the fast path`, async () => {
+      const pair = looselyOrdered({}, fastPath);
+      const { sender, receiver, path } = pair;
+      receiver.front.postRx(40);
+      const ends = [
+        { domain: sender.domain, ring: sender.front.tx, port: sender.front.publication.txPort },
+        { domain: receiver.domain, ring: receiver.front.rx, port: receiver.front.publication.rxPort },
+      ];
+      const told = () => ends.map(({ domain, port }) => domain.isPending(port));
+      const forget = () => {
+        for (const { domain, port } of ends) domain.clearPending(port);
+      };
+      for (const { ring } of ends) ring.rspEvent = 1000;
+      forget();
+      await pair.send(pair.frame(100));
+      assert.deepEqual(told(), [false, false]);
+      for (const { ring } of ends) ring.rspEvent = ring.rspProd;
+      await path.scheduler.runFor(2 * LOOK_AGAIN_MS + 1);
+      assert.deepEqual(told(), [true, true]);
+      forget();
+      await path.scheduler.runFor(1000);
+      assert.deepEqual(told(), [false, false], 'once');
+    });
+  }
+});
 
 describe('a guest that misses that an event was asked for', () => {
   for (const split of [true, false]) {
@@ -40,12 +68,12 @@ describe('a guest that misses that an event was asked for', () => {
   }
 });
 
-test('a ring is looked at once more only, and no more when its vif goes', async () => {
+test('nothing looks at a ring that nobody uses, nor at that of a vif that goes', async () => {
   const pair = looselyOrdered();
   const { sender, receiver, path } = pair;
   const { scheduler } = path;
   await pair.send(pair.frame(100));
-  await scheduler.runFor(LOOK_AGAIN_MS + 1);
+  await scheduler.runFor(2 * LOOK_AGAIN_MS + 1);
   const nothingRuns = async (ms: number) => {
     const { steps } = scheduler;
     await scheduler.runFor(ms);
