@@ -9,7 +9,7 @@ import { root, setUp } from '../scripts/setup.mjs';
 
 const SIZES = [64, 1500, 4096, 65535];
 const RING_MS = 250;
-const TCP_SECONDS = 1;
+const TCP_SECONDS = 3;
 const VIFS = [1, 10, 100, 1000];
 const SCALE_MS = 500;
 const built = join(root, 'dist/bench/c');
