@@ -48,6 +48,16 @@ export interface RunningHost {
   end(): void;
 }
 
+/** Prints what a domain's code throws, but not the same again and again: handlers are called for each packet. */
+function errorsOnce(): NonNullable<HostOptions['onError']> {
+  let last = '';
+  return ({ domid, name }, error) => {
+    const text = `domain ${domid} (${name}): ${error}; pvnet dmesg ${domid} has more\n`;
+    if (text !== last) process.stderr.write(text);
+    last = text;
+  };
+}
+
 /** Starts a host that serves its control socket and xenstored's socket. Used by `pvnet up` and `npm start`. */
 export async function startHost(options: {
   controlSocket?: string;
@@ -57,7 +67,7 @@ export async function startHost(options: {
   const controlSocket = resolve(options.controlSocket ?? defaultControlSocket());
   const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
   const folder = await prepareSocketPath(controlSocket);
-  const host = await Host.start(options.host);
+  const host = await Host.start({ onError: errorsOnce(), ...options.host });
   const registry = new RpcRegistry();
   let finish: () => void = () => {};
   const ended = new Promise<void>(resolved => {

@@ -37,6 +37,11 @@ export interface HostOptions {
   trace?: XenbusTrace;
   /** Gets each line that a domain's kernel logs. */
   onLog?: (domid: number, line: string) => void;
+  /**
+   * Gets what a task of a domain's kernel throws, a bug in a guest's handler for one: it is in that kernel's log then, and all
+   * go on. Without it the error is an uncaught one.
+   */
+  onError?: (domain: Domain, error: unknown) => void;
   /** Machine memory. */
   memoryBytes?: number;
   random?: () => number;
@@ -155,10 +160,21 @@ export class Host {
       setTimeout: (run, delayMs) => setTimeout(run, delayMs),
       clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
       now: () => performance.now(),
+      onError: options.onError === undefined ? undefined : (error, task) => host.failed(error, task),
     });
     const host = new Host(scheduler, options);
     await host.boot();
     return host;
+  }
+
+  private failed(error: unknown, task: string): void {
+    const owner = this.scheduler.current?.owner;
+    const { domains } = this.hypervisor;
+    // What is nobody's task is the host's own.
+    const domain = domains.find(({ scheduler }) => scheduler === owner) ?? domains[0];
+    const [first, ...rest] = String((error as Error)?.stack ?? error).split('\n');
+    for (const line of [`${task}: ${first}`, ...rest]) domain.log(line);
+    this.options.onError?.(domain, error);
   }
 
   private async boot(): Promise<void> {

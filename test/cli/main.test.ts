@@ -25,7 +25,7 @@ async function up(
   t: TestContext,
   cwd: string,
   ...args: string[]
-): Promise<{ child: ChildProcess; output: string }> {
+): Promise<{ child: ChildProcess; output: string; errors: () => string }> {
   const env = { ...process.env, PVNET_SOCKET: join(cwd, 'c.sock') };
   const child = spawn(process.execPath, [MAIN, 'up', ...args], {
     cwd,
@@ -34,9 +34,11 @@ async function up(
   });
   t.after(() => void child.kill('SIGKILL'));
   let output = '';
+  let errors = '';
   await new Promise<void>((resolve, reject) => {
     child.stderr!.on('data', chunk => {
       output += chunk;
+      errors += chunk;
     });
     child.stdout!.on('data', chunk => {
       output += chunk;
@@ -44,7 +46,7 @@ async function up(
     });
     child.on('exit', () => reject(new Error(`pvnet up ended: ${output}`)));
   });
-  return { child, output };
+  return { child, output, errors: () => errors };
 }
 
 function ended(child: ChildProcess): Promise<number | null> {
@@ -92,6 +94,37 @@ describe('pvnet', () => {
     const end = ended(child);
     assert.equal(pvnet(cwd, 'down').status, 0);
     assert.equal(await end, 0);
+  });
+
+  test('a guest whose handler throws harms no other, and its log says so', async t => {
+    const cwd = folder(t);
+    writeFileSync(
+      join(cwd, 'bad.mjs'),
+      `export default async ({ device }) => {
+        device(0).then(eth0 => {
+          eth0.rxHandler = packet => { packet.release(); throw new Error('a bug of mine'); };
+        });
+        return () => {};
+      }`,
+    );
+    writeFileSync(join(cwd, 'bad.cfg'), 'name = "bad"\nguest = "module:./bad.mjs"\nvif = [ "" ]\n');
+    for (const [name, ip] of Object.entries({ a: '10.0.0.1', b: '10.0.0.2' })) {
+      writeFileSync(join(cwd, `${name}.cfg`), `name = "${name}"\nguest = "echo"\nvif = [ 'ip=${ip}' ]\n`);
+    }
+    const running = await up(t, cwd, 'bad.cfg', 'a.cfg', 'b.cfg');
+    // Each asks with a broadcast for the other's address.
+    for (const [from, to] of [
+      ['a', '10.0.0.2'],
+      ['b', '10.0.0.1'],
+      ['a', '10.0.0.2'],
+    ]) {
+      assert.equal(pvnet(cwd, 'ping', from, to, '-c', '2').status, 0);
+    }
+    assert.match(pvnet(cwd, 'dmesg', 'bad').stdout, /net softirq: Error: a bug of mine\n.*at .*bad\.mjs:3/);
+    assert.equal(pvnet(cwd, 'dmesg', 'a').stdout.includes('a bug'), false);
+    const told = running.errors().match(/domain 1 \(bad\): Error: a bug of mine; pvnet dmesg 1 has more\n/g);
+    assert.equal(told?.length, 1);
+    assert.equal(pvnet(cwd, 'down').status, 0);
   });
 
   test('a socket that a dead host left is taken over', async t => {
