@@ -1,4 +1,5 @@
 import { bootKernel, type Kernel } from '../kernel/kernel.js';
+import { describeError } from '../platform/errors.js';
 import { checkXen, LinuxPlatform, SystemError } from '../platform/linux/index.js';
 import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
 import { Poller } from '../uplink/poller.js';
@@ -28,7 +29,7 @@ export async function openLinuxHost(name: string, log: (line: string) => void): 
     setTimeout,
     clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
     now: () => performance.now(),
-    onError: (error, task) => log(`${task}: ${(error as Error).stack ?? error}`),
+    onError: (error, task) => log(`${task}: ${describeError(error)}`),
   });
   const poller = new Poller(scheduler);
   try {

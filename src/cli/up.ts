@@ -52,7 +52,7 @@ export interface RunningHost {
 function errorsOnce(): NonNullable<HostOptions['onError']> {
   let last = '';
   return ({ domid, name }, error) => {
-    const text = `domain ${domid} (${name}): ${error}; pvnet dmesg ${domid} has more\n`;
+    const text = `domain ${domid} (${name}): ${String(error)}; pvnet dmesg ${domid} has more\n`;
     if (text !== last) process.stderr.write(text);
     last = text;
   };

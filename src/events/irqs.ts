@@ -1,4 +1,4 @@
-import { HypercallError } from '../platform/errors.js';
+import { describeError, HypercallError } from '../platform/errors.js';
 import type { EventChannels, Platform } from '../platform/platform.js';
 import { Task } from '../platform/scheduler.js';
 import { TwoLevelBitmap } from './two-level.js';
@@ -395,7 +395,7 @@ export class Irqs {
       try {
         handlers[i](irq);
       } catch (error) {
-        this.platform.log(`irq ${irq} (${info.name}): handler failed: ${describe(error)}`);
+        this.platform.log(`irq ${irq} (${info.name}): handler failed: ${describeError(error)}`);
       }
     }
     if (this.bitmap === null && info.maskReasons === 0 && this.infos[irq - DYNIRQ_BASE] === info) {
@@ -423,8 +423,4 @@ export class Irqs {
       this.events.unmask(info.port);
     }
   }
-}
-
-function describe(error: unknown): string {
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }

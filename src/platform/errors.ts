@@ -31,3 +31,8 @@ export class GrantError extends ErrnoError {
     super(errnoOfStatus.get(status) ?? 'EIO', `${message} (${grantStatusName(status)})`);
   }
 }
+
+/** What was thrown, which may be anything, with where if that is known: for logs. */
+export function describeError(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+}

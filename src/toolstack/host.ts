@@ -5,6 +5,7 @@ import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
 import { NETDEV_REGISTER } from '../net/notifier.js';
 import { registerNetback } from '../netback/netback.js';
+import { describeError } from '../platform/errors.js';
 import type { Domain } from '../platform/sim/domain.js';
 import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
 import { Hypervisor } from '../platform/sim/hypervisor.js';
@@ -172,8 +173,7 @@ export class Host {
     const { domains } = this.hypervisor;
     // What is nobody's task is the host's own.
     const domain = domains.find(({ scheduler }) => scheduler === owner) ?? domains[0];
-    const [first, ...rest] = String((error as Error)?.stack ?? error).split('\n');
-    for (const line of [`${task}: ${first}`, ...rest]) domain.log(line);
+    for (const line of `${task}: ${describeError(error)}`.split('\n')) domain.log(line);
     this.options.onError?.(domain, error);
   }
 
