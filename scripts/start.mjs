@@ -8,7 +8,8 @@ traffic between them, and says what happens. Goes on until Ctrl-C; the host can 
   --exit      end after the traffic
   --no-linux  without the Linux guest, which is fetched once
 `;
-const { values } = commandLine(USAGE, { exit: { type: 'boolean' }, 'no-linux': { type: 'boolean' } });
+const flag = { type: 'boolean', default: false };
+const { values } = commandLine(USAGE, { exit: flag, 'no-linux': flag });
 setUp();
 const { start } = await import('../dist/src/cli/start.js');
-process.exit(await start({ exit: values.exit === true, linux: values['no-linux'] !== true }));
+process.exit(await start({ exit: values.exit, linux: !values['no-linux'] }));

@@ -280,6 +280,19 @@ describe('offloads', () => {
   });
 });
 
+/** A guest whose packets end in a receiver that throws at some of them, counted from 1. */
+function throwingReceiver(seed: number, fails: (n: number) => boolean) {
+  const path = new DataPath(seed);
+  const a = path.guest();
+  const counts = { seen: 0 };
+  path.bridge.removePort(a.vif.dev as NetDevice);
+  a.vif.dev.rxHandler = packet => {
+    packet.release();
+    if (fails(++counts.seen)) throw new Error('enough');
+  };
+  return { path, a, counts };
+}
+
 describe('life cycle', () => {
   test('a guest that takes nothing holds nobody up, and everything comes back', async () => {
     const path = new DataPath(21);
@@ -329,19 +342,12 @@ describe('life cycle', () => {
   });
 
   test('a guest is answered when whoever receives its packet throws, and goes on to be served', async () => {
-    const path = new DataPath(23);
-    const a = path.guest();
-    path.bridge.removePort(a.vif.dev as NetDevice);
-    let seen = 0;
-    a.vif.dev.rxHandler = packet => {
-      packet.release();
-      if (++seen % 2 === 1) throw new Error('enough');
-    };
+    const { path, a, counts } = throwingReceiver(23, n => n % 2 === 1);
     for (let i = 1; i <= 10; i++) {
       a.dev.xmit(packetFrom(a.dev, frame(a, a, 100)));
       if (i % 2 === 1) await assert.rejects(path.settle(), /enough/);
       await path.settle();
-      assert.equal(seen, i);
+      assert.equal(counts.seen, i);
       assert.equal(a.dev.txQueues[0].dql.inflight, 0);
     }
     a.disconnect();
@@ -349,14 +355,7 @@ describe('life cycle', () => {
   });
 
   test('packets behind one whose receiver throws are answered too', async () => {
-    const path = new DataPath(24);
-    const a = path.guest();
-    path.bridge.removePort(a.vif.dev as NetDevice);
-    let seen = 0;
-    a.vif.dev.rxHandler = packet => {
-      packet.release();
-      if (++seen % 5 === 0) throw new Error('enough');
-    };
+    const { path, a, counts } = throwingReceiver(24, n => n % 5 === 0);
     for (let round = 0; round < 30; round++) {
       for (let i = 0; i < 20; i++) a.dev.xmit(packetFrom(a.dev, frame(a, a, i % 3 === 0 ? 1400 : 100)), true);
       a.dom.net.flush();
@@ -368,7 +367,7 @@ describe('life cycle', () => {
       }
       assert.equal(a.dev.txQueues[0].dql.inflight, 0);
     }
-    assert.equal(a.vif.dev.stats.rxDropped + seen, 600);
+    assert.equal(a.vif.dev.stats.rxDropped + counts.seen, 600);
     a.disconnect();
     assert.equal(path.dom0.net.packets.used, 0);
   });
