@@ -48,13 +48,13 @@ export interface RunningHost {
   end(): void;
 }
 
-/** Prints what a domain's code throws, but not the same again and again: handlers are called for each packet. */
+/** Prints what a domain's code throws, but not the same of one domain again and again: handlers are called for each packet. */
 function errorsOnce(): NonNullable<HostOptions['onError']> {
-  let last = '';
+  const last = new Map<number, string>();
   return ({ domid, name }, error) => {
     const text = `domain ${domid} (${name}): ${String(error)}; pvnet dmesg ${domid} has more\n`;
-    if (text !== last) process.stderr.write(text);
-    last = text;
+    if (text !== last.get(domid)) process.stderr.write(text);
+    last.set(domid, text);
   };
 }
 
