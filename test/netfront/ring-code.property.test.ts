@@ -141,10 +141,8 @@ const scenario = fc.record({
 /** What there is to see of a queue from inside. */
 interface Innards {
   readonly code: RingCode | null;
-  readonly books: SlotBooks;
-  readonly freeIdCount: number;
-  readonly extrasUnanswered: number;
-  readonly rxPool: PagePool;
+  readonly tx: { readonly books: SlotBooks; readonly freeIdCount: number; readonly extrasUnanswered: number };
+  readonly rx: { readonly pool: PagePool };
 }
 
 /** What took which way on all hosts. */
@@ -304,7 +302,7 @@ class World {
 
   /** What is granted for a slot: the request is not there any more when the backend went back. */
   private gref(index: number): number {
-    return this.innards.books.grefs[index & 0xff];
+    return this.innards.tx.books.grefs[index & 0xff];
   }
 
   private hold(after: number): void {
@@ -385,7 +383,7 @@ class World {
   /** All that there is to see; what was received since the last call. */
   books(): unknown {
     const { victim, path, innards } = this;
-    const { books, freeIdCount, extrasUnanswered, rxPool } = innards;
+    const { books, freeIdCount, extrasUnanswered } = innards.tx;
     const got = this.got.splice(0);
     if (this.ringCode) taken.received += got.length;
     const { net, reclaimer } = victim.dom;
@@ -394,7 +392,13 @@ class World {
       stats: [{ ...victim.dev.stats }, { ...victim.queue.stats }],
       broken: [...victim.broken],
       holdings: holdings(path),
-      held: [net.packets.used, net.pages.used, rxPool.used, victim.granted.pages.used, reclaimer.pending],
+      held: [
+        net.packets.used,
+        net.pages.used,
+        innards.rx.pool.used,
+        victim.granted.pages.used,
+        reclaimer.pending,
+      ],
       waiting: [victim.dev.txQueues[0].length, victim.dev.txQueues[0].stopped],
       ids: [freeIdCount, extrasUnanswered, [...books.freeIds.subarray(0, freeIdCount)]],
       slots: [[...books.outstanding], Array.from(books.posted, index => index >= 0)],

@@ -232,12 +232,15 @@ export class Victim {
   /** Has both rings begin at an index, as if they had been in use for long. */
   private startAt(index: number): void {
     const { back } = this;
-    const queue = this.queue as unknown as { tx: FrontRing; rx: FrontRing; txPublished: number };
-    for (const ring of [queue.tx, queue.rx]) {
+    const { tx, rx } = this.queue as unknown as {
+      tx: { ring: FrontRing; published: number };
+      rx: { ring: FrontRing };
+    };
+    for (const { ring } of [tx, rx]) {
       ring.reqProdPvt = index | 0;
       ring.rspCons = index | 0;
     }
-    queue.txPublished = index | 0;
+    tx.published = index | 0;
     for (const ring of [back.tx, back.rx]) {
       ring.reqProd = index;
       ring.rspProd = index;

@@ -1,0 +1,350 @@
+import { NETRXF_CSUM_BLANK, NETRXF_DATA_VALIDATED } from '../abi/netif.js';
+import type { FrontRing } from '../abi/ring.js';
+import type { Napi } from '../net/napi.js';
+import { CHECKSUM_UNNECESSARY, FRAGMENT_LOCAL, GSO_NONE, type Packet } from '../net/packet.js';
+import { PagePool } from '../net/page-pool.js';
+import { setupChecksum, setupGso } from '../net/xmit.js';
+import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
+import type { Timer } from '../platform/scheduler.js';
+import { GrantedPool } from './granted-pool.js';
+import type { QueueDevice, QueueStats } from './queue.js';
+import type { RingCode, SlotBooks } from './ring-code.js';
+import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
+
+/** Requests that are posted to begin with, and at least. */
+const RX_TARGET_MIN = 32;
+/** Headers that the linear part of a received packet has, if the packet has that many bytes. */
+const RX_PULL_BYTES = 128;
+const RX_REFILL_RETRY_MS = 100;
+const ETH_HLEN = 14;
+/** Flags that say something of the checksum. */
+const CHECKSUM_FLAGS = NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
+
+/** The frontend's end of an rx ring: pages that are posted, and the packets that the backend puts into them. */
+export class RxRing {
+  /** Pages of received packets. */
+  private readonly pool: PagePool;
+  /**
+   * Where a grant is tied to its page: the pages that are posted. They stay the backend's to write, so what it
+   * received is copied out of them. Null where a page's grant ends when it is answered.
+   */
+  private readonly granted: GrantedPool | null;
+  /** Pages to post: those of `granted` or of `pool`. */
+  private readonly pages: PagePool;
+  private target = RX_TARGET_MIN;
+  private readonly response = new RxPacket();
+  private readonly freeSpare = (index: number): void => this.pool.free(index);
+  private refillTimer: Timer | null = null;
+  private stopped = false;
+
+  /**
+   * @param code the loops over slots in WebAssembly; null where the ring lies elsewhere
+   * @param notify tells the backend of requests
+   * @param onBroken the backend broke the protocol
+   */
+  constructor(
+    private readonly device: QueueDevice,
+    readonly ring: FrontRing,
+    private readonly napi: Napi,
+    private readonly books: SlotBooks,
+    private readonly code: RingCode | null,
+    private readonly stats: QueueStats,
+    private readonly notify: () => void,
+    private readonly onBroken: (reason: string) => void,
+  ) {
+    const { platform, reclaimer, backendId } = device;
+    this.pool = new PagePool(platform.memory, 2 * ring.size);
+    this.granted = platform.grants.regrantable
+      ? null
+      : new GrantedPool(platform, reclaimer, backendId, ring.size, false);
+    this.pages = this.granted?.pages ?? this.pool;
+  }
+
+  /** From now on nothing is written or read. */
+  stop(): void {
+    this.stopped = true;
+  }
+
+  /**
+   * After `stop`: gives back pages that the backend still has mapped as soon as it does not, those in packets on their way up as
+   * soon as those are released.
+   */
+  destroy(): void {
+    const { platform, reclaimer } = this.device;
+    if (this.refillTimer !== null) platform.scheduler.cancel(this.refillTimer);
+    const { posted, grefs } = this.books;
+    for (let slot = 0; slot < posted.length; slot++) {
+      if (this.granted !== null) {
+        if (posted[slot] >= 0) this.pages.free(posted[slot]);
+      } else if (posted[slot] < 0) platform.grants.free(grefs[slot]);
+      else reclaimer.end(grefs[slot], this.pool.pages[posted[slot]]);
+    }
+    this.granted?.retire();
+    this.pool.retire(page => platform.memory.freePage(page));
+  }
+
+  /** Takes up to `budget` packets. @returns how many */
+  receive(budget: number): number {
+    const { ring } = this;
+    const rspProd = ring.rspProd();
+    if (ring.responseOverflow(rspProd)) {
+      this.onBroken(`rx rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
+      return 0;
+    }
+    let work = 0;
+    while (work < budget && ring.rspCons !== rspProd && !this.stopped) {
+      if (this.code !== null) work += this.receiveShort(this.code, rspProd, budget - work);
+      if (work === budget || ring.rspCons === rspProd || this.stopped) break;
+      work++;
+      if (this.code === null || !this.takeLong(this.code, rspProd)) this.takeAny(rspProd);
+    }
+    if (work > 0) this.aim((ring.reqProdPvt - rspProd) | 0);
+    return work;
+  }
+
+  /**
+   * Posts more when few requests were left, or less than a packet may take, and slowly fewer when most were: pages that
+   * are filled one after the other, each when all others have been, are out of the processor's cache.
+   * @param left requests that the backend has not answered
+   */
+  private aim(left: number): void {
+    const { target } = this;
+    let next = target;
+    if (left === 0) next = 2 * target;
+    else if (left < Math.max(target >>> 2, RX_SLOTS_MAX)) next = target + (target >>> 2);
+    else if (left > target - (target >>> 2)) next = target - 1;
+    this.target = Math.min(Math.max(next, RX_TARGET_MIN), this.ring.size);
+  }
+
+  private give(packet: Packet): void {
+    const { stats } = this.device.dev;
+    stats.rxPackets++;
+    stats.rxBytes += packet.length;
+    this.napi.receive(packet);
+  }
+
+  /** Takes packets of one slot, up to the first of another kind. @returns how many */
+  private receiveShort(code: RingCode, rspProd: number, limit: number): number {
+    const count = code.receive(this.ring, rspProd, limit);
+    const { shorts } = code;
+    const { pool, device, napi } = this;
+    const { packets } = device.net;
+    const { pages } = pool;
+    const { stats } = device.dev;
+    let bytes = 0;
+    let next = 0;
+    try {
+      while (next < count && !this.stopped) {
+        const at = 3 * next++;
+        const index = shorts[at];
+        const word = shorts[at + 2];
+        const packet = packets.tryGet();
+        if (packet === null) {
+          stats.rxErrors++;
+          pool.free(index);
+          continue;
+        }
+        packet.pool = pool;
+        packet.linearPoolIndex = index;
+        packet.data = (pages[index] << PAGE_SHIFT) + shorts[at + 1];
+        packet.linear = word >> 16;
+        packet.length = word >> 16;
+        if ((word & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word)) {
+          this.refuse(packet);
+          continue;
+        }
+        stats.rxPackets++;
+        bytes += word >> 16;
+        napi.receive(packet);
+      }
+    } finally {
+      stats.rxBytes += bytes;
+      // Whoever received one has stopped us, or thrown: nobody else knows of these pages.
+      for (; next < count; next++) pool.free(shorts[3 * next]);
+    }
+    return count;
+  }
+
+  /** Takes a packet of several slots, if it is usual. @returns whether it did */
+  private takeLong(code: RingCode, rspProd: number): boolean {
+    const packet = this.device.net.packets.tryGet();
+    if (packet === null) return false;
+    if (!code.receiveLong(this.ring, rspProd, packet, this.pool, this.freeSpare)) {
+      packet.release();
+      return false;
+    }
+    if (this.takeGso(packet, code.flags, code.gsoType, code.gsoSize)) this.give(packet);
+    else this.refuse(packet);
+    return true;
+  }
+
+  private refuse(packet: Packet): void {
+    this.device.dev.stats.rxErrors++;
+    packet.release();
+  }
+
+  /** Takes any packet, unless the backend turns out to be broken. */
+  private takeAny(rspProd: number): void {
+    const { ring, response } = this;
+    readRxPacket(ring, ring.rspCons, (rspProd - ring.rspCons) | 0, response);
+    if (!this.revoke(response.consumed)) return;
+    const packet = response.reason === '' ? this.build() : null;
+    this.recycle(ring.rspCons, response.consumed);
+    ring.rspCons = (ring.rspCons + response.consumed) | 0;
+    if (packet === null) this.device.dev.stats.rxErrors++;
+    else this.give(packet);
+  }
+
+  /** Ends the grants of the next slots: only then are their pages safe from the backend. */
+  private revoke(count: number): boolean {
+    if (this.granted !== null) return true;
+    const { ring } = this;
+    const { grants } = this.device.platform;
+    for (let i = 0; i < count; i++) {
+      const slot = (ring.rspCons + i) & (ring.size - 1);
+      const gref = this.books.grefs[slot];
+      if (grants.end(gref)) continue;
+      this.onBroken(`the backend answered rx request ${slot} and still uses its grant ${gref}`);
+      return false;
+    }
+    return true;
+  }
+
+  /** Makes a packet of the pages of `response`; those that it takes are posted no longer. */
+  private build(): Packet | null {
+    const { response, pool } = this;
+    if (response.size < ETH_HLEN) return null;
+    const packet = this.device.net.packets.tryGet();
+    if (packet === null) return null;
+    packet.pool = pool;
+    const inPlace = response.bytes[0] >= Math.min(response.size, RX_PULL_BYTES);
+    for (let i = 0; i < response.slots; i++) {
+      const bytes = response.bytes[i];
+      if (bytes === 0) continue;
+      const slot = response.index[i] & (this.ring.size - 1);
+      const index = this.takePage(slot, response.offset[i], bytes);
+      if (index < 0) {
+        packet.release();
+        return null;
+      }
+      const page = pool.pages[index];
+      if (i === 0 && inPlace) {
+        packet.linearPoolIndex = index;
+        packet.data = (page << PAGE_SHIFT) + response.offset[0];
+        packet.linear = bytes;
+        packet.length = bytes;
+      } else packet.addFragment(FRAGMENT_LOCAL, page, response.offset[i], bytes, index);
+    }
+    if (this.pull(packet) && this.takeOffloads(packet)) return packet;
+    packet.release();
+    return null;
+  }
+
+  /** The index in `pool` of a page with what the backend put into the one posted at `slot`; -1 without one left. */
+  private takePage(slot: number, offset: number, bytes: number): number {
+    const { posted } = this.books;
+    const granted = posted[slot];
+    if (this.granted === null) {
+      posted[slot] = -1;
+      return granted;
+    }
+    const index = this.pool.alloc();
+    if (index < 0) return -1;
+    const from = (this.pages.pages[granted] << PAGE_SHIFT) + offset;
+    const to = (this.pool.pages[index] << PAGE_SHIFT) + offset;
+    this.device.platform.memory.memory.copy(to, from, bytes);
+    return index;
+  }
+
+  private pull(packet: Packet): boolean {
+    return this.device.net.materialiser.pull(packet, Math.min(packet.length, RX_PULL_BYTES));
+  }
+
+  /** @returns false when the packet claims an offload that its headers do not allow */
+  private takeOffloads(packet: Packet): boolean {
+    const { flags, infos } = this.response;
+    packet.hashType = infos.hashType;
+    packet.hash = infos.hash;
+    return this.takeGso(packet, flags, infos.gsoType, infos.gsoSize);
+  }
+
+  private takeGso(packet: Packet, flags: number, gsoType: number, gsoSize: number): boolean {
+    if (gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
+    const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
+    if (!blank) this.stats.rxGsoChecksumFixup++;
+    return setupGso(packet, gsoType, gsoSize, !blank, this.device.net.materialiser);
+  }
+
+  /** @returns false when the packet has no checksum where one is said to be blank */
+  private takeChecksum(packet: Packet, flags: number): boolean {
+    if ((flags & NETRXF_CSUM_BLANK) !== 0) return setupChecksum(packet, false, this.device.net.materialiser);
+    if ((flags & NETRXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
+    return true;
+  }
+
+  /** Gives the pages back that no packet took. */
+  private recycle(start: number, count: number): void {
+    const { posted } = this.books;
+    for (let i = 0; i < count; i++) {
+      const slot = (start + i) & (this.ring.size - 1);
+      if (posted[slot] >= 0) this.pages.free(posted[slot]);
+      posted[slot] = -1;
+    }
+  }
+
+  /** Posts pages up to the target. */
+  refill(): void {
+    if (this.stopped) return;
+    const { ring } = this;
+    const until = (ring.rspCons + this.target) | 0;
+    const before = ring.reqProdPvt;
+    if (this.code !== null) this.code.post(ring, this.pool, until, !this.device.trusted);
+    else this.postEach(until);
+    if (ring.reqProdPvt !== before && ring.pushRequests()) this.notify();
+    // Without a page now and without requests outstanding, no event would ever come to try again.
+    if (((ring.reqProdPvt - ring.rspCons) | 0) < RX_SLOTS_MAX) this.refillLater();
+  }
+
+  private postEach(until: number): void {
+    const { ring } = this;
+    const { i32 } = ring.memory;
+    const { posted, grefs } = this.books;
+    while (((until - ring.reqProdPvt) | 0) > 0) {
+      const index = this.pages.alloc();
+      if (index < 0) break;
+      const slot = ring.reqProdPvt & (ring.size - 1);
+      if (!this.grantRx(slot, index)) break;
+      posted[slot] = index;
+      const at = ring.slot(ring.reqProdPvt) >>> 2;
+      i32[at] = slot;
+      i32[at + 1] = grefs[slot];
+      ring.reqProdPvt = (ring.reqProdPvt + 1) | 0;
+    }
+  }
+
+  /** Lets the backend write to a page at `slot`. @returns false, with the page given back, when there is no grant left */
+  private grantRx(slot: number, index: number): boolean {
+    const { platform, backendId } = this.device;
+    const page = this.pages.pages[index];
+    // Whoever had the page before may have written to it.
+    if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
+    if (this.granted === null) {
+      platform.grants.grant(this.books.grefs[slot], backendId, page, false);
+      return true;
+    }
+    try {
+      this.books.grefs[slot] = this.granted.grefOf(index);
+      return true;
+    } catch {
+      this.pages.free(index);
+      return false;
+    }
+  }
+
+  private refillLater(): void {
+    this.refillTimer ??= this.device.platform.scheduler.after(RX_REFILL_RETRY_MS, () => {
+      this.refillTimer = null;
+      this.refill();
+    });
+  }
+}
