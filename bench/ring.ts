@@ -2,7 +2,8 @@
  * Packets from guest A to guest B through both drivers and the bridge on a simulated host in this process:
  * netfront → ring → netback → bridge → netback → ring → netfront. bench/c/ring.c does the same work in C.
  *
- * Usage: node dist/bench/ring.js SIZE MILLISECONDS [--fresh] [--packets N]
+ * Usage: node dist/bench/ring.js SIZE MILLISECONDS [--xdp] [--fresh] [--packets N]
+ *   --xdp    frames instead of packets: sent by xdpXmit and counted by an XDP program, up to one page
  *   --fresh  a new grant for each packet, revoked when its buffers are used again, and grants that are pinned by
  *            compare-and-exchange, as for a guest that runs in another thread
  *   --packets  goes on until so many packets have arrived
@@ -10,6 +11,7 @@
  */
 import { PerformanceObserver } from 'node:perf_hooks';
 import { CHECKSUM_PARTIAL, FRAGMENT_LOCAL, GSO_TCPV4, type Packet } from '../src/net/packet.js';
+import { XDP_DROP, type XdpBuffs, XdpFrames } from '../src/net/xdp.js';
 import { PAGE_SHIFT, PAGE_SIZE, Task } from '../src/platform/index.js';
 import { type BenchGuest, BenchHost, cpuSeconds } from './host.js';
 
@@ -26,10 +28,12 @@ const VIF_MTU = 65500;
 const size = Number(process.argv[2]);
 const measureMs = Number(process.argv[3]);
 const fresh = process.argv.includes('--fresh');
+const xdp = process.argv.includes('--xdp');
 const packetsAt = process.argv.indexOf('--packets');
 const packets = packetsAt < 0 ? 0 : Number(process.argv[packetsAt + 1]);
-if (!(size >= 60 && size <= 65535 && measureMs > 0)) {
-  console.error('usage: ring.js SIZE (60 to 65535) MILLISECONDS [--fresh]');
+const longest = xdp ? PAGE_SIZE : 65535;
+if (!(size >= 60 && size <= longest && measureMs > 0)) {
+  console.error(`usage: ring.js SIZE (60 to ${longest}) MILLISECONDS [--xdp] [--fresh]`);
   process.exit(1);
 }
 /** Packets under way: a poll's weight, and of large ones what the receiver's queue holds. */
@@ -78,16 +82,16 @@ function noteGrants({ kernel }: BenchGuest): Int32Array {
 
 function takePage(): number {
   const index = pool.alloc();
-  if (grefs !== null) {
-    const page = pool.pages[index];
-    const gref = grefs[page];
-    if (gref !== 0) {
-      const { grants } = sender.kernel.platform;
-      if (!grants.end(gref)) throw new Error(`grant ${gref} is still in use`);
-      grants.grant(gref, 0, page, true);
-    }
-  }
+  if (grefs !== null) grantAnew(grefs, pool.pages[index]);
   return index;
+}
+
+function grantAnew(noted: Int32Array, page: number): void {
+  const gref = noted[page];
+  if (gref === 0) return;
+  const { grants } = sender.kernel.platform;
+  if (!grants.end(gref)) throw new Error(`grant ${gref} is still in use`);
+  grants.grant(gref, 0, page, true);
 }
 
 function makePacket(): Packet {
@@ -112,7 +116,7 @@ function makePacket(): Packet {
   return packet;
 }
 
-const send = new Task('source', () => {
+const sendPackets = new Task('source', () => {
   while (counts.sent - counts.received < window) {
     counts.sent++;
     sender.dev.xmit(makePacket(), true);
@@ -120,12 +124,38 @@ const send = new Task('source', () => {
   sender.kernel.net.flush();
 });
 
+const frames = new XdpFrames(sender.dev);
+const sendFrames = new Task('source', () => {
+  while (counts.sent - counts.received < window) {
+    counts.sent++;
+    const address = frames.add(size);
+    if (grefs !== null) grantAnew(grefs, address >>> PAGE_SHIFT);
+  }
+  sender.dev.xdpXmit(frames);
+});
+
+const send = xdp ? sendFrames : sendPackets;
+const goOn = (): void => {
+  if (counts.received === counts.sent) host.scheduler.post(send);
+};
+
 receiver.dev.rxHandler = packet => {
   counts.bytes += packet.length;
   packet.release();
-  if (++counts.received === counts.sent) host.scheduler.post(send);
+  counts.received++;
+  goOn();
 };
 
+function countFrames({ count, bytes, verdict }: XdpBuffs): void {
+  for (let i = 0; i < count; i++) {
+    counts.bytes += bytes[i];
+    verdict[i] = XDP_DROP;
+  }
+  counts.received += count;
+  goOn();
+}
+
+if (xdp) receiver.dev.setXdp(countFrames);
 fillPool(receiver);
 const receiverPort = host.bridge.portList[1];
 const { address } = receiver.dev;

@@ -209,17 +209,25 @@ function linkOf(device: NetDevice): object {
   return { ...where, ifname: device.name };
 }
 
+/** In the driver (XDP_ATTACHED_DRV), the only place where programs are attached. */
+function xdpOf({ xdp }: NetDevice): object {
+  if (xdp === null) return {};
+  const attached = { mode: 1, prog: { id: xdp.id, name: xdp.name } };
+  return { xdp: { ...attached, attached: [attached] } };
+}
+
 function describe(device: NetDevice, options: Options): string {
   const address = formatAddress(device.address.subarray(0, device.addrLen));
   const broadcast = formatAddress(device.broadcast.subarray(0, device.addrLen));
   const master = device.master === null ? '' : `master ${device.master.name} `;
   let text =
     `${device.ifindex}: ${fullName(device)}: <${flagNames(device).join(',')}> mtu ${device.mtu} ` +
-    `qdisc ${device.qdiscKind} ${master}state ${OPERSTATES[shownOperstate(device)].toUpperCase()} ` +
+    `${device.xdp === null ? '' : 'xdp '}qdisc ${device.qdiscKind} ${master}state ${OPERSTATES[shownOperstate(device)].toUpperCase()} ` +
     `mode ${LINK_MODES[device.linkMode]} group ${groupName(device.group)} qlen ${device.txQueueLen}\n` +
     `    link/${linkType(device)} ${address} brd ${broadcast}`;
   if (options.details) text += detailsText(device);
   if (device.ifalias !== '') text += `\n    alias ${device.ifalias}`;
+  if (device.xdp !== null) text += `\n    prog/xdp id ${device.xdp.id} name ${device.xdp.name} `;
   text += '\n';
   if (options.statistics > 0) {
     device.ops.getStats?.(device);
@@ -234,6 +242,7 @@ function object(device: NetDevice, options: Options): object {
     ...linkOf(device),
     flags: flagNames(device),
     mtu: device.mtu,
+    ...xdpOf(device),
     qdisc: device.qdiscKind,
   };
   if (device.master !== null) entry.master = device.master.name;

@@ -1,6 +1,6 @@
 import type { Kernel } from '../kernel/kernel.js';
 import type { NetDevice } from '../net/device.js';
-import { NETDEV_REGISTER, NETDEV_UNREGISTER } from '../net/notifier.js';
+import { NETDEV_CHANGE, NETDEV_REGISTER, NETDEV_UNREGISTER, NETDEV_UP } from '../net/notifier.js';
 import type { Netfront } from '../netfront/netfront.js';
 import type { VifConfig } from '../toolstack/vif-config.js';
 import type { Poller } from '../uplink/poller.js';
@@ -73,17 +73,25 @@ export function vifDevid(device: NetDevice): number {
   return match === null ? -1 : Number(match[1]);
 }
 
+/** Who hears of netfront devices. */
+export interface VifListener {
+  /** It is registered; its rings may not be there yet. */
+  added?(device: NetDevice, devid: number): void;
+  /** It is up with a carrier, and passes packets; told again when that comes back. */
+  up?(device: NetDevice, devid: number): void;
+  removed(device: NetDevice): void;
+}
+
 /** Calls back for each netfront device that is there, comes or goes. @returns what ends that */
-export function watchVifs(
-  kernel: Kernel,
-  listener: { added(device: NetDevice, devid: number): void; removed(device: NetDevice): void },
-): () => void {
+export function watchVifs(kernel: Kernel, listener: VifListener): () => void {
   const block = {
     name: 'guest',
     notifierCall(event: number, device: NetDevice): void {
       const devid = vifDevid(device);
       if (devid < 0) return;
-      if (event === NETDEV_REGISTER) listener.added(device, devid);
+      if (event === NETDEV_REGISTER) listener.added?.(device, devid);
+      else if ((event === NETDEV_UP || event === NETDEV_CHANGE) && device.passesPackets)
+        listener.up?.(device, devid);
       else if (event === NETDEV_UNREGISTER) listener.removed(device);
     },
   };

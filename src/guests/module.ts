@@ -54,7 +54,7 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
   const devices = new Map<number, NetDevice>();
   const waiting = new Map<number, ((device: NetDevice) => void)[]>();
   const unwatch = watchVifs(kernel, {
-    added(device, devid) {
+    up(device, devid) {
       devices.set(devid, device);
       for (const resolve of waiting.get(devid) ?? []) resolve(device);
       waiting.delete(devid);

@@ -29,6 +29,7 @@ import {
   changeMtu,
   changeName,
   changePromiscuity,
+  changeXdp,
   closeDevices,
   openDevice,
 } from './link.js';
@@ -41,6 +42,7 @@ import { NoopQdisc, NoqueueQdisc, PfifoFastQdisc } from './qdisc.js';
 import { LinkStats } from './stats.js';
 import { TxQueue } from './tx-queue.js';
 import type { VirtualNode } from './vfs.js';
+import type { AttachedXdp, XdpFrames, XdpProgram } from './xdp.js';
 
 /** Registration states (enum of net_device.reg_state). */
 export const NETREG_UNINITIALIZED = 0;
@@ -95,6 +97,12 @@ export interface NetDeviceOps<Priv = unknown> {
   startXmit(packet: Packet, device: NetDevice<Priv>): number;
   /** Publishes what startXmit has queued and notifies the peer, once for the batch. */
   flush?(device: NetDevice<Priv>): void;
+  /**
+   * Puts frames on the ring of a queue and publishes them (ndo_xdp_xmit), as many from the first on as there is room for; when
+   * that is not all, the queue is stopped until there is. A driver that has it shows what it receives to `device.xdp`.
+   * @returns how many; their pages are the driver's now
+   */
+  xdpXmit?(device: NetDevice<Priv>, frames: XdpFrames, queue: number): number;
   /** The index of the transmit queue for a packet. */
   selectQueue?(packet: Packet, device: NetDevice<Priv>): number;
   /** Takes a new MTU, which is stored in `device.mtu` afterwards. */
@@ -234,6 +242,8 @@ export class NetDevice<Priv = unknown> {
   master: NetDevice | null = null;
   /** Pages that the device can send without granting or copying; a source may read straight into them. */
   txPool: PagePool | null = null;
+  /** The program that sees what it receives first. */
+  xdp: AttachedXdp | null = null;
   carrierUpCount = 0;
   carrierDownCount = 0;
   promiscuity = 0;
@@ -439,6 +449,42 @@ export class NetDevice<Priv = unknown> {
     const sent = queue.enqueue(packet);
     if (!more) this.flush();
     return sent;
+  }
+
+  /**
+   * Sends frames that need nothing done to them, past the queueing discipline. Those that were sent are taken out of `frames`;
+   * when some are left, the wake listeners hear that there is room again. Without a carrier nothing is sent.
+   * @returns how many were sent
+   * @throws NetError EOPNOTSUPP for a driver that has no XDP, EINVAL for a queue that it has not, or another device's frames
+   */
+  xdpXmit(frames: XdpFrames, queue = 0): number {
+    const { ops } = this;
+    if (ops.xdpXmit === undefined) throw this.error('EOPNOTSUPP', 'its driver has no XDP');
+    if (!(queue >= 0 && queue < this.realNumTxQueues)) {
+      throw this.error('EINVAL', `there is no transmit queue ${queue}: it has ${this.realNumTxQueues}`);
+    }
+    if (frames.device !== (this as NetDevice)) {
+      throw this.error('EINVAL', `these frames are in pages of ${frames.device.name}`);
+    }
+    if (frames.pool !== this.txPool) this.dropStale(frames);
+    if (frames.count === 0 || !this.passesPackets) return 0;
+    const sent = ops.xdpXmit(this, frames, queue);
+    frames.taken(sent);
+    return sent;
+  }
+
+  /** Frames in pages of a connection that has ended. */
+  private dropStale(frames: XdpFrames): void {
+    this.stats.txDropped += frames.count;
+    frames.release();
+  }
+
+  /**
+   * Has a program see what the device receives, before packets are made of it; null for none.
+   * @throws NetError EOPNOTSUPP for a driver that has no XDP
+   */
+  setXdp(program: XdpProgram | null): void {
+    changeXdp(this as NetDevice, program);
   }
 
   private pickQueue(packet: Packet): number {

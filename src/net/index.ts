@@ -35,4 +35,5 @@ export * from './sysfs.js';
 export * from './tx-queue.js';
 export * from './vfs.js';
 export * from './virtual.js';
+export * from './xdp.js';
 export * from './xmit.js';

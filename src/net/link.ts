@@ -32,6 +32,7 @@ import {
   NETDEV_RESEND_IGMP,
   NETDEV_UP,
 } from './notifier.js';
+import type { XdpProgram } from './xdp.js';
 
 /** Flags that the user switches directly. */
 const SETTABLE =
@@ -288,6 +289,19 @@ export function changeAlias(device: NetDevice, alias: string): void {
   device.net.rtnl.with(() => {
     device.ifalias = alias;
     device.net.linkChanged(device, 0);
+  });
+}
+
+/**
+ * dev_xdp_install: shows what the device receives to a program from now on, in place of the one before; to none with null.
+ * @throws NetError EOPNOTSUPP for a driver that has no XDP
+ */
+export function changeXdp(device: NetDevice, program: XdpProgram | null): void {
+  if (device.ops.xdpXmit === undefined) throw device.error('EOPNOTSUPP', 'its driver has no XDP');
+  device.net.rtnl.with(() => {
+    device.xdp =
+      program === null ? null : { id: ++device.net.xdpPrograms, name: program.name || 'xdp', program };
+    if (device.registered) device.net.linkChanged(device, 0);
   });
 }
 

@@ -115,6 +115,8 @@ export class Net {
   readonly linkwatch: Linkwatch;
   readonly log: (line: string) => void;
   readonly random: () => number;
+  /** XDP programs that have been attached to its devices. */
+  xdpPrograms = 0;
   private readonly todo: { device: NetDevice; gone: () => void }[] = [];
   private readonly linkListeners = new Set<(message: Uint8Array) => void>();
   private readonly monitors = new Set<(event: NetEvent) => void>();

@@ -138,6 +138,7 @@ export function unregisterMany(net: Net, devices: readonly NetDevice[]): Promise
   }
   for (const device of going) {
     device.shutdownQueues();
+    device.xdp = null;
     net.notify(NETDEV_UNREGISTER, device);
     const farewell = net.wantsLinkMessages
       ? encodeLink(device, { type: RTM_DELLINK, change: EVERYTHING })

@@ -76,6 +76,11 @@ export const IFLA = {
 const IFLA_INFO_KIND = 1;
 const IFLA_INFO_SLAVE_KIND = 4;
 const IFLA_XDP_ATTACHED = 2;
+const IFLA_XDP_PROG_ID = 4;
+const IFLA_XDP_DRV_PROG_ID = 5;
+/** XDP_ATTACHED_*: not at all, or in the driver. */
+const XDP_ATTACHED_NONE = 0;
+const XDP_ATTACHED_DRV = 1;
 /** Nobody here makes IPv6 addresses by himself. */
 const AF_INET6 = 10;
 const IFLA_INET6_ADDR_GEN_MODE = 8;
@@ -247,7 +252,7 @@ export function encodeLink(device: NetDevice, options: LinkMessageOptions): Uint
   w.attribute(IFLA.STATS, () => {
     for (const [, field] of LINK_STATS_FIELDS.slice(0, STATS_FIELDS)) w.u32(device.stats[field] % 2 ** 32);
   });
-  w.attribute(IFLA.XDP, () => w.attributeU8(IFLA_XDP_ATTACHED, 0));
+  xdp(w, device);
   if (device.permAddress !== null && device.addrLen > 0) {
     w.attributeBytes(IFLA.PERM_ADDRESS, device.permAddress);
   }
@@ -263,6 +268,14 @@ export function encodeLink(device: NetDevice, options: LinkMessageOptions): Uint
   w.attribute(IFLA.DEVLINK_PORT | NLA_F_NESTED, () => {});
   w.attribute(IFLA.DPLL_PIN | NLA_F_NESTED, () => {});
   return w.finish();
+}
+
+function xdp(w: Writer, { xdp: attached }: NetDevice): void {
+  w.attribute(IFLA.XDP, () => {
+    if (attached !== null) w.attributeU32(IFLA_XDP_DRV_PROG_ID, attached.id);
+    w.attributeU8(IFLA_XDP_ATTACHED, attached === null ? XDP_ATTACHED_NONE : XDP_ATTACHED_DRV);
+    if (attached !== null) w.attributeU32(IFLA_XDP_PROG_ID, attached.id);
+  });
 }
 
 function linkInfo(w: Writer, device: NetDevice): void {

@@ -29,6 +29,15 @@ export class GrantedPool {
     return gref !== 0 ? gref : this.grant(index);
   }
 
+  /** `grefOf`, but 0 when the grant table is full. */
+  tryGrefOf(index: number): number {
+    try {
+      return this.grefOf(index);
+    } catch {
+      return 0;
+    }
+  }
+
   /** The reference of a page, 0 before its first use. */
   knownGref(index: number): number {
     return this.grefs[index];

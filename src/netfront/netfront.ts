@@ -16,6 +16,7 @@ import type { Packet } from '../net/packet.js';
 import { ethtoolQueueStats } from '../net/stats.js';
 import { netfrontRxbufAttributes } from '../net/sysfs.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
+import type { XdpFrames } from '../net/xdp.js';
 import type { Timer } from '../platform/scheduler.js';
 import {
   isGone,
@@ -95,6 +96,10 @@ class NetfrontOps implements NetDeviceOps<Netfront> {
     dev.stats.txDropped++;
     packet.release();
     return NETDEV_TX_OK;
+  }
+
+  xdpXmit(dev: NetDevice<Netfront>, frames: XdpFrames, queue: number): number {
+    return dev.priv.queues[queue]?.xdpXmit(frames) ?? 0;
   }
 
   flush(dev: NetDevice<Netfront>): void {

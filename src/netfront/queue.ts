@@ -5,6 +5,7 @@ import type { NetDevice } from '../net/device.js';
 import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
+import type { XdpFrames } from '../net/xdp.js';
 import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
@@ -41,6 +42,13 @@ export class QueueStats {
   rxGsoChecksumFixup = 0;
   /** Packets copied because their data was not in pages that the backend may read. */
   txBounced = 0;
+  /** Frames that an XDP program dropped, sent back, and sent elsewhere; and those that it threw or said nothing sound about. */
+  xdpDrops = 0;
+  xdpTx = 0;
+  xdpRedirects = 0;
+  xdpAborted = 0;
+  /** Frames sent by `xdpXmit`. */
+  xdpXmit = 0;
 }
 
 /**
@@ -205,6 +213,11 @@ export class Queue {
   /** ndo_start_xmit: writes the requests; `flush` publishes them. */
   startXmit(packet: Packet): number {
     return this.tx.startXmit(packet);
+  }
+
+  /** ndo_xdp_xmit @returns how many frames were sent, from the first on */
+  xdpXmit(frames: XdpFrames): number {
+    return this.tx.xdpXmit(frames);
   }
 
   /** Publishes what `startXmit` wrote. */

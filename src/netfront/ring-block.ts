@@ -35,18 +35,21 @@ export const RING_FIRST_ID = 640;
 /** Halfwords: the free ids, and the first ids of packets that were answered. */
 export const RING_FREE_ID = 1152;
 export const RING_DONE = 1664;
-/** RING_BATCH packets of one slot: index of the page, offset in it, flags and bytes. */
-export const RING_PACKETS = 2176;
+/** RING_BATCH packets of one slot, in four arrays: index of the page, byte address, bytes, and flags. */
 export const RING_BATCH = 64;
+export const RING_INDEX = 2176;
+export const RING_DATA = 2432;
+export const RING_LENGTH = 2688;
+export const RING_SHORT_FLAGS = 2944;
 /** Grant references of the pages of a packet to send. */
-export const RING_SEND = 2944;
+export const RING_SEND = 3200;
 /** The second page, by slot of the rx ring: the index of the page posted there, or -1; its grant reference; its number. */
 export const RING_POSTED = 0;
 export const RING_GREFS = 1024;
 export const RING_PAGES = 2048;
 /** RING_BATCH pages to post next: index, guest frame number, page number. */
 export const RING_TO_POST = 3072;
-/** Bytes of each in the two lists. */
+/** Bytes of each. */
 export const RING_ENTRY = 12;
 
 /** Where the fragments of a packet are, from `Packet.fragmentsAt` on: so many bytes for each of five arrays. */

@@ -8,6 +8,7 @@ import {
   RING_BATCH,
   RING_BROKEN,
   RING_BYTES,
+  RING_DATA,
   RING_DONE,
   RING_ENTRY,
   RING_EXTRAS,
@@ -19,9 +20,10 @@ import {
   RING_GREFS,
   RING_GSO_SIZE,
   RING_GSO_TYPE,
+  RING_INDEX,
+  RING_LENGTH,
   RING_OFFSET,
   RING_OUTSTANDING,
-  RING_PACKETS,
   RING_PAGE,
   RING_POSTED,
   RING_RECORD,
@@ -29,6 +31,7 @@ import {
   RING_RX_REQ_PROD,
   RING_RX_RSP_CONS,
   RING_SEND,
+  RING_SHORT_FLAGS,
   RING_SIZE,
   RING_SPARE,
   RING_TO_POST,
@@ -56,6 +59,9 @@ interface Exports {
 }
 
 const SLOTS = 256;
+
+/** Packets of one slot: index of the page, byte address, bytes, and the response's flags. */
+export type Shorts = Readonly<Record<'index' | 'data' | 'bytes' | 'flags', Int32Array>>;
 
 /** What a queue knows of its slots, in arrays; those of `RingCode` lie where its code finds them. */
 export class SlotBooks {
@@ -91,8 +97,8 @@ export class SlotBooks {
  */
 export class RingCode {
   readonly books: SlotBooks;
-  /** Packets of one slot that `receive` has taken: words at 3 i: index of the page, offset, flags and bytes. */
-  readonly shorts: Int32Array;
+  /** What `receive` has taken. */
+  readonly shorts: Shorts;
   /** Grant references of the pages of the packet that `send` is called for: its linear part's, then its fragments'. */
   readonly grefs: Int32Array;
   /** First ids of the packets that `reclaim` found to be answered. */
@@ -138,7 +144,12 @@ export class RingCode {
     this.books = new SlotBooks(all, this.block, this.posts);
     this.words = array(this.block, RING_OUTSTANDING >>> 2);
     this.done = new Uint16Array(all.buffer, all.u8.byteOffset + this.block + RING_DONE, SLOTS);
-    this.shorts = array(this.block + RING_PACKETS, (RING_BATCH * RING_ENTRY) >>> 2);
+    this.shorts = {
+      index: array(this.block + RING_INDEX, RING_BATCH),
+      data: array(this.block + RING_DATA, RING_BATCH),
+      bytes: array(this.block + RING_LENGTH, RING_BATCH),
+      flags: array(this.block + RING_SHORT_FLAGS, RING_BATCH),
+    };
     this.grefs = array(this.block + RING_SEND, MAX_FRAGMENTS + 1);
     this.toPost = array(this.posts + RING_TO_POST, (RING_BATCH * RING_ENTRY) >>> 2);
   }

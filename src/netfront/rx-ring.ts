@@ -1,14 +1,16 @@
 import { NETRXF_CSUM_BLANK, NETRXF_DATA_VALIDATED } from '../abi/netif.js';
 import type { FrontRing } from '../abi/ring.js';
+import type { NetDevice } from '../net/device.js';
 import type { Napi } from '../net/napi.js';
 import { CHECKSUM_UNNECESSARY, FRAGMENT_LOCAL, GSO_NONE, type Packet } from '../net/packet.js';
 import { PagePool } from '../net/page-pool.js';
+import { XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, XdpBuffs, type XdpProgram } from '../net/xdp.js';
 import { setupChecksum, setupGso } from '../net/xmit.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { Timer } from '../platform/scheduler.js';
 import { GrantedPool } from './granted-pool.js';
 import type { QueueDevice, QueueStats } from './queue.js';
-import type { RingCode, SlotBooks } from './ring-code.js';
+import type { RingCode, Shorts, SlotBooks } from './ring-code.js';
 import { RX_SLOTS_MAX, RxPacket, readRxPacket } from './rx-slots.js';
 
 /** Requests that are posted to begin with, and at least. */
@@ -32,6 +34,9 @@ export class RxRing {
   /** Pages to post: those of `granted` or of `pool`. */
   private readonly pages: PagePool;
   private target = RX_TARGET_MIN;
+  /** What the device's program sees: packets of one slot, and one of another kind. */
+  private shown: XdpBuffs | null = null;
+  private shownAlone: XdpBuffs | null = null;
   private readonly response = new RxPacket();
   private readonly freeSpare = (index: number): void => this.pool.free(index);
   private refillTimer: Timer | null = null;
@@ -116,53 +121,144 @@ export class RxRing {
     this.target = Math.min(Math.max(next, RX_TARGET_MIN), this.ring.size);
   }
 
-  private give(packet: Packet): void {
-    const { stats } = this.device.dev;
+  /** Hands on a packet whose responses said that of it; the program, if there is one, sees it alone. */
+  private give(packet: Packet, flags: number, gsoType: number, gsoSize: number): void {
+    const { stats, xdp } = this.device.dev;
+    const buffs = xdp === null ? null : this.showOne(packet, xdp.program);
+    if (buffs?.verdict[0] === XDP_DROP) {
+      stats.rxPackets++;
+      stats.rxBytes += packet.length;
+      this.stats.xdpDrops++;
+      packet.release();
+      return;
+    }
+    if (!this.takeGso(packet, flags, gsoType, gsoSize)) {
+      this.refuse(packet);
+      return;
+    }
     stats.rxPackets++;
     stats.rxBytes += packet.length;
-    this.napi.receive(packet);
+    if (buffs === null) this.napi.receive(packet);
+    else this.follow(packet, buffs, 0);
+  }
+
+  private showOne(packet: Packet, program: XdpProgram): XdpBuffs {
+    this.shownAlone ??= new XdpBuffs(this.device.dev as NetDevice, new Int32Array(1), new Int32Array(1));
+    const buffs = this.shownAlone;
+    buffs.beginPacket(packet);
+    try {
+      program(buffs);
+    } catch (error) {
+      this.stats.xdpAborted++;
+      packet.release();
+      throw error;
+    }
+    buffs.endPacket(packet);
+    return buffs;
   }
 
   /** Takes packets of one slot, up to the first of another kind. @returns how many */
   private receiveShort(code: RingCode, rspProd: number, limit: number): number {
     const count = code.receive(this.ring, rspProd, limit);
-    const { shorts } = code;
+    if (count === 0) return 0;
+    const { xdp } = this.device.dev;
+    if (xdp === null) this.giveShort(code.shorts, count, null);
+    else this.showShort(code.shorts, count, xdp.program);
+    return count;
+  }
+
+  /** @param buffs what the program said of them, if there is one */
+  private giveShort({ index, data, bytes, flags }: Shorts, count: number, buffs: XdpBuffs | null): void {
     const { pool, device, napi } = this;
     const { packets } = device.net;
-    const { pages } = pool;
     const { stats } = device.dev;
-    let bytes = 0;
+    let sum = 0;
     let next = 0;
     try {
       while (next < count && !this.stopped) {
-        const at = 3 * next++;
-        const index = shorts[at];
-        const word = shorts[at + 2];
+        const at = next++;
         const packet = packets.tryGet();
         if (packet === null) {
           stats.rxErrors++;
-          pool.free(index);
+          pool.free(index[at]);
           continue;
         }
+        const length = bytes[at];
         packet.pool = pool;
-        packet.linearPoolIndex = index;
-        packet.data = (pages[index] << PAGE_SHIFT) + shorts[at + 1];
-        packet.linear = word >> 16;
-        packet.length = word >> 16;
-        if ((word & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, word)) {
+        packet.linearPoolIndex = index[at];
+        packet.data = data[at];
+        packet.linear = length;
+        packet.length = length;
+        if ((flags[at] & CHECKSUM_FLAGS) !== 0 && !this.takeChecksum(packet, flags[at])) {
           this.refuse(packet);
           continue;
         }
         stats.rxPackets++;
-        bytes += word >> 16;
-        napi.receive(packet);
+        sum += length;
+        if (buffs === null) napi.receive(packet);
+        else this.follow(packet, buffs, at);
       }
     } finally {
-      stats.rxBytes += bytes;
+      stats.rxBytes += sum;
       // Whoever received one has stopped us, or thrown: nobody else knows of these pages.
-      for (; next < count; next++) pool.free(shorts[3 * next]);
+      for (; next < count; next++) pool.free(index[next]);
     }
-    return count;
+  }
+
+  /** Shows packets of one slot to the program; packets are made only of those that it does not drop. */
+  private showShort(shorts: Shorts, count: number, program: XdpProgram): void {
+    const { device, stats, pool } = this;
+    this.shown ??= new XdpBuffs(device.dev as NetDevice, shorts.data, shorts.bytes);
+    const buffs = this.shown;
+    buffs.begin(count);
+    try {
+      program(buffs);
+    } catch (error) {
+      stats.xdpAborted += count;
+      for (let at = 0; at < count; at++) pool.free(shorts.index[at]);
+      throw error;
+    }
+    const kept = this.dropShort(shorts, count, buffs);
+    if (kept > 0) this.giveShort(shorts, kept, buffs);
+  }
+
+  /** @returns how many are left, in front */
+  private dropShort({ index, bytes, flags }: Shorts, count: number, buffs: XdpBuffs): number {
+    const { pool } = this;
+    const { verdict } = buffs;
+    let kept = 0;
+    let sum = 0;
+    for (let at = 0; at < count; at++) {
+      if (verdict[at] === XDP_DROP) {
+        pool.free(index[at]);
+        sum += bytes[at];
+        continue;
+      }
+      index[kept] = index[at];
+      flags[kept] = flags[at];
+      buffs.move(at, kept++);
+    }
+    this.stats.xdpDrops += count - kept;
+    const { stats } = this.device.dev;
+    stats.rxPackets += count - kept;
+    stats.rxBytes += sum;
+    return kept;
+  }
+
+  /** Does with a packet what the program said of it. */
+  private follow(packet: Packet, buffs: XdpBuffs, at: number): void {
+    const { stats, device } = this;
+    const verdict = buffs.verdict[at];
+    const target = verdict === XDP_TX ? (device.dev as NetDevice) : buffs.target(at);
+    if (verdict === XDP_PASS) this.napi.receive(packet);
+    else if ((verdict === XDP_TX || verdict === XDP_REDIRECT) && target !== null) {
+      if (verdict === XDP_TX) stats.xdpTx++;
+      else stats.xdpRedirects++;
+      target.xmit(packet, true);
+    } else {
+      stats.xdpAborted++;
+      packet.release();
+    }
   }
 
   /** Takes a packet of several slots, if it is usual. @returns whether it did */
@@ -173,8 +269,7 @@ export class RxRing {
       packet.release();
       return false;
     }
-    if (this.takeGso(packet, code.flags, code.gsoType, code.gsoSize)) this.give(packet);
-    else this.refuse(packet);
+    this.give(packet, code.flags, code.gsoType, code.gsoSize);
     return true;
   }
 
@@ -191,8 +286,9 @@ export class RxRing {
     const packet = response.reason === '' ? this.build() : null;
     this.recycle(ring.rspCons, response.consumed);
     ring.rspCons = (ring.rspCons + response.consumed) | 0;
+    const { flags, infos } = response;
     if (packet === null) this.device.dev.stats.rxErrors++;
-    else this.give(packet);
+    else this.give(packet, flags, infos.gsoType, infos.gsoSize);
   }
 
   /** Ends the grants of the next slots: only then are their pages safe from the backend. */
@@ -235,7 +331,9 @@ export class RxRing {
         packet.length = bytes;
       } else packet.addFragment(FRAGMENT_LOCAL, page, response.offset[i], bytes, index);
     }
-    if (this.pull(packet) && this.takeOffloads(packet)) return packet;
+    packet.hashType = response.infos.hashType;
+    packet.hash = response.infos.hash;
+    if (this.pull(packet)) return packet;
     packet.release();
     return null;
   }
@@ -261,13 +359,6 @@ export class RxRing {
   }
 
   /** @returns false when the packet claims an offload that its headers do not allow */
-  private takeOffloads(packet: Packet): boolean {
-    const { flags, infos } = this.response;
-    packet.hashType = infos.hashType;
-    packet.hash = infos.hash;
-    return this.takeGso(packet, flags, infos.gsoType, infos.gsoSize);
-  }
-
   private takeGso(packet: Packet, flags: number, gsoType: number, gsoSize: number): boolean {
     if (gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
     const blank = (flags & NETRXF_CSUM_BLANK) !== 0;

@@ -4,6 +4,7 @@ import { copyMetadata } from '../net/materialise.js';
 import { FRAGMENT_LOCAL, GSO_NONE, MAX_FRAGMENTS, type Packet } from '../net/packet.js';
 import type { PagePool } from '../net/page-pool.js';
 import { NETDEV_TX_BUSY, NETDEV_TX_OK, type TxQueue } from '../net/tx-queue.js';
+import type { XdpFrames } from '../net/xdp.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantedPool } from './granted-pool.js';
 import type { QueueDevice, QueueStats } from './queue.js';
@@ -21,6 +22,8 @@ export class TxRing {
   private freeIdCount: number;
   /** The packet whose first slot has this id. */
   private readonly packets: (Packet | null)[];
+  /** By id: the index of the page of a frame that has no packet, or -1. */
+  private readonly frames: Int32Array;
   private readonly slotGrefs: Int32Array;
   private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
   private published = 0;
@@ -49,6 +52,7 @@ export class TxRing {
     this.directPool = device.trusted ? granted.pages : null;
     this.freeIdCount = ring.size;
     this.packets = new Array<Packet | null>(ring.size).fill(null);
+    this.frames = new Int32Array(ring.size).fill(-1);
     this.slotGrefs = code?.grefs ?? new Int32Array(MAX_FRAGMENTS + 1);
   }
 
@@ -71,6 +75,7 @@ export class TxRing {
       const packet = this.packets[id];
       this.packets[id] = null;
       packet?.release();
+      if (this.frames[id] >= 0) this.freeFrame(id);
     }
   }
 
@@ -155,6 +160,50 @@ export class TxRing {
     writeMulticast(this.ring, address, add, id);
     this.flush();
     return true;
+  }
+
+  /**
+   * Writes the requests of frames, as many from the first on as there is room for, and publishes them. When that is not all,
+   * the queue is stopped until responses have made room.
+   * @returns how many
+   */
+  xdpXmit(frames: XdpFrames): number {
+    const { ring } = this;
+    if (!this.carrying || frames.pool !== this.directPool) return 0;
+    const sent = this.sendFrames(frames, Math.min(frames.count, ring.free, this.freeIdCount));
+    if (sent < frames.count) this.queue.stop();
+    this.stats.xdpXmit += sent;
+    this.flush();
+    return sent;
+  }
+
+  /** @returns how many, less than `count` when the grant table is full */
+  private sendFrames({ page, offset, bytes }: XdpFrames, count: number): number {
+    const { ring, granted, books, frames } = this;
+    const { freeIds, outstanding, firstId, unanswered } = books;
+    let ids = this.freeIdCount;
+    let prod = ring.reqProdPvt;
+    let sent = 0;
+    let sum = 0;
+    for (; sent < count; sent++) {
+      const index = page[sent];
+      const gref = granted.knownGref(index) || granted.tryGrefOf(index);
+      if (gref === 0) break;
+      const id = freeIds[--ids];
+      frames[id] = index;
+      outstanding[id] = 1;
+      firstId[id] = id;
+      unanswered[id] = 1;
+      writeTxRequest(ring, prod, gref, offset[sent], 0, id, bytes[sent]);
+      prod = (prod + 1) | 0;
+      sum += bytes[sent];
+    }
+    this.freeIdCount = ids;
+    ring.reqProdPvt = prod;
+    const { stats } = this.device.dev;
+    stats.txPackets += sent;
+    stats.txBytes += sum;
+    return sent;
   }
 
   /** Publishes what `startXmit` wrote. */
@@ -337,10 +386,18 @@ export class TxRing {
   }
 
   private answeredAll(first: number): void {
-    const packet = this.packets[first]!;
+    const packet = this.packets[first];
     this.packets[first] = null;
-    this.completedBytes += packet.length;
-    packet.release();
+    if (packet === null) this.freeFrame(first);
+    else {
+      this.completedBytes += packet.length;
+      packet.release();
+    }
+  }
+
+  private freeFrame(id: number): void {
+    this.pool.free(this.frames[id]);
+    this.frames[id] = -1;
   }
 
   /** Tells the stack what it may send again, once for all responses. */

@@ -97,6 +97,35 @@ describe('guests that are network namespaces', { skip }, () => {
     assert.equal(host.dom0.net.byName('vif2.0')!.stats.txDropped, 0);
   });
 
+  test('ping a module that answers in its XDP program, without a packet', async t => {
+    const host = await start(t);
+    const module = await create(host, 'x', 'module:./xdp-responder.js', 'ip=10.0.0.99');
+    const a = await create(host, 'a', 'netns', 'ip=10.0.0.1');
+    for (const size of ['0', '56', '1400']) {
+      const { status, stdout } = await run(
+        a,
+        'ping',
+        '-c',
+        '3',
+        '-i',
+        '0.1',
+        '-W',
+        '5',
+        '-s',
+        size,
+        '10.0.0.99',
+      );
+      assert.equal(status, 0, stdout);
+    }
+    assert.notEqual((await run(a, 'ping', '-c', '1', '-W', '0.2', '10.0.0.98')).status, 0);
+    const eth0 = module.booted!.kernel!.net.byName('eth0')!;
+    assert.equal(eth0.xdp?.name, 'respond');
+    const stats = new Map(eth0.ops.ethtoolStats!(eth0));
+    assert.ok(stats.get('xdp_tx')! >= 10, 'pings, and at least one ARP request');
+    assert.equal(stats.get('xdp_xmit'), 1, 'the announcement');
+    assert.ok(stats.get('xdp_drops')! > 0 && eth0.stats.rxNohandler === 0);
+  });
+
   test('lose their carrier with their backend', async t => {
     const host = await start(t);
     const a = await create(host, 'a', 'netns', 'ip=10.0.0.1');

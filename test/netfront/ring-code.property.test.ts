@@ -22,6 +22,13 @@ import {
   GSO_TCPV6,
   type Packet,
   type PagePool,
+  XDP_ABORTED,
+  XDP_DROP,
+  XDP_PASS,
+  XDP_REDIRECT,
+  XDP_TX,
+  type XdpBuffs,
+  XdpFrames,
 } from '../../src/net/index.js';
 import type { RingCode, SlotBooks } from '../../src/netfront/ring-code.js';
 import { type GrantMapping, PAGE_SHIFT, PAGE_SIZE } from '../../src/platform/index.js';
@@ -109,6 +116,11 @@ const answer = fc.record({
 
 const round = fc.record({
   sent: fc.array(sent, { maxLength: 8 }),
+  /** Bytes of frames that have no packet. */
+  frames: fc.oneof(
+    { weight: 4, arbitrary: fc.constant([]) },
+    { weight: 1, arbitrary: fc.array(fc.integer({ min: 14, max: PAGE_SIZE }), { maxLength: 64 }) },
+  ),
   group: rarely(4, fc.tuple(fc.nat(255), fc.boolean())),
   answers: fc.array(answer, { maxLength: 60 }),
   answerAll: fc.boolean(),
@@ -134,6 +146,7 @@ const scenario = fc.record({
   split: fc.boolean(),
   trusted: fc.oneof(fc.constant(true), fc.boolean()),
   gro: fc.boolean(),
+  xdp: fc.boolean(),
   rounds: fc.array(round, { minLength: 1, maxLength: 10 }),
   backendFirst: fc.boolean(),
 });
@@ -144,6 +157,22 @@ interface Innards {
   readonly tx: { readonly books: SlotBooks; readonly freeIdCount: number; readonly extrasUnanswered: number };
   readonly rx: { readonly pool: PagePool };
 }
+
+/** Does with a frame what its length and its bytes say. */
+function judge(buffs: XdpBuffs): void {
+  const { memory, data, bytes, verdict } = buffs;
+  for (let i = 0; i < buffs.count; i++) {
+    const sum = buffs.length(i) + 3 * memory.u8[data[i] + bytes[i] - 1];
+    if (sum % 5 === 0) buffs.adjustHead(i, (sum % 64) - 32);
+    if (sum % 7 === 0) buffs.adjustTail(i, (sum % 64) - 32);
+    if (sum % 11 === 0) buffs.redirect(i, buffs.device);
+    else verdict[i] = [XDP_PASS, XDP_PASS, XDP_DROP, XDP_TX, XDP_ABORTED, 200][sum % 6];
+    judged[verdict[i]] = (judged[verdict[i]] ?? 0) + 1;
+  }
+}
+
+/** How often the program said what. */
+const judged: Record<number, number> = {};
 
 /** What took which way on all hosts. */
 const taken = { short: 0, long: 0, sent: 0, answered: 0, received: 0 };
@@ -163,6 +192,7 @@ class World {
   private seen: number;
   private inPacket = false;
   private held: GrantMapping[] = [];
+  private readonly frames: XdpFrames;
   private connections = 0;
 
   constructor(
@@ -173,6 +203,8 @@ class World {
     this.victim = new Victim(this.path, { ringCode, split, trusted, start });
     const { dev } = this.victim;
     if (gro) dev.features |= NETIF_F_GRO;
+    if (options.xdp) dev.setXdp(judge);
+    this.frames = new XdpFrames(dev);
     dev.mtu = 65535;
     // How much waits at a time depends on when it is looked at.
     dev.txQueues[0].setMinLimit(1 << 29);
@@ -229,6 +261,7 @@ class World {
     this.keep = one.keep;
     for (const packet of this.kept.splice(0, one.release)) packet.release();
     for (const packet of one.sent) this.send(packet);
+    this.sendFrames(one.frames);
     if (one.group !== undefined) {
       const [group, add] = one.group;
       victim.queue.requestMulticast(Uint8Array.of(1, 0, 0x5e, 0, 0, group), add);
@@ -275,6 +308,16 @@ class World {
       }
     }
     dev.xmit(packet);
+  }
+
+  private sendFrames(sizes: readonly number[]): void {
+    const { victim, frames } = this;
+    const { u8 } = victim.domain.platform.memory.memory;
+    for (const bytes of sizes) {
+      const at = frames.add(bytes, (PAGE_SIZE - bytes) >>> 1);
+      if (at >= 0) u8.fill(bytes, at, at + bytes);
+    }
+    victim.dev.xdpXmit(frames);
   }
 
   /** Notes what waits for an answer. */
@@ -399,6 +442,7 @@ class World {
         victim.granted.pages.used,
         reclaimer.pending,
       ],
+      frames: [this.frames.count, ...this.frames.page.subarray(0, this.frames.count)],
       waiting: [victim.dev.txQueues[0].length, victim.dev.txQueues[0].stopped],
       ids: [freeIdCount, extrasUnanswered, [...books.freeIds.subarray(0, freeIdCount)]],
       slots: [[...books.outstanding], Array.from(books.posted, index => index >= 0)],
@@ -447,6 +491,7 @@ class World {
   end(): void {
     const { victim, kept } = this;
     this.disconnect();
+    this.frames.release();
     for (const packet of kept.splice(0)) packet.release();
     victim.dom.reclaimer.retry();
     assert.deepEqual(holdings(this.path), this.before);
@@ -523,5 +568,8 @@ test('whatever a backend does, code in WebAssembly and TypeScript make the same 
   );
   assert.ok(taken.short + taken.long > taken.received / 4, `${taken.short} short, ${taken.long} long`);
   assert.ok(taken.long > 50 && taken.sent > 50 && taken.answered > 50, JSON.stringify(taken));
+  for (const verdict of [XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT]) {
+    assert.ok(judged[verdict] > 20, `${judged[verdict]} times ${verdict}`);
+  }
   assert.ok(broken > 10, `${broken} times the device was broken`);
 });

@@ -223,6 +223,38 @@ describe('XDP headroom', () => {
     assert.equal(vif.xdpHeadroom, 0);
   });
 
+  test('is room for an XDP program, which outlives a connection', async () => {
+    const s = await scene(13);
+    const { host, guest, eth0, peer } = s;
+    await host.run(front(s).setXdpHeadroom(256));
+    const got: Uint8Array[] = [];
+    eth0.rxHandler = packet => {
+      got.push(bytesOf(packet));
+      packet.release();
+    };
+    // Puts a VLAN tag into each frame.
+    eth0.setXdp(buffs => {
+      const { u8 } = buffs.memory;
+      for (let i = 0; i < buffs.count; i++) {
+        assert.ok(!buffs.adjustHead(i, -257) && buffs.adjustHead(i, -4));
+        const at = buffs.data[i];
+        u8.copyWithin(at, at + 4, at + 16);
+        u8.set([0x81, 0x00, 0x00, 0x2a], at + 12);
+      }
+    });
+    const expected = [100, 3000, 4100, 9000].map(length => frame(peer, eth0, length));
+    for (let connection = 0; connection < 2; connection++) {
+      for (const bytes of expected) peer.xmit(packetFrom(peer, bytes));
+      await host.scheduler.runFor(100);
+      assert.deepEqual(
+        got.splice(0).map(bytes => [...bytes.subarray(0, 12), ...bytes.subarray(16)]),
+        expected.map(bytes => [...bytes]),
+      );
+      await host.run(back(s).xbdev.switchState(XenbusState.Closing));
+      await host.until(() => host.states(guest).every(state => state === Connected));
+    }
+  });
+
   test('beyond what is allowed, and beyond what a page can spare', async () => {
     const s = await scene(12);
     const { host, guest, eth0, peer, vif } = s;

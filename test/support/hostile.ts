@@ -185,6 +185,7 @@ export class Victim {
     this.dom = new Dom(this.domain, plain ? withGrants(platform, { wasm: null }) : platform);
     this.dev = this.dom.net.allocEtherdev('eth%d', {
       startXmit: packet => this.queue.startXmit(packet),
+      xdpXmit: (_, frames) => this.queue.xdpXmit(frames),
       flush: () => this.queue.flush(),
     }) as NetDevice;
     this.dev.txQueues[0].setMinLimit(QUEUE_LIMIT_MIN);

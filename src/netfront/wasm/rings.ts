@@ -7,6 +7,7 @@ import {
   EXTRA_INFO,
   EXTRA_TYPE_GSO,
   MORE_DATA,
+  PAGE_SHIFT,
   PAGE_SIZE,
   RING_MASK,
   RSP_NULL,
@@ -20,6 +21,7 @@ import {
   RING_BACKEND,
   RING_BROKEN,
   RING_BYTES,
+  RING_DATA,
   RING_DONE,
   RING_ENTRY,
   RING_EXTRAS,
@@ -31,9 +33,10 @@ import {
   RING_GREFS,
   RING_GSO_SIZE,
   RING_GSO_TYPE,
+  RING_INDEX,
+  RING_LENGTH,
   RING_OFFSET,
   RING_OUTSTANDING,
-  RING_PACKETS,
   RING_PAGE,
   RING_PAGES,
   RING_POSTED,
@@ -42,6 +45,7 @@ import {
   RING_RX_REQ_PROD,
   RING_RX_RSP_CONS,
   RING_SEND,
+  RING_SHORT_FLAGS,
   RING_SIZE,
   RING_SPARE,
   RING_TO_POST,
@@ -159,13 +163,13 @@ function take(block: usize, id: u32, first: u32): void {
 /**
  * Takes packets of one slot up to `rspProd`, and ends the grants of their pages.
  * @param posts the second page
- * @returns how many, at RING_PACKETS; the next response is of another kind when there are less than there could be
+ * @returns how many, at RING_INDEX and the others; the next response is of another kind when there are less than there could be
  */
 export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i32 {
   const ring = <usize>word(block + RING_RX);
   const record = <usize>word(block + RING_RECORD);
   let cons = <u32>word(block + RING_RX_RSP_CONS);
-  let out = block + RING_PACKETS;
+  let out = block;
   let count = 0;
   for (; count < limit && cons !== rspProd; count++) {
     const slot = cons & RING_MASK;
@@ -180,11 +184,12 @@ export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i
     )
       break;
     if (!end(record, word(posts + RING_GREFS + (slot << 2)))) break;
-    store<i32>(out, word(posts + RING_POSTED + (slot << 2)));
-    store<i32>(out + 4, offset);
-    store<u32>(out + 8, word1);
+    store<i32>(out + RING_INDEX, word(posts + RING_POSTED + (slot << 2)));
+    store<i32>(out + RING_DATA, (word(posts + RING_PAGES + (slot << 2)) << PAGE_SHIFT) + offset);
+    store<i32>(out + RING_LENGTH, bytes);
+    store<u32>(out + RING_SHORT_FLAGS, word1 & 0xffff);
     store<i32>(posts + RING_POSTED + (slot << 2), -1);
-    out += RING_ENTRY;
+    out += 4;
     cons++;
   }
   store<u32>(block + RING_RX_RSP_CONS, cons);
