@@ -9,7 +9,16 @@ import {
 } from '../../src/abi/index.js';
 import { HostileBackend } from '../../src/mock/index.js';
 import { NETIF_F_HW_VLAN_CTAG_FILTER } from '../../src/net/features.js';
-import { GSO_TCPV4, type NetDevice, type Packet } from '../../src/net/index.js';
+import {
+  GSO_TCPV4,
+  type NetDevice,
+  type Packet,
+  XDP_DROP,
+  XDP_PASS,
+  XDP_TX,
+  type XdpBuffs,
+  XdpFrames,
+} from '../../src/net/index.js';
 import { GrantedPool, Queue } from '../../src/netfront/index.js';
 import { type GrantMapping, PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
@@ -29,6 +38,7 @@ export class NetfrontFuzzer {
   private back!: HostileBackend;
   private reasons: string[] = [];
   private readonly kept: Packet[] = [];
+  private readonly frames: XdpFrames;
   private readonly mapped: GrantMapping[] = [];
   /** Ids of requests that were not answered yet. */
   private outstanding: number[] = [];
@@ -40,6 +50,7 @@ export class NetfrontFuzzer {
     this.dom = new Dom(path.hypervisor.createDomain());
     this.dev = this.dom.net.allocEtherdev('eth%d', {
       startXmit: packet => this.queue.startXmit(packet),
+      xdpXmit: (_, frames) => this.queue.xdpXmit(frames),
       flush: () => this.queue.flush(),
     }) as NetDevice;
     const { dev } = this;
@@ -53,18 +64,36 @@ export class NetfrontFuzzer {
     };
     this.dom.net.register(dev);
     dev.open();
+    this.frames = new XdpFrames(dev);
     this.connect();
   }
 
   /** What a guest gets lies in its own pages, inside each, and the backend can reach none of them any more. */
   private checkPages(packet: Packet): void {
-    for (let i = -1; i < packet.fragments; i++) {
-      const from = i < 0 ? packet.data : packet.ref[i] * PAGE_SIZE + packet.offset[i];
-      const size = i < 0 ? packet.linear : packet.size[i];
-      assert.ok((from % PAGE_SIZE) + size <= PAGE_SIZE, `${size} bytes at ${from % PAGE_SIZE}`);
-      const page = Math.floor(from / PAGE_SIZE);
-      assert.doesNotThrow(() => this.dom.platform.memory.gfn(page), 'a page of somebody else');
-      for (const { address } of this.mapped) assert.notEqual(address / PAGE_SIZE, page, 'a mapped page');
+    this.checkPage(packet.data, packet.linear);
+    for (let i = 0; i < packet.fragments; i++) {
+      this.checkPage(packet.ref[i] * PAGE_SIZE + packet.offset[i], packet.size[i]);
+    }
+  }
+
+  private checkPage(from: number, size: number): void {
+    assert.ok((from % PAGE_SIZE) + size <= PAGE_SIZE, `${size} bytes at ${from % PAGE_SIZE}`);
+    const page = Math.floor(from / PAGE_SIZE);
+    assert.doesNotThrow(() => this.dom.platform.memory.gfn(page), 'a page of somebody else');
+    for (const { address } of this.mapped) assert.notEqual(address / PAGE_SIZE, page, 'a mapped page');
+  }
+
+  /** An XDP program that changes its frames, and does anything with them. */
+  private judge(buffs: XdpBuffs): void {
+    const { draw } = this;
+    for (let i = 0; i < buffs.count; i++) {
+      this.checkPage(buffs.data[i], buffs.bytes[i]);
+      if (draw.oneIn(4)) buffs.adjustHead(i, draw.below(512) - 256);
+      if (draw.oneIn(4)) buffs.adjustTail(i, draw.below(512) - 256);
+      this.checkPage(buffs.data[i], buffs.bytes[i]);
+      buffs.memory.u8[buffs.data[i] + draw.below(buffs.bytes[i])] = draw.below(256);
+      if (draw.oneIn(8)) buffs.redirect(i, this.dev);
+      else buffs.verdict[i] = draw.of([XDP_PASS, XDP_PASS, XDP_DROP, XDP_TX, draw.below(256)]);
     }
   }
 
@@ -78,6 +107,7 @@ export class NetfrontFuzzer {
     const device = { ...dom, dev, backendId: 0, trusted: !draw.oneIn(4), broken };
     this.queue = new Queue(device, 0, !draw.oneIn(3), this.granted);
     dev.txPool = device.trusted ? this.granted.pages : null;
+    dev.setXdp(draw.oneIn(2) ? buffs => this.judge(buffs) : null);
     this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
     this.queue.start();
     dev.wakeAllQueues();
@@ -90,6 +120,7 @@ export class NetfrontFuzzer {
     this.queue.destroy();
     this.granted.retire();
     for (const packet of this.kept.splice(0)) packet.release();
+    this.frames.release();
     this.dom.reclaimer.retry();
     this.dev.txQueues[0].reset();
     const { net, reclaimer, platform } = this.dom;
@@ -116,6 +147,7 @@ export class NetfrontFuzzer {
   attack(): void {
     const { draw, back } = this;
     for (let n = draw.below(4); n > 0; n--) this.send();
+    if (draw.oneIn(3)) this.sendFrames();
     if (this.kept.length > 0 && draw.oneIn(2)) this.kept.splice(draw.below(this.kept.length), 1)[0].release();
     switch (draw.below(10)) {
       case 0: {
@@ -162,6 +194,16 @@ export class NetfrontFuzzer {
       packet.gsoSize = 1448;
     }
     dev.xmit(packet);
+  }
+
+  private sendFrames(): void {
+    const { draw, dev, frames } = this;
+    for (let n = draw.below(20); n > 0; n--) {
+      const bytes = draw.of([14, 60, 1514, PAGE_SIZE]);
+      const at = frames.add(bytes, draw.below(PAGE_SIZE - bytes + 1));
+      if (at >= 0) this.checkPage(at, bytes);
+    }
+    dev.xdpXmit(frames);
   }
 
   private moveIndexes(): void {
