@@ -242,8 +242,6 @@ export class NetDevice<Priv = unknown> {
   master: NetDevice | null = null;
   /** Pages that the device can send without granting or copying; a source may read straight into them. */
   txPool: PagePool | null = null;
-  /** The program that sees what it receives first. */
-  xdp: AttachedXdp | null = null;
   carrierUpCount = 0;
   carrierDownCount = 0;
   promiscuity = 0;
@@ -256,6 +254,8 @@ export class NetDevice<Priv = unknown> {
   inFlushList = false;
   private rootQdisc = 'noop';
   private watchdog: Timer | null = null;
+  /** The program that sees what it receives first. */
+  xdp: AttachedXdp | null = null;
 
   /** Use `Net.allocNetdevMqs`. */
   constructor(
