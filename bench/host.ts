@@ -121,6 +121,18 @@ export class BenchHost {
     return guests;
   }
 
+  /** Takes a guest away again. */
+  async remove({ domain }: BenchGuest): Promise<void> {
+    const { xs, dom0 } = this;
+    const { domid } = domain;
+    await xs.rm(`/local/domain/${domid}`);
+    await xs.rm(`/local/domain/0/backend/vif/${domid}`);
+    await until(`no vif${domid}.0`, () =>
+      dom0.net.byName(`vif${domid}.0`) === undefined ? true : undefined,
+    );
+    domain.destroy();
+  }
+
   private async addVif(domid: number): Promise<void> {
     const front = `/local/domain/${domid}/device/vif/0`;
     const back = `/local/domain/0/backend/vif/${domid}/0`;

@@ -189,7 +189,26 @@ function scale() {
         })),
       ),
     },
+    cachesInC(),
   ];
+}
+
+/** What caches alone make of many vifs: the ring benchmark's C with so many pairs of guests that send in turn. */
+function cachesInC() {
+  const name = pairs => `${pairs} pair${pairs === 1 ? '' : 's'}`;
+  const run = pairs => measure([compile('ring'), '1500', String(SCALE_MS), '--pairs', String(pairs)]);
+  const cost = ({ cpuSeconds, packets }) => (cpuSeconds / packets) * 1e6;
+  return {
+    title: 'pairs of guests in C',
+    contenders: Object.fromEntries(VIFS.map(pairs => [name(pairs), () => run(pairs)])),
+    values: { 'core-µs/packet': { of: cost, show: fixed(3) } },
+    comparisons: VIFS.slice(1).map(pairs => ({
+      name: 'throughput, all send',
+      who: name(pairs),
+      against: name(1),
+      of: each => 1 / cost(each),
+    })),
+  };
 }
 
 /** What network devices cost, and what byte queue limits are good for. */

@@ -5,9 +5,11 @@
  *   A: requests -> tx ring -> netback: checks, head copied, rest left granted -> bridge ->
  *   rx requests of B, copies grant to grant -> rx ring -> B: checks, revokes, posts again; responses to A.
  *
- * Usage: ring SIZE MILLISECONDS [--fresh]
+ * Usage: ring SIZE MILLISECONDS [--fresh | --pairs N]
  *   --fresh  a new grant for each packet, revoked after its response, and pins by compare-and-exchange,
  *            as if the granting domains ran on other CPUs
+ *   --pairs  so many guests A, each with a B of its own, in turn after each burst; the yardstick of bench/scale.ts, whose
+ *            frontends keep fewer rx requests posted
  * Prints one line of JSON.
  */
 #include <stdatomic.h>
@@ -27,11 +29,12 @@ enum { TXF_csum_blank = 1, TXF_validated = 2, TXF_more = 4, TXF_extra = 8 };
 enum { RXF_validated = 1, RXF_csum_blank = 2, RXF_more = 4, RXF_extra = 8 };
 enum { RSP_ERROR = -1, RSP_OKAY = 0, RSP_NULL = 1 };
 enum { CSUM_NONE, CSUM_UNNECESSARY, CSUM_PARTIAL = 3 };
-enum { DOM0 = 0, DOMA = 1, DOMB = 2, DOMS = 3, GRANTS = 2048, DOM_PAGES = 4096, RING = 256 };
-enum { POOL = 2 * RING, PACKETS = 1024 };
+enum { DOM0 = 0, GRANTS = 2048, DOM_PAGES = 4096, RING = 256 };
+enum { POOL = 2 * RING, PACKETS = 1024, PAIRS_PACKETS = 128, PAIRS_RX_TARGET = 96, FDB_BUCKETS = 4096 };
 enum { OKAY = 0, GENERAL_ERROR = -1, BAD_DOMAIN = -2, BAD_GNTREF = -3, BAD_PAGE = -9, BAD_ARG = -10 };
 
 static bool fresh;
+static uint32_t pairs = 1;
 
 static void die(const char *why)
 {
@@ -59,7 +62,8 @@ struct domain {
 static uint8_t *machine;
 static uint32_t next_frame = 1, frames;
 static uint16_t *frame_owner;
-static struct domain doms[DOMS];
+static uint32_t dom_count;
+static struct domain *doms;
 
 /* A page of a domain's own, by guest frame number; frames are handed out alternately, as after boot. */
 static uint32_t alloc_page(struct domain *d)
@@ -135,7 +139,7 @@ struct copy {
 
 static struct domain *domain_by_id(int32_t domid)
 {
-	return domid < DOMS ? &doms[domid] : NULL;
+	return (uint32_t)domid < dom_count ? &doms[domid] : NULL;
 }
 
 static int16_t pin(struct domain *g, uint32_t gref, uint16_t domid, bool write)
@@ -333,9 +337,10 @@ struct page_pool {
 
 static void packets_init(struct packet_pool *pool, struct domain *d)
 {
-	struct packet *all = calloc(PACKETS, sizeof *all);
+	int count = pairs > 1 && d != &doms[DOM0] ? PAIRS_PACKETS : PACKETS;
+	struct packet *all = calloc(count, sizeof *all);
 
-	for (int i = 0; i < PACKETS; i++) {
+	for (int i = 0; i < count; i++) {
 		static uint32_t gfn;
 		if (i % 8 == 0)
 			gfn = alloc_page(d);
@@ -460,13 +465,13 @@ struct front {
 	uint64_t received, received_bytes;
 };
 
-static struct front front_a, front_b;
+static uint32_t rx_target = RING;
 
 static void front_refill(struct front *f)
 {
 	uint32_t before = f->rx_prod;
 
-	while (f->rx_prod - f->rx_cons < RING && f->rx_pool.count > 0) {
+	while (f->rx_prod - f->rx_cons < rx_target && f->rx_pool.count > 0) {
 		uint32_t slot = f->rx_prod & (RING - 1);
 		int index = f->rx_pool.free[--f->rx_pool.count];
 
@@ -788,7 +793,6 @@ struct vif {
 };
 
 static struct packet_pool back_packets;
-static struct vif vif_a, vif_b;
 static struct tx_packet tx_read[BATCH];
 static struct packet *tx_built[BATCH];
 static int tx_first[BATCH + 1];
@@ -1142,14 +1146,14 @@ struct fdb_entry {
 	struct fdb_entry *next;
 };
 
-static struct fdb_entry *buckets[64];
+static struct fdb_entry *buckets[FDB_BUCKETS];
 static double now_ms;
 
 static uint32_t mac_hash(uint64_t mac)
 {
 	uint64_t h = mac * 0x9e3779b97f4a7c15ull;
 
-	return (h >> 32) & 63;
+	return (h >> 32) & (FDB_BUCKETS - 1);
 }
 
 static struct fdb_entry *fdb_find(uint64_t mac)
@@ -1217,10 +1221,22 @@ static double seconds(void)
 	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
-static void fill_page(uint8_t *page, uint32_t size)
+/* The address of a guest by its domid. */
+static uint64_t mac_of(uint16_t domid)
+{
+	return 0x00163e000000ull | domid;
+}
+
+static void put_mac(uint8_t *at, uint64_t mac)
+{
+	for (int i = 0; i < 6; i++)
+		at[i] = mac >> (40 - 8 * i);
+}
+
+static void fill_page(uint8_t *page, uint32_t size, uint16_t from, uint16_t to)
 {
 	static const uint8_t head[ETH_HLEN + 40] = {
-		0, 0x16, 0x3e, 0, 0, 2, 0, 0x16, 0x3e, 0, 0, 1, 8, 0,            /* Ethernet */
+		0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0,                         /* Ethernet */
 		0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, /* IPv4 */
 		0x12, 0x34, 0x23, 0x28, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0
 	};
@@ -1229,6 +1245,8 @@ static void fill_page(uint8_t *page, uint32_t size)
 	for (int i = 0; i < PAGE; i++)
 		page[i] = i * 7;
 	memcpy(page, head, sizeof head);
+	put_mac(page, mac_of(to));
+	put_mac(page + 6, mac_of(from));
 	page[16] = ip >> 8;
 	page[17] = ip;
 	if (size > PAGE)
@@ -1267,74 +1285,121 @@ static struct packet *source(struct front *f, uint32_t size)
 	return p;
 }
 
+struct pair {
+	struct front a, b;
+	struct vif vif_a, vif_b;
+};
+
+static void pair_init(struct pair *p, uint16_t domid, uint32_t size)
+{
+	struct domain *a = &doms[domid], *b = &doms[domid + 1];
+	/* More are never used: the page that came back last is taken first. */
+	int used = pairs > 1 ? BATCH : POOL;
+
+	domain_init(a, domid);
+	domain_init(b, domid + 1);
+	front_init(&p->a, a, 1);
+	front_init(&p->b, b, 2);
+	vif_init(&p->vif_a, &p->a, 1);
+	vif_init(&p->vif_b, &p->b, 2);
+	fdb_learn(mac_of(domid + 1), &p->vif_b);
+	for (int i = POOL - used; i < POOL; i++)
+		fill_page(own(a, p->a.tx_pool.gfn[i]), size, domid, domid + 1);
+}
+
+/* A burst from A to B. */
+static void pair_run(struct pair *p, uint32_t size)
+{
+	struct front *a = &p->a, *b = &p->b;
+
+	for (int sent = 0; sent < (size > PAGE ? 8 : BATCH) && RING - (a->tx_prod - a->tx_cons) >= RX_SLOTS_MAX; sent++)
+		if (!front_xmit(a, source(a, size)))
+			die("the ring is full");
+	front_flush(a);
+	if (atomic_load(&doms[DOM0].pending))
+		atomic_exchange(&doms[DOM0].pending, 0);
+	back_poll(&p->vif_a, BATCH);
+	back_run_rx(&p->vif_b);
+	back_push_tx(&p->vif_a);
+	if (atomic_load(&b->dom->pending))
+		atomic_exchange(&b->dom->pending, 0);
+	front_poll_rx(b, BATCH);
+	if (atomic_load(&a->dom->pending))
+		atomic_exchange(&a->dom->pending, 0);
+	front_reclaim(a);
+}
+
+static uint64_t received(const struct pair *all, uint64_t *bytes)
+{
+	uint64_t packets = 0;
+
+	*bytes = 0;
+	for (uint32_t i = 0; i < pairs; i++) {
+		packets += all[i].b.received;
+		*bytes += all[i].b.received_bytes;
+	}
+	return packets;
+}
+
 int main(int argc, char **argv)
 {
-	uint32_t size = argc > 1 ? atoi(argv[1]) : 64;
+	uint32_t size = argc > 1 ? atoi(argv[1]) : 64, turn = 0;
 	double ms = argc > 2 ? atof(argv[2]) : 300, start, end, cpu;
-	uint64_t base_packets = 0, base_bytes = 0;
+	uint64_t base_packets = 0, base_bytes = 0, packets, bytes;
 	struct rusage before, after;
+	struct pair *all;
 	bool warm = true;
 
 	fresh = argc > 3 && strcmp(argv[3], "--fresh") == 0;
-	if (size < 60 || size > 65535)
-		die("SIZE is 60 to 65535");
-	frames = 16384;
-	machine = mmap(NULL, (size_t)frames * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (argc > 4 && strcmp(argv[3], "--pairs") == 0) {
+		pairs = atoi(argv[4]);
+		rx_target = PAIRS_RX_TARGET;
+	}
+	if (size < 60 || size > 65535 || pairs < 1 || pairs > 10000)
+		die("SIZE is 60 to 65535, N 1 to 10000");
+	dom_count = 1 + 2 * pairs;
+	frames = 16384 + (pairs - 1) * 2 * (2 * POOL + PAIRS_PACKETS / 8 + 8);
+	machine = mmap(NULL, (size_t)frames * PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	frame_owner = calloc(frames, sizeof *frame_owner);
-	for (int i = 0; i < DOMS; i++)
-		domain_init(&doms[i], i);
+	doms = calloc(dom_count, sizeof *doms);
+	all = calloc(pairs, sizeof *all);
+	if (machine == MAP_FAILED || !frame_owner || !doms || !all)
+		die("out of memory");
+	domain_init(&doms[DOM0], DOM0);
 	packets_init(&back_packets, &doms[DOM0]);
-	front_init(&front_a, &doms[DOMA], 1);
-	front_init(&front_b, &doms[DOMB], 2);
-	vif_init(&vif_a, &front_a, 1);
-	vif_init(&vif_b, &front_b, 2);
 	now_ms = seconds() * 1000;
-	fdb_learn(0x00163e000002ull, &vif_b);
-	for (int i = 0; i < POOL; i++)
-		fill_page(own(&doms[DOMA], front_a.tx_pool.gfn[i]), size);
+	for (uint32_t i = 0; i < pairs; i++)
+		pair_init(&all[i], 1 + 2 * i, size);
+	/* Each has had its first bursts. */
+	for (uint32_t i = 0; i < 4 * pairs; i++)
+		pair_run(&all[i % pairs], size);
 
 	start = seconds();
 	end = start + ms / 4000;
 	getrusage(RUSAGE_SELF, &before);
 	for (;;) {
-		int sent = 0;
-
 		now_ms = seconds() * 1000;
 		if (now_ms >= end * 1000) {
 			if (!warm)
 				break;
 			warm = false;
-			base_packets = front_b.received;
-			base_bytes = front_b.received_bytes;
+			base_packets = received(all, &base_bytes);
 			start = now_ms / 1000;
 			end = start + ms / 1000;
 			getrusage(RUSAGE_SELF, &before);
 		}
-		while (sent < (size > PAGE ? 8 : BATCH) && RING - (front_a.tx_prod - front_a.tx_cons) >= RX_SLOTS_MAX) {
-			if (!front_xmit(&front_a, source(&front_a, size)))
-				die("the ring is full");
-			sent++;
-		}
-		front_flush(&front_a);
-		if (atomic_load(&doms[DOM0].pending))
-			atomic_exchange(&doms[DOM0].pending, 0);
-		back_poll(&vif_a, BATCH);
-		back_run_rx(&vif_b);
-		back_push_tx(&vif_a);
-		if (atomic_load(&doms[DOMB].pending))
-			atomic_exchange(&doms[DOMB].pending, 0);
-		front_poll_rx(&front_b, BATCH);
-		if (atomic_load(&doms[DOMA].pending))
-			atomic_exchange(&doms[DOMA].pending, 0);
-		front_reclaim(&front_a);
+		pair_run(&all[turn], size);
+		if (++turn == pairs)
+			turn = 0;
 	}
 	end = seconds();
 	getrusage(RUSAGE_SELF, &after);
 	cpu = (after.ru_utime.tv_sec - before.ru_utime.tv_sec) + (after.ru_stime.tv_sec - before.ru_stime.tv_sec) +
 	      (after.ru_utime.tv_usec - before.ru_utime.tv_usec) / 1e6 +
 	      (after.ru_stime.tv_usec - before.ru_stime.tv_usec) / 1e6;
+	packets = received(all, &bytes);
 	printf("{\"packets\":%llu,\"bytes\":%llu,\"seconds\":%.6f,\"cpuSeconds\":%.6f}\n",
-	       (unsigned long long)(front_b.received - base_packets),
-	       (unsigned long long)(front_b.received_bytes - base_bytes), end - start, cpu);
+	       (unsigned long long)(packets - base_packets), (unsigned long long)(bytes - base_bytes), end - start, cpu);
 	return 0;
 }
