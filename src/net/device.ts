@@ -99,7 +99,7 @@ export interface NetDeviceOps<Priv = unknown> {
   flush?(device: NetDevice<Priv>): void;
   /**
    * Puts frames on the ring of a queue and publishes them (ndo_xdp_xmit), as many from the first on as there is room for; when
-   * that is not all, the queue is stopped until there is. A driver that has it shows what it receives to `device.xdp`.
+   * the ring is full, the queue is stopped until it is not. A driver that has it shows what it receives to `device.xdp`.
    * @returns how many; their pages are the driver's now
    */
   xdpXmit?(device: NetDevice<Priv>, frames: XdpFrames, queue: number): number;
@@ -367,9 +367,17 @@ export class NetDevice<Priv = unknown> {
     if (at >= 0) this.wakeListeners.splice(at, 1);
   }
 
-  /** For the softirq: a queue that was woken is running again. */
+  /** For the softirq: a queue that was woken is running again. What the first listener throws, all have heard before. */
   queueWoken(): void {
-    for (let i = 0; i < this.wakeListeners.length; i++) this.wakeListeners[i]();
+    let thrown: { readonly error: unknown } | null = null;
+    for (let i = 0; i < this.wakeListeners.length; i++) {
+      try {
+        this.wakeListeners[i]();
+      } catch (error) {
+        thrown ??= { error };
+      }
+    }
+    if (thrown !== null) throw thrown.error;
   }
 
   /** SET_NETDEV_DEV: says which device of which bus it belongs to, and whose driver it has. */
@@ -452,8 +460,9 @@ export class NetDevice<Priv = unknown> {
   }
 
   /**
-   * Sends frames that need nothing done to them, past the queueing discipline. Those that were sent are taken out of `frames`;
-   * when some are left, the wake listeners hear that there is room again. Without a carrier nothing is sent.
+   * Sends frames that need nothing done to them, past the queueing discipline. Those that were sent are taken out of `frames`.
+   * When some are left because the ring is full, the device is `congested`, and its wake listeners hear that there is room again.
+   * Without a carrier nothing is sent, nor with a grant table that is full.
    * @returns how many were sent
    * @throws NetError EOPNOTSUPP for a driver that has no XDP, EINVAL for a queue that it has not, or another device's frames
    */

@@ -251,18 +251,24 @@ describe('of the queues that are to send', () => {
     checkNothingLeft(kernel);
   });
 
-  test('those behind one whose listener throws send, and it does not throw for ever', () => {
+  test('those behind one whose listener throws send, its other listeners hear, and it does not throw for ever', () => {
     const kernel = new TestKernel();
     const devices = stopped(kernel);
-    devices[1].onWake(() => {
-      throw new Error('no room');
-    });
+    let heard = 0;
+    for (const why of ['no room', 'nor here']) {
+      devices[1].onWake(() => {
+        heard++;
+        throw new Error(why);
+      });
+    }
+    devices[1].onWake(() => heard++);
     for (const device of devices) device.txQueues[0].wake();
     assert.deepEqual(runAll(kernel), ['no room']);
     assert.deepEqual(
       devices.map(device => device.stats.txPackets),
       [3, 3, 3],
     );
+    assert.equal(heard, 3);
     checkNothingLeft(kernel);
   });
 });
