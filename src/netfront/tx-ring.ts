@@ -163,15 +163,17 @@ export class TxRing {
   }
 
   /**
-   * Writes the requests of frames, as many from the first on as there is room for, and publishes them. When that is not all,
+   * Writes the requests of frames, as many from the first on as there is room for, and publishes them. When the ring is full,
    * the queue is stopped until responses have made room.
    * @returns how many
    */
   xdpXmit(frames: XdpFrames): number {
     const { ring } = this;
     if (!this.carrying || frames.pool !== this.directPool) return 0;
-    const sent = this.sendFrames(frames, Math.min(frames.count, ring.free, this.freeIdCount));
-    if (sent < frames.count) this.queue.stop();
+    const room = Math.min(ring.free, this.freeIdCount);
+    const sent = this.sendFrames(frames, Math.min(frames.count, room));
+    // Without responses to come, nobody would start it again: a grant table that is full is no reason.
+    if (room < frames.count) this.queue.stop();
     this.stats.xdpXmit += sent;
     this.flush();
     return sent;
