@@ -95,6 +95,11 @@ export class FrontRing extends Ring {
     return memory.publish(address + RING_REQ_PROD, this.reqProdPvt, address + RING_REQ_EVENT);
   }
 
+  /** The request at which the backend asked to be woken is published. It may have been woken, and not have come round to it. */
+  get eventIsDue(): boolean {
+    return ((this.reqProdPvt - this.memory.load(this.address + RING_REQ_EVENT)) | 0) >= 0;
+  }
+
   /** Asks for an event at the `after`-th response from now. @returns whether one is there already */
   finalCheckForResponses(after = 1): boolean {
     if (this.hasResponses) return true;

@@ -7,10 +7,11 @@ import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
 import type { Packet } from '../net/packet.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
-import { Task, type Timer } from '../platform/scheduler.js';
+import { Task } from '../platform/scheduler.js';
+import { type Rings, SecondLook } from '../platform/second-look.js';
 import type { Rate } from './credit.js';
 import { type Block, FastPath, type FastPathModule, type FastPathQueue } from './fast-path.js';
-import { LOOK_AGAIN_MS, RxRing } from './rx-ring.js';
+import { RxRing } from './rx-ring.js';
 import { StaticGrants } from './static-grants.js';
 import { TxRing } from './tx-ring.js';
 
@@ -33,6 +34,8 @@ export interface QueueVif {
   readonly rxNotify: boolean;
   /** Bytes to leave before the data of each rx page. */
   readonly xdpHeadroom: number;
+  /** The guest's barriers are none to us (`Platform.looselyOrdered`). */
+  readonly looselyOrdered: boolean;
   /** Pages held by packets that wait for the guest, on all its queues. */
   readonly waitingPages: number;
   /** The code of the fast path, where there can be one. */
@@ -69,7 +72,7 @@ export class QueueStats {
  * One queue of a vif: a tx ring that the guest sends on and an rx ring that it receives on (tx and rx are
  * seen from the frontend). Lives from connect to disconnect.
  */
-export class Queue implements FastPathQueue {
+export class Queue implements FastPathQueue, Rings {
   readonly stats = new QueueStats();
   /** Grants that the frontend asked to keep mapped. */
   readonly staticGrants: StaticGrants;
@@ -85,7 +88,9 @@ export class Queue implements FastPathQueue {
   /** The polls since the last end of interrupt found something to do. */
   private worked = false;
   private rxEventOwed = false;
-  private second: Timer | null = null;
+  /** For a guest whose barriers are none to us; and what was published, or asked for, when it was last told. */
+  private readonly second: SecondLook | null;
+  private told = 0;
   private stopped = false;
 
   /** @throws EIO for a ring whose indexes cannot be; HypercallError; nothing stays behind then */
@@ -116,6 +121,7 @@ export class Queue implements FastPathQueue {
       fatal,
     );
     this.fastPath = this.block === null ? null : new FastPath(this.block, this);
+    this.second = vif.looselyOrdered ? new SecondLook(vif.platform.scheduler, this) : null;
     this.napi = vif.dev.napiAdd(budget => this.poll(budget));
     try {
       checkRing(this.tx.ring, name);
@@ -153,7 +159,7 @@ export class Queue implements FastPathQueue {
   }
 
   delivered(): void {
-    this.tell(this.rxIrq, this.rx.ring.pushResponses());
+    this.notify(this.rxIrq, this.rx.ring.pushResponses());
   }
 
   private bindChannels(
@@ -248,6 +254,7 @@ export class Queue implements FastPathQueue {
   /** The frontend broke the protocol, on this queue or another: nothing more is read, written or kept. */
   stop(): void {
     this.stopped = true;
+    this.second?.stop();
     this.tx.stop();
     this.rx.stop();
   }
@@ -255,7 +262,6 @@ export class Queue implements FastPathQueue {
   /** Stops for good and lets go of the ports; the rings may be unmapped afterwards. */
   destroy(): void {
     this.stop();
-    if (this.second !== null) this.vif.platform.scheduler.cancel(this.second);
     if (this.napi.enabled) this.napi.disable();
     this.vif.dev.napiDel(this.napi);
     const { irqs } = this.vif;
@@ -292,7 +298,7 @@ export class Queue implements FastPathQueue {
     if (!this.napi.complete(done) || throttled) return done;
     if (ring.finalCheckForRequests()) this.napi.schedule();
     else {
-      if (this.worked && ring.memory.looselyOrdered) this.lookAgain();
+      if (this.worked) this.second?.arm();
       this.endOfInterrupt();
     }
     return done;
@@ -310,38 +316,30 @@ export class Queue implements FastPathQueue {
     }
   }
 
-  /**
-   * For a guest whose barriers are none to us, once after polls that found something and after responses of which it did not
-   * want to be told: the event that we asked for may not come, and it may have asked for one when we had just looked.
-   */
-  private lookAgain(): void {
-    if (this.second !== null || this.stopped) return;
-    const before = this.published;
-    this.second = this.vif.platform.scheduler.after(LOOK_AGAIN_MS, () => {
-      this.second = null;
-      if (this.stopped) return;
-      this.napi.schedule();
-      // Meanwhile it is at work, and an event would find nothing to do.
-      if (this.published !== before) this.lookAgain();
-      else this.tellAgain();
-    });
+  /** Responses of both rings, and rx events that were asked for; modulo 2^32. */
+  get published(): number {
+    const { tx, rx } = this;
+    return (tx.ring.rspProdPvt + rx.ring.rspProdPvt + rx.asked) | 0;
   }
 
-  /** Responses of both rings, modulo 2^32. */
-  private get published(): number {
-    return (this.tx.ring.rspProdPvt + this.rx.ring.rspProdPvt) | 0;
+  look(): void {
+    this.napi.schedule();
+    this.rx.schedule();
   }
 
-  private tellAgain(): void {
+  tell(): void {
     const { irqs } = this.vif;
     if (this.tx.ring.eventIsDue) irqs.notifyRemoteViaIrq(this.txIrq);
     if (this.rx.ring.eventIsDue) irqs.notifyRemoteViaIrq(this.rxIrq);
   }
 
   /** @param wanted what was published is what the guest asked to be told of */
-  private tell(irq: number, wanted: boolean): void {
+  private notify(irq: number, wanted: boolean): void {
     if (wanted) this.vif.irqs.notifyRemoteViaIrq(irq);
-    else if (this.tx.ring.memory.looselyOrdered) this.lookAgain();
+    if (this.second === null) return;
+    const { published } = this;
+    if (published !== this.told) this.second.arm();
+    this.told = published;
   }
 
   private endOfInterrupt(): void {
@@ -352,12 +350,12 @@ export class Queue implements FastPathQueue {
   }
 
   private push(): void {
-    if (!this.stopped) this.tell(this.txIrq, this.tx.push());
+    if (!this.stopped) this.notify(this.txIrq, this.tx.push());
   }
 
   private rxServed(notify: boolean): void {
     const { irqs } = this.vif;
-    this.tell(this.rxIrq, notify);
+    this.notify(this.rxIrq, notify);
     if (!this.rxEventOwed) return;
     this.rxEventOwed = false;
     irqs.lateEoi(this.rxIrq, !this.rx.requestsCame());

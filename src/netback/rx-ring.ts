@@ -33,8 +33,6 @@ export const RX_STALL_MS = 60_000;
 /** A frontend without feature-rx-notify does not tell of new requests: the ring is looked at, but not for long. */
 const RX_DRAIN_POLLED_MS = 30;
 const RX_POLL_MS = 5;
-/** When to look once more at a ring whose other end may have missed that an event was asked for (`Memory.looselyOrdered`). */
-export const LOOK_AGAIN_MS = 2;
 
 /** The work space of a batch, which all rings share: nothing in it is of use from one look at a ring to the next. */
 const SCRATCH = {
@@ -63,9 +61,9 @@ export class RxRing {
   private wanted = 0;
   private wantedSince = 0;
   private isStalled = false;
-  /** The event that was asked for last, and since when. */
-  private reqEvent: number | null = null;
-  private reqEventSince = 0;
+  /** The event that was asked for last, and how many were. */
+  private reqEvent = 0;
+  asked = 0;
   private timer: Timer | null = null;
   private stopped = false;
   private readonly task: Task;
@@ -251,8 +249,6 @@ export class RxRing {
         vif.rxStalled(true);
       } else next = Math.min(next, stallsAt);
     }
-    const again = this.reqEventSince + LOOK_AGAIN_MS;
-    if (ring.memory.looselyOrdered && now < again) next = Math.min(next, again);
     this.superviseAt(next);
   }
 
@@ -292,10 +288,8 @@ export class RxRing {
   private requestEvent(needed: number): void {
     const { memory, address, reqCons } = this.ring;
     const reqEvent = (reqCons + needed) | 0;
-    if (memory.looselyOrdered && reqEvent !== this.reqEvent) {
-      this.reqEvent = reqEvent;
-      this.reqEventSince = this.vif.platform.scheduler.now();
-    }
+    if (reqEvent !== this.reqEvent) this.asked++;
+    this.reqEvent = reqEvent;
     memory.store(address + RING_REQ_EVENT, reqEvent);
   }
 

@@ -9,6 +9,7 @@ import type { XdpFrames } from '../net/xdp.js';
 import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import { PAGE_SHIFT } from '../platform/memory.js';
 import type { Platform } from '../platform/platform.js';
+import { type Rings, SecondLook } from '../platform/second-look.js';
 import type { GrantedPool } from './granted-pool.js';
 import { RingCode, SlotBooks } from './ring-code.js';
 import { RxRing } from './rx-ring.js';
@@ -55,7 +56,7 @@ export class QueueStats {
  * One queue of a frontend: its two rings, their pages, grants and event channels. Lives from the backend's
  * InitWait to the next disconnect.
  */
-export class Queue {
+export class Queue implements Rings {
   readonly stats = new QueueStats();
   readonly publication: QueuePublication;
   private readonly tx: TxRing;
@@ -67,6 +68,8 @@ export class Queue {
   private readonly napi: Napi;
   /** The loops over slots in WebAssembly; null where the rings lie elsewhere. */
   private readonly code: RingCode | null;
+  /** For a backend whose barriers are none to us. */
+  private readonly second: SecondLook | null;
   /** The polls since the last end of interrupt found something to do. */
   private worked = false;
   private stopped = false;
@@ -82,6 +85,8 @@ export class Queue {
     granted: GrantedPool,
   ) {
     const { platform, dev, irqs, backendId } = device;
+    const loose = platform.looselyOrdered?.(backendId) ?? false;
+    this.second = loose ? new SecondLook(platform.scheduler, this) : null;
     const undo: (() => void)[] = [];
     try {
       const ringPage = (): [page: number, gref: number] => {
@@ -122,7 +127,7 @@ export class Queue {
       this.rxIrq = rxChannel.irq;
       this.publication = { txRef, rxRef, txPort: txChannel.port, rxPort: rxChannel.port };
       const { stats, napi, txIrq, rxIrq } = this;
-      const notify = (irq: number) => () => irqs.notifyRemoteViaIrq(irq);
+      const notify = (irq: number) => (wanted: boolean) => this.notify(irq, wanted);
       const onBroken = (reason: string) => this.broken(reason);
       const queue = dev.txQueues[index];
       this.tx = new TxRing(device, txRing, queue, granted, books, code, stats, notify(txIrq), onBroken);
@@ -163,6 +168,7 @@ export class Queue {
   /** The backend broke the protocol, on this queue or another: nothing more is read or written. */
   stop(): void {
     this.stopped = true;
+    this.second?.stop();
     this.tx.stop();
     this.rx.stop();
   }
@@ -198,8 +204,32 @@ export class Queue {
     const done = Math.min(work, budget - 1);
     if (!this.napi.complete(done)) return done;
     if (rx.ring.finalCheckForResponses() || tx.askForEvent()) this.napi.schedule();
-    else this.endOfInterrupt();
+    else {
+      if (this.worked) this.second?.arm();
+      this.endOfInterrupt();
+    }
     return done;
+  }
+
+  /** Requests of both rings, modulo 2^32. */
+  get published(): number {
+    return (this.tx.ring.reqProdPvt + this.rx.ring.reqProdPvt) | 0;
+  }
+
+  look(): void {
+    this.napi.schedule();
+  }
+
+  tell(): void {
+    const { irqs } = this.device;
+    if (this.tx.ring.eventIsDue) irqs.notifyRemoteViaIrq(this.txIrq);
+    if (this.rx.ring.eventIsDue) irqs.notifyRemoteViaIrq(this.rxIrq);
+  }
+
+  /** @param wanted what was published is what the backend asked to be told of */
+  private notify(irq: number, wanted: boolean): void {
+    if (wanted) this.device.irqs.notifyRemoteViaIrq(irq);
+    else this.second?.arm();
   }
 
   private endOfInterrupt(): void {

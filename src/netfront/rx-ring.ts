@@ -44,7 +44,7 @@ export class RxRing {
 
   /**
    * @param code the loops over slots in WebAssembly; null where the ring lies elsewhere
-   * @param notify tells the backend of requests
+   * @param notify hears of requests that were published, and whether the backend wanted to be told
    * @param onBroken the backend broke the protocol
    */
   constructor(
@@ -54,7 +54,7 @@ export class RxRing {
     private readonly books: SlotBooks,
     private readonly code: RingCode | null,
     private readonly stats: QueueStats,
-    private readonly notify: () => void,
+    private readonly notify: (wanted: boolean) => void,
     private readonly onBroken: (reason: string) => void,
   ) {
     const { platform, reclaimer, backendId } = device;
@@ -391,7 +391,7 @@ export class RxRing {
     const before = ring.reqProdPvt;
     if (this.code !== null) this.code.post(ring, this.pool, until, !this.device.trusted);
     else this.postEach(until);
-    if (ring.reqProdPvt !== before && ring.pushRequests()) this.notify();
+    if (ring.reqProdPvt !== before) this.notify(ring.pushRequests());
     // Without a page now and without requests outstanding, no event would ever come to try again.
     if (((ring.reqProdPvt - ring.rspCons) | 0) < RX_SLOTS_MAX) this.refillLater();
   }

@@ -34,7 +34,7 @@ export class TxRing {
 
   /**
    * @param code the loops over slots in WebAssembly; null where the ring lies elsewhere
-   * @param notify tells the backend of requests
+   * @param notify hears of requests that were published, and whether the backend wanted to be told
    * @param onBroken the backend broke the protocol
    */
   constructor(
@@ -45,7 +45,7 @@ export class TxRing {
     private readonly books: SlotBooks,
     private readonly code: RingCode | null,
     private readonly stats: QueueStats,
-    private readonly notify: () => void,
+    private readonly notify: (wanted: boolean) => void,
     private readonly onBroken: (reason: string) => void,
   ) {
     this.pool = granted.pages;
@@ -212,7 +212,7 @@ export class TxRing {
   flush(): void {
     if (this.ring.reqProdPvt === this.published || !this.carrying) return;
     this.published = this.ring.reqProdPvt;
-    if (this.ring.pushRequests()) this.notify();
+    this.notify(this.ring.pushRequests());
   }
 
   /** True when every byte is in pages of the pool, and not in more of them than a packet may have slots. */

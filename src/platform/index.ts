@@ -4,3 +4,4 @@ export * from './grant-reclaimer.js';
 export * from './memory.js';
 export * from './platform.js';
 export * from './scheduler.js';
+export * from './second-look.js';

@@ -42,12 +42,6 @@ export class Memory {
     | ((module: Uint8Array, imports: Record<string, Record<string, unknown>>) => unknown)
     | null = null;
 
-  /**
-   * Whoever else uses it runs in another thread on a processor whose barriers are none to us (an emulated one): its store and
-   * its next load may pass each other, so that it may miss that we have just asked for an event.
-   */
-  looselyOrdered = false;
-
   /** Reads the u32 at a byte address that another domain may be writing; a full barrier. */
   load(address: number): number {
     return Atomics.load(this.u32, address >>> 2);

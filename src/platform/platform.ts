@@ -14,6 +14,12 @@ export interface Platform {
   /** How this domain reaches its xenstored. */
   readonly xenstore: XenStoreAccess;
   readonly scheduler: Scheduler;
+  /**
+   * Whether a domain runs in another thread on a processor whose barriers are none to us (an emulated one): its store and its
+   * next load may pass each other, so that it may miss that we have just asked for an event, and we that it has
+   * (`SecondLook`). Absent where that cannot be.
+   */
+  looselyOrdered?(domid: number): boolean;
   /** A number in [0, 1): the only source of chance for what runs on this platform. */
   random(): number;
   /** One line for the domain's kernel log (dmesg). */

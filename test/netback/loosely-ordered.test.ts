@@ -1,13 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { LOOK_AGAIN_MS } from '../../src/netback/rx-ring.js';
+import { LOOK_AGAIN_MS } from '../../src/platform/index.js';
 import { RawPair } from '../support/raw-pair.js';
 
-/** Guests whose processors are emulated in other threads, as `Memory.looselyOrdered` has it. */
+/** Guests whose processors are emulated in other threads. */
 function looselyOrdered(options: ConstructorParameters<typeof RawPair>[1] = {}, fastPath = true): RawPair {
-  const pair = new RawPair(fastPath, options);
-  pair.path.dom0.platform.memory.memory.looselyOrdered = true;
-  return pair;
+  return new RawPair(fastPath, { ...options, looselyOrdered: true });
 }
 
 describe('a guest whose asking for an event we missed', () => {

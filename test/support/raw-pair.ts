@@ -16,13 +16,20 @@ export class RawPair {
   /**
    * @param fastPath false to have TypeScript take every packet; or what makes the module for the fast path
    * @param options.start the rings' first index
+   * @param options.looselyOrdered as of guests whose processors are emulated in other threads
    */
   constructor(
     fastPath: boolean | ((path: DataPath) => FastPathModule),
-    private readonly options: { sender?: RawGuestOptions; receiver?: RawGuestOptions; start?: number } = {},
+    private readonly options: {
+      sender?: RawGuestOptions;
+      receiver?: RawGuestOptions;
+      start?: number;
+      looselyOrdered?: boolean;
+    } = {},
   ) {
     this.path = new DataPath(1, undefined, fastPath === true);
     if (typeof fastPath === 'function') Object.assign(this.path, { fastPathModule: fastPath(this.path) });
+    if (options.looselyOrdered) Object.assign(this.path.dom0.platform, { looselyOrdered: () => true });
     this.sender = this.add(options.sender);
     this.receiver = this.add(options.receiver);
   }

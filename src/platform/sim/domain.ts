@@ -192,7 +192,8 @@ export class Domain {
   private nextGfn = 0;
   private bankMemory: MemoryBank | null;
   /** Its kernel runs in another thread. */
-  private readonly threaded: boolean;
+  /** Its processors run in another thread. */
+  readonly threaded: boolean;
   private readonly deliver: ((port: number) => void) | null;
 
   /** Only the hypervisor makes domains. */
@@ -233,7 +234,6 @@ export class Domain {
       this.vcpus.push(new Vcpu(i, this, memory, info));
     }
     if (options.bank !== undefined) this.mapBank(options.bank);
-    if (options.bank?.threaded) options.bank.memory.looselyOrdered = true;
     if (options.grantVersion === 2) this.grantTable.setVersion(2);
     this.storePage = this.allocPage(options.storeGfn);
     this.consolePage = this.allocPage(options.consoleGfn);

@@ -42,6 +42,10 @@ export class SimPlatform implements Platform {
     };
   }
 
+  looselyOrdered(domid: number): boolean {
+    return this.domain.hypervisor.domain(domid)?.threaded ?? false;
+  }
+
   random(): number {
     return this.domain.hypervisor.random();
   }
