@@ -77,10 +77,15 @@ export class NetfrontFuzzer {
   }
 
   private checkPage(from: number, size: number): void {
+    this.checkOwnPage(from, size);
+    const page = Math.floor(from / PAGE_SIZE);
+    for (const { address } of this.mapped) assert.notEqual(address / PAGE_SIZE, page, 'a mapped page');
+  }
+
+  private checkOwnPage(from: number, size: number): void {
     assert.ok((from % PAGE_SIZE) + size <= PAGE_SIZE, `${size} bytes at ${from % PAGE_SIZE}`);
     const page = Math.floor(from / PAGE_SIZE);
     assert.doesNotThrow(() => this.dom.platform.memory.gfn(page), 'a page of somebody else');
-    for (const { address } of this.mapped) assert.notEqual(address / PAGE_SIZE, page, 'a mapped page');
   }
 
   /** An XDP program that changes its frames, and does anything with them. */
@@ -201,7 +206,8 @@ export class NetfrontFuzzer {
     for (let n = draw.below(20); n > 0; n--) {
       const bytes = draw.of([14, 60, 1514, PAGE_SIZE]);
       const at = frames.add(bytes, draw.below(PAGE_SIZE - bytes + 1));
-      if (at >= 0) this.checkPage(at, bytes);
+      // The backend may read what was sent to it before for as long as it likes.
+      if (at >= 0) this.checkOwnPage(at, bytes);
     }
     dev.xdpXmit(frames);
   }
