@@ -1,5 +1,6 @@
 import { readFileSync, rmdirSync, unlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
+import { describeError } from '../platform/errors.js';
 import { readDomainFile } from '../toolstack/domain-config.js';
 import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
 import { parseHostImage, restoreHost } from '../toolstack/save.js';
@@ -58,6 +59,25 @@ function errorsOnce(): NonNullable<HostOptions['onError']> {
   };
 }
 
+/**
+ * What a guest's module throws in a promise or a timer of its own harms no other; what anybody else does ends the process,
+ * as it would without us. @returns what ends that
+ */
+function catchModules(host: Host, tidyUp: () => void): () => void {
+  const onThrown = (error: unknown): void => {
+    if (host.moduleFailed(error)) return;
+    process.stderr.write(`${describeError(error)}\n`);
+    tidyUp();
+    process.exit(1);
+  };
+  process.on('uncaughtException', onThrown);
+  process.on('unhandledRejection', onThrown);
+  return () => {
+    process.off('uncaughtException', onThrown);
+    process.off('unhandledRejection', onThrown);
+  };
+}
+
 /** Starts a host that serves its control socket and xenstored's socket. Used by `pvnet up` and `npm start`. */
 export async function startHost(options: {
   controlSocket?: string;
@@ -68,6 +88,7 @@ export async function startHost(options: {
   const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
   const folder = await prepareSocketPath(controlSocket);
   const host = await Host.start({ onError: errorsOnce(), ...options.host });
+  const release = catchModules(host, () => tidy([controlSocket, xenstoredSocket], folder));
   const registry = new RpcRegistry();
   let finish: () => void = () => {};
   const ended = new Promise<void>(resolved => {
@@ -88,6 +109,7 @@ export async function startHost(options: {
         await store.close();
       } finally {
         tidy([], folder);
+        release();
         finish();
       }
     })();

@@ -1,7 +1,9 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { pathToFileURL } from 'node:url';
 import { ErrnoError } from '../abi/errno.js';
 import type { Kernel } from '../kernel/kernel.js';
 import type { NetDevice } from '../net/device.js';
+import { describeError } from '../platform/errors.js';
 import type { Platform } from '../platform/platform.js';
 import { type Guest, type GuestOptions, watchVifs } from './guest.js';
 
@@ -32,12 +34,28 @@ export interface ModuleHooks {
 export type GuestModule = (context: ModuleContext) => ModuleResult | Promise<ModuleResult>;
 export type ModuleResult = (() => void | Promise<void>) | ModuleHooks | void;
 
+/** The kernel of the domain whose module runs, also in promises and timers of its own. */
+const running = new AsyncLocalStorage<Kernel>();
+
+/**
+ * For whoever handles `uncaughtException` or `unhandledRejection` of the process: whose module has started what threw.
+ * @returns undefined when none has, or one did in a handler of its device's, which is in no such context
+ */
+export function kernelOfRunningModule(): Kernel | undefined {
+  return running.getStore();
+}
+
+/** Whether an error comes from code of a module's file. */
+export function isFromModule(error: unknown, argument: string): boolean {
+  return describeError(error).includes(pathToFileURL(argument).href);
+}
+
 /** `guest = "module:./file.js"`: the user's code in a domain of its own. */
 export async function startModule(options: GuestOptions): Promise<Guest> {
   const { kernel, argument } = options;
   let loaded: { default?: unknown };
   try {
-    loaded = await import(pathToFileURL(argument).href);
+    loaded = await running.run(kernel, () => import(pathToFileURL(argument).href));
   } catch (error) {
     throw new ErrnoError(
       'ENOENT',
@@ -65,7 +83,7 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
   });
   let result: ModuleResult;
   try {
-    result = await (loaded.default as GuestModule)({
+    const context: ModuleContext = {
       name: options.name,
       platform: kernel.platform,
       kernel,
@@ -76,7 +94,8 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
       },
       log: line => options.log(line),
       state: options.state,
-    });
+    };
+    result = await running.run(kernel, () => (loaded.default as GuestModule)(context));
   } catch (error) {
     unwatch();
     throw error;

@@ -1,5 +1,6 @@
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import { type BootedGuest, bootGuest, GUEST_KINDS, MACHINE_KINDS } from '../guests/index.js';
+import { isFromModule, kernelOfRunningModule } from '../guests/module.js';
 import { bootKernel, type Kernel } from '../kernel/kernel.js';
 import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
@@ -172,8 +173,29 @@ export class Host {
     const owner = this.scheduler.current?.owner;
     const { domains } = this.hypervisor;
     // What is nobody's task is the host's own.
-    const domain = domains.find(({ scheduler }) => scheduler === owner) ?? domains[0];
-    for (const line of `${task}: ${describeError(error)}`.split('\n')) domain.log(line);
+    this.blame(domains.find(({ scheduler }) => scheduler === owner) ?? domains[0], task, error);
+  }
+
+  /**
+   * Takes what the process caught of the promises and timers of guest modules, as what a task throws.
+   * @returns false when none of this host's modules is known to have thrown it
+   */
+  moduleFailed(error: unknown): boolean {
+    const kernel = kernelOfRunningModule();
+    const guilty = [...this.domains].filter(({ domain, config: { guest } }) =>
+      kernel === undefined
+        ? guest.kind === 'module' && isFromModule(error, guest.argument)
+        : domain.platform === kernel.platform,
+    );
+    for (const { domain } of guilty) this.blame(domain, 'module', error);
+    if (guilty.length === 0 && kernel !== undefined) {
+      this.dom0.platform.log(`${kernel.name}, which is gone: ${describeError(error)}`);
+    }
+    return guilty.length > 0 || kernel !== undefined;
+  }
+
+  private blame(domain: Domain, what: string, error: unknown): void {
+    for (const line of `${what}: ${describeError(error)}`.split('\n')) domain.log(line);
     this.options.onError?.(domain, error);
   }
 

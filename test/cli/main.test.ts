@@ -134,6 +134,44 @@ describe('pvnet', () => {
     assert.equal(pvnet(cwd, 'down').status, 0);
   });
 
+  test('a guest whose promises and timers fail harms no other, and its log says so', async t => {
+    const cwd = folder(t);
+    writeFileSync(
+      join(cwd, 'bad.mjs'),
+      `export default function ({ name, device }) {
+        setTimeout(() => { throw new Error(name + ': a timer of mine'); }, 1);
+        setTimeout(() => { throw null; }, 2);
+        void (async () => { await 1; throw name + ': a text of mine'; })();
+        device(0).then(eth0 => {
+          eth0.rxHandler = async packet => { packet.release(); await 1; throw new Error('a handler of mine'); };
+          throw new Error(name + ': a promise of mine');
+        });
+      }`,
+    );
+    for (const name of ['bad', 'worse']) {
+      writeFileSync(join(cwd, `${name}.cfg`), `name = "${name}"\nguest = "module:./bad.mjs"\nvif = [ "" ]\n`);
+    }
+    writeFileSync(join(cwd, 'a.cfg'), `name = "a"\nguest = "echo"\nvif = [ 'ip=10.0.0.1' ]\n`);
+    writeFileSync(join(cwd, 'b.cfg'), `name = "b"\nguest = "echo"\nvif = [ 'ip=10.0.0.2' ]\n`);
+    const running = await up(t, cwd, 'bad.cfg', 'worse.cfg', 'a.cfg', 'b.cfg');
+    assert.equal(pvnet(cwd, 'ping', 'a', '10.0.0.2', '-c', '2').status, 0);
+    for (const name of ['bad', 'worse']) {
+      const log = pvnet(cwd, 'dmesg', name).stdout;
+      for (const what of ['timer', 'promise']) {
+        assert.match(log, new RegExp(`module: Error: ${name}: a ${what} of mine\\n.*at .*bad\\.mjs:`));
+      }
+      assert.match(log, new RegExp(`module: ${name}: a text of mine$`, 'm'));
+      assert.match(log, /module: null$/m);
+      assert.match(log, /module: Error: a handler of mine\n.*at .*bad\.mjs:/);
+    }
+    assert.equal(pvnet(cwd, 'dmesg', 'a').stdout.includes('of mine'), false);
+    assert.match(
+      running.errors(),
+      /^domain 1 \(bad\): Error: bad: a promise of mine; pvnet dmesg 1 has more$/m,
+    );
+    assert.equal(pvnet(cwd, 'down').status, 0);
+  });
+
   test('a socket that a dead host left is taken over', async t => {
     const cwd = folder(t);
     const first = await up(t, cwd);
