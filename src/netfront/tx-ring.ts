@@ -123,6 +123,8 @@ export class TxRing {
     const inPool = this.isGranted(packet);
     const pages = inPool ? 0 : (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT;
     if (this.ring.free < TX_SLOTS_MAX || this.freeIdCount < TX_SLOTS_MAX || this.pool.available < pages) {
+      // Without responses to come, nobody would start it again: others keep all pages.
+      if (this.ring.reqProdPvt === this.ring.rspCons) return this.drop(packet);
       queue.stop();
       return NETDEV_TX_BUSY;
     }

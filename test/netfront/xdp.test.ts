@@ -509,6 +509,30 @@ describe('frames without packets', () => {
     await front.end();
   });
 
+  test('that are kept leave packets no page, which are lost then, and nothing stops', async () => {
+    const front = new Front({ ringCode: true });
+    const { dev } = front.victim;
+    const kept = Array.from({ length: 8 }, () => new XdpFrames(dev));
+    for (const frames of kept) while (front.add(frames, 60, 0) >= 0);
+    assert.equal(
+      kept.reduce((sum, { count }) => sum + count, 0),
+      512,
+    );
+    dev.xmit(packetFrom(dev, front.frame(100)));
+    assert.deepEqual([dev.stats.txDropped, dev.congested], [1, false]);
+    // With a frame on its way there will be a response: the next one waits for it.
+    assert.equal(dev.xdpXmit(kept[0]), 64);
+    dev.xmit(packetFrom(dev, front.frame(101)));
+    assert.equal(dev.congested, true);
+    assert.equal((await front.sent()).length, 64);
+    assert.deepEqual(
+      (await front.sent()).map(bytes => bytes.length),
+      [101],
+    );
+    for (const frames of kept) frames.release();
+    await front.end();
+  });
+
   test('end when the grant table is full', async () => {
     const front = new Front({ ringCode: true });
     const { victim } = front;
