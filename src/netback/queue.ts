@@ -34,8 +34,6 @@ export interface QueueVif {
   readonly rxNotify: boolean;
   /** Bytes to leave before the data of each rx page. */
   readonly xdpHeadroom: number;
-  /** The guest's barriers are none to us (`Platform.looselyOrdered`). */
-  readonly looselyOrdered: boolean;
   /** Pages held by packets that wait for the guest, on all its queues. */
   readonly waitingPages: number;
   /** The code of the fast path, where there can be one. */
@@ -121,7 +119,7 @@ export class Queue implements FastPathQueue, Rings {
       fatal,
     );
     this.fastPath = this.block === null ? null : new FastPath(this.block, this);
-    this.second = vif.looselyOrdered ? new SecondLook(vif.platform.scheduler, this) : null;
+    this.second = SecondLook.make(vif.platform, domid, this);
     this.napi = vif.dev.napiAdd(budget => this.poll(budget));
     try {
       checkRing(this.tx.ring, name);

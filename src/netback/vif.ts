@@ -132,7 +132,6 @@ export class Vif implements QueueVif, ControlTarget {
   /** Whether the operator lets the link be up. */
   carrier = true;
   xdpHeadroom = 0;
-  readonly looselyOrdered: boolean;
   /** Queues whose guest has not posted rx requests for too long. */
   stalledQueues = 0;
 
@@ -154,7 +153,6 @@ export class Vif implements QueueVif, ControlTarget {
     private readonly onFatal: (reason: string) => void,
     readonly fastPathModule: FastPathModule | null = null,
   ) {
-    this.looselyOrdered = platform.looselyOrdered?.(domid) ?? false;
     const queues = { txQueues: maxQueues, rxQueues: maxQueues };
     this.dev = net.allocEtherdev<Vif>(`vif${domid}.${handle}`, OPS, { priv: this, ...queues });
     this.filtered = new FilteredPacket(net.materialiser);

@@ -85,8 +85,7 @@ export class Queue implements Rings {
     granted: GrantedPool,
   ) {
     const { platform, dev, irqs, backendId } = device;
-    const loose = platform.looselyOrdered?.(backendId) ?? false;
-    this.second = loose ? new SecondLook(platform.scheduler, this) : null;
+    this.second = SecondLook.make(platform, backendId, this);
     const undo: (() => void)[] = [];
     try {
       const ringPage = (): [page: number, gref: number] => {

@@ -1,3 +1,4 @@
+import type { Platform } from './platform.js';
 import type { Scheduler, Timer } from './scheduler.js';
 
 /** When to look once more at a ring whose other end may have missed that an event was asked for. */
@@ -20,12 +21,17 @@ export interface Rings {
 export class SecondLook {
   private timer: Timer | null = null;
 
-  constructor(
+  /** @param domid of the other end @returns null where it needs none */
+  static make(platform: Platform, domid: number, rings: Rings): SecondLook | null {
+    return platform.looselyOrdered?.(domid) ? new SecondLook(platform.scheduler, rings) : null;
+  }
+
+  private constructor(
     private readonly scheduler: Scheduler,
     private readonly rings: Rings,
   ) {}
 
-  /** After a look that found something, and after publishing what the other end does not want to be told of. */
+  /** After a look that found something, and after publishing or asking for an event. */
   arm(): void {
     if (this.timer !== null) return;
     const { rings } = this;

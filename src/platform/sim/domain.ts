@@ -192,7 +192,6 @@ export class Domain {
   private nextGfn = 0;
   private bankMemory: MemoryBank | null;
   /** Its kernel runs in another thread. */
-  /** Its processors run in another thread. */
   readonly threaded: boolean;
   private readonly deliver: ((port: number) => void) | null;
 
