@@ -63,12 +63,11 @@ function errorsOnce(): NonNullable<HostOptions['onError']> {
  * What a guest's module throws in a promise or a timer of its own harms no other; what anybody else does ends the process,
  * as it would without us. @returns what ends that
  */
-function catchModules(host: Host, tidyUp: () => void): () => void {
+function catchModules(host: Host, fail: () => void): () => void {
   const onThrown = (error: unknown): void => {
     if (host.moduleFailed(error)) return;
     process.stderr.write(`${describeError(error)}\n`);
-    tidyUp();
-    process.exit(1);
+    fail();
   };
   process.on('uncaughtException', onThrown);
   process.on('unhandledRejection', onThrown);
@@ -88,17 +87,19 @@ export async function startHost(options: {
   const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
   const folder = await prepareSocketPath(controlSocket);
   const host = await Host.start({ onError: errorsOnce(), ...options.host });
-  const release = catchModules(host, () => tidy([controlSocket, xenstoredSocket], folder));
   const registry = new RpcRegistry();
   let finish: () => void = () => {};
   const ended = new Promise<void>(resolved => {
     finish = resolved;
   });
   let ending = false;
+  const exit = (status: number): void => {
+    tidy([controlSocket, xenstoredSocket], folder);
+    process.exit(status);
+  };
   const end = (): void => {
     if (ending) {
-      tidy([controlSocket, xenstoredSocket], folder);
-      process.exit(130);
+      exit(130);
       return;
     }
     ending = true;
@@ -128,6 +129,7 @@ export async function startHost(options: {
     await host.close();
     throw error;
   });
+  const release = catchModules(host, () => exit(1));
   return { host, registry, controlSocket, xenstoredSocket, ended, end };
 }
 
