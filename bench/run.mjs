@@ -72,6 +72,7 @@ const fixed =
   value =>
     `${value.toFixed(digits)}${unit}`;
 const node = process.execPath;
+const coreMicroseconds = ({ cpuSeconds, packets }) => (cpuSeconds / packets) * 1e6;
 
 /**
  * The ring benchmarks: work done per second of CPU time, so that a busy machine disturbs them less. `pvnet` sends packets
@@ -90,7 +91,7 @@ function ring(title, flags) {
       'Mpackets/s': { of: run => run.packets / run.cpuSeconds / 1e6, show: fixed(2) },
       'GB/s': { of: run => run.bytes / run.cpuSeconds / 1e9, show: fixed(2) },
       'GC/Mpacket': { of: run => ((run.collections ?? 0) / run.packets) * 1e6, show: fixed(1) },
-      'core-µs/packet': { of: run => (run.cpuSeconds / run.packets) * 1e6, show: fixed(3) },
+      'core-µs/packet': { of: coreMicroseconds, show: fixed(3) },
     },
     comparisons: (size <= XDP_MAX ? ['pvnet', 'pvnet-xdp'] : ['pvnet']).map(who => ({
       name: 'packets per core-second',
@@ -161,15 +162,14 @@ function scale() {
   const name = vifs => `${vifs} vif${vifs === 1 ? '' : 's'}`;
   const run = vifs =>
     measure([node, '--expose-gc', join(root, 'dist/bench/scale.js'), String(vifs), String(SCALE_MS)]);
-  const cost = ({ cpuSeconds, packets }) => (cpuSeconds / packets) * 1e6;
   const kib = ({ heap, buffers, pages }) => heap + buffers + pages;
   return [
     {
       title: 'vifs on one bridge',
       contenders: Object.fromEntries(VIFS.map(vifs => [name(vifs), () => run(vifs)])),
       values: {
-        'core-µs/packet': { of: ({ one }) => cost(one), show: fixed(3) },
-        'all send': { of: ({ all }) => cost(all), show: fixed(3) },
+        'core-µs/packet': { of: ({ one }) => coreMicroseconds(one), show: fixed(3) },
+        'all send': { of: ({ all }) => coreMicroseconds(all), show: fixed(3) },
         'core-ms/connect': {
           of: ({ connect, vifs }) => (connect.cpuSeconds / vifs) * 1e3,
           show: fixed(2),
@@ -185,7 +185,7 @@ function scale() {
           name: `throughput, ${senders === 'one' ? 'one sends' : 'all send'}`,
           who: name(vifs),
           against: name(1),
-          of: run => 1 / cost(run[senders]),
+          of: run => 1 / coreMicroseconds(run[senders]),
         })),
       ),
     },
@@ -197,16 +197,15 @@ function scale() {
 function cachesInC() {
   const name = pairs => `${pairs} pair${pairs === 1 ? '' : 's'}`;
   const run = pairs => measure([compile('ring'), '1500', String(SCALE_MS), '--pairs', String(pairs)]);
-  const cost = ({ cpuSeconds, packets }) => (cpuSeconds / packets) * 1e6;
   return {
     title: 'pairs of guests in C',
     contenders: Object.fromEntries(VIFS.map(pairs => [name(pairs), () => run(pairs)])),
-    values: { 'core-µs/packet': { of: cost, show: fixed(3) } },
+    values: { 'core-µs/packet': { of: coreMicroseconds, show: fixed(3) } },
     comparisons: VIFS.slice(1).map(pairs => ({
       name: 'throughput, all send',
       who: name(pairs),
       against: name(1),
-      of: each => 1 / cost(each),
+      of: each => 1 / coreMicroseconds(each),
     })),
   };
 }
