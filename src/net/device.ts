@@ -475,17 +475,11 @@ export class NetDevice<Priv = unknown> {
     if (frames.device !== (this as NetDevice)) {
       throw this.error('EINVAL', `these frames are in pages of ${frames.device.name}`);
     }
-    if (frames.pool !== this.txPool) this.dropStale(frames);
+    this.stats.txDropped += frames.follow();
     if (frames.count === 0 || !this.passesPackets) return 0;
     const sent = ops.xdpXmit(this, frames, queue);
     frames.taken(sent);
     return sent;
-  }
-
-  /** Frames in pages of a connection that has ended. */
-  private dropStale(frames: XdpFrames): void {
-    this.stats.txDropped += frames.count;
-    frames.release();
   }
 
   /**

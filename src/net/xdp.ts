@@ -37,10 +37,9 @@ export class XdpBuffs {
   /** Of each frame XDP_*: XDP_PASS unless the program says otherwise. What is none of them aborts. */
   readonly verdict = new Uint8Array(XDP_BATCH);
   private readonly targets: (NetDevice | null)[] = [];
-  /** Bytes behind the head of a packet that came alone, and where its head may reach; 0 to 0 in pages. */
+  /** Bytes behind the head of a packet that came alone, and the packet's buffer when its head is there; 0 for frames in pages. */
   private rest = 0;
-  private floor = 0;
-  private ceiling = 0;
+  private buffer = 0;
 
   /**
    * @param device that received them
@@ -102,32 +101,30 @@ export class XdpBuffs {
   }
 
   private floorOf(i: number): number {
-    return this.ceiling > 0 ? this.floor : this.data[i] & ~(PAGE_SIZE - 1);
+    return this.buffer > 0 ? this.buffer : this.data[i] & ~(PAGE_SIZE - 1);
   }
 
   private ceilingOf(i: number): number {
-    return this.ceiling > 0 ? this.ceiling : (this.data[i] & ~(PAGE_SIZE - 1)) + PAGE_SIZE;
+    return this.floorOf(i) + (this.buffer > 0 ? PACKET_BUFFER_SIZE : PAGE_SIZE);
   }
 
   /** For the driver: `count` frames, each in a page of its own, are in the arrays. */
   begin(count: number): void {
     this.count = count;
     this.rest = 0;
-    this.ceiling = 0;
-    this.forget(count);
+    this.buffer = 0;
+    this.verdict.fill(XDP_PASS, 0, count);
+    if (this.targets.length > 0) this.targets.length = 0;
   }
 
   /** For the driver: a packet that comes alone. */
   beginPacket(packet: Packet): void {
     const { data, linear, length, buffer } = packet;
-    this.count = 1;
+    this.begin(1);
     this.data[0] = data;
     this.bytes[0] = linear;
     this.rest = length - linear;
-    const own = packet.linearPoolIndex < 0;
-    this.floor = own ? buffer : data & ~(PAGE_SIZE - 1);
-    this.ceiling = own ? buffer + PACKET_BUFFER_SIZE : this.floor + PAGE_SIZE;
-    this.forget(1);
+    if (packet.linearPoolIndex < 0) this.buffer = buffer;
   }
 
   /** For the driver, after `beginPacket`: gives the packet the head that the program left. */
@@ -144,11 +141,6 @@ export class XdpBuffs {
     this.bytes[to] = this.bytes[from];
     this.verdict[to] = this.verdict[from];
     if (this.targets.length > 0) this.targets[to] = this.target(from);
-  }
-
-  private forget(count: number): void {
-    for (let i = 0; i < count; i++) this.verdict[i] = XDP_PASS;
-    if (this.targets.length > 0) this.targets.length = 0;
   }
 }
 
@@ -179,10 +171,9 @@ export class XdpFrames {
         `a frame has ${ETH_HLEN} to ${PAGE_SIZE} bytes within a page, not ${bytes} at ${offset}`,
       );
     }
-    const { count } = this;
-    const pool = this.device.txPool;
-    if (pool !== this.pool) this.follow(pool);
-    if (pool === null || count === XDP_BATCH) return -1;
+    this.follow();
+    const { pool } = this;
+    if (pool === null || this.count === XDP_BATCH) return -1;
     const index = pool.alloc();
     if (index < 0) return -1;
     const at = this.count++;
@@ -206,9 +197,16 @@ export class XdpFrames {
     for (const array of [page, offset, bytes]) array.copyWithin(0, sent, count);
   }
 
-  /** The device has another connection: frames in pages of the one before are lost, as those on its ring are. */
-  private follow(pool: PagePool | null): void {
+  /**
+   * When the device has another connection, frames in pages of the one before are lost, as those on its ring are.
+   * @returns how many were
+   */
+  follow(): number {
+    const { txPool } = this.device;
+    if (txPool === this.pool) return 0;
+    const lost = this.count;
     this.release();
-    this.pool = pool;
+    this.pool = txPool;
+    return lost;
   }
 }

@@ -1,6 +1,7 @@
 import { NETRXF_CSUM_BLANK, NETRXF_DATA_VALIDATED } from '../abi/netif.js';
 import type { FrontRing } from '../abi/ring.js';
 import type { NetDevice } from '../net/device.js';
+import { ETH_HLEN } from '../net/flags.js';
 import type { Napi } from '../net/napi.js';
 import { CHECKSUM_UNNECESSARY, FRAGMENT_LOCAL, GSO_NONE, type Packet } from '../net/packet.js';
 import { PagePool } from '../net/page-pool.js';
@@ -18,7 +19,6 @@ const RX_TARGET_MIN = 32;
 /** Headers that the linear part of a received packet has, if the packet has that many bytes. */
 const RX_PULL_BYTES = 128;
 const RX_REFILL_RETRY_MS = 100;
-const ETH_HLEN = 14;
 /** Flags that say something of the checksum. */
 const CHECKSUM_FLAGS = NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED;
 
@@ -125,14 +125,8 @@ export class RxRing {
   private give(packet: Packet, flags: number, gsoType: number, gsoSize: number): void {
     const { stats, xdp } = this.device.dev;
     const buffs = xdp === null ? null : this.showOne(packet, xdp.program);
-    if (buffs?.verdict[0] === XDP_DROP) {
-      stats.rxPackets++;
-      stats.rxBytes += packet.length;
-      this.stats.xdpDrops++;
-      packet.release();
-      return;
-    }
-    if (!this.takeGso(packet, flags, gsoType, gsoSize)) {
+    const dropped = buffs?.verdict[0] === XDP_DROP;
+    if (!dropped && !this.takeGso(packet, flags, gsoType, gsoSize)) {
       this.refuse(packet);
       return;
     }
@@ -256,7 +250,8 @@ export class RxRing {
       else stats.xdpRedirects++;
       target.xmit(packet, true);
     } else {
-      stats.xdpAborted++;
+      if (verdict === XDP_DROP) stats.xdpDrops++;
+      else stats.xdpAborted++;
       packet.release();
     }
   }
@@ -423,13 +418,10 @@ export class RxRing {
       platform.grants.grant(this.books.grefs[slot], backendId, page, false);
       return true;
     }
-    try {
-      this.books.grefs[slot] = this.granted.grefOf(index);
-      return true;
-    } catch {
-      this.pages.free(index);
-      return false;
-    }
+    const gref = this.granted.tryGrefOf(index);
+    if (gref === 0) this.pages.free(index);
+    else this.books.grefs[slot] = gref;
+    return gref !== 0;
   }
 
   private refillLater(): void {

@@ -191,7 +191,7 @@ export class TxRing {
     let sum = 0;
     for (; sent < count; sent++) {
       const index = page[sent];
-      const gref = granted.knownGref(index) || granted.tryGrefOf(index);
+      const gref = granted.tryGrefOf(index);
       if (gref === 0) break;
       const id = freeIds[--ids];
       frames[id] = index;
@@ -286,15 +286,12 @@ export class TxRing {
 
   /** Looks up the grants of the packet's pages. @returns false when the grant table is full */
   private grantPages(packet: Packet): boolean {
-    const { granted } = this;
+    const { granted, slotGrefs } = this;
     let slots = 0;
-    try {
-      if (packet.linear > 0) this.slotGrefs[slots++] = granted.grefOf(packet.linearPoolIndex);
-      for (let i = 0; i < packet.fragments; i++) {
-        this.slotGrefs[slots++] = granted.grefOf(packet.poolIndex[i]);
-      }
-    } catch {
-      return false;
+    for (let i = packet.linear > 0 ? -1 : 0; i < packet.fragments; i++) {
+      const gref = granted.tryGrefOf(i < 0 ? packet.linearPoolIndex : packet.poolIndex[i]);
+      if (gref === 0) return false;
+      slotGrefs[slots++] = gref;
     }
     return true;
   }

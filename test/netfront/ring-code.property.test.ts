@@ -211,7 +211,7 @@ class World {
     dev.rxHandler = packet => this.receive(packet);
     this.seen = start;
     this.before = holdings(this.path);
-    this.pagesBefore = this.pages;
+    this.pagesBefore = this.victim.pages;
     this.connect();
   }
 
@@ -230,14 +230,6 @@ class World {
 
   get innards(): Innards {
     return this.victim.queue as unknown as Innards;
-  }
-
-  /** Pages of the domain's, without those that its pools never give back. */
-  private get pages(): number {
-    const { net } = this.victim.dom;
-    const { pages } = net.packets as unknown as { pages: number[] };
-    const { made } = net.pages as unknown as { made: number };
-    return this.victim.domain.pages - pages.length - made;
   }
 
   private receive(packet: Packet): void {
@@ -498,7 +490,7 @@ class World {
     const { net, reclaimer, platform } = victim.dom;
     assert.deepEqual([net.packets.used, net.pages.used], [0, 0]);
     assert.deepEqual([reclaimer.pending, platform.grants.allocated], [0, 0]);
-    assert.equal(this.pages, this.pagesBefore);
+    assert.equal(victim.pages, this.pagesBefore);
   }
 }
 

@@ -36,7 +36,7 @@ class Front {
   constructor(options: { ringCode: boolean; trusted?: boolean }, program: XdpProgram | null = null) {
     this.victim = new Victim(this.path, options);
     this.victim.dev.setXdp(program);
-    this.pages = pagesOf(this.victim);
+    this.pages = this.victim.pages;
     this.victim.connect();
   }
 
@@ -91,15 +91,8 @@ class Front {
     const { net, reclaimer, platform } = victim.dom;
     assert.deepEqual([net.packets.used, net.pages.used, reclaimer.pending], [0, 0, 0]);
     assert.equal(platform.grants.allocated, 0);
-    assert.equal(pagesOf(victim), this.pages);
+    assert.equal(victim.pages, this.pages);
   }
-}
-
-/** Pages of the domain's, without those that its pools never give back. */
-function pagesOf({ domain, dom }: Victim): number {
-  const { pages } = dom.net.packets as unknown as { pages: number[] };
-  const { made } = dom.net.pages as unknown as { made: number };
-  return domain.pages - pages.length - made;
 }
 
 const NONE = { xdpDrops: 0, xdpTx: 0, xdpRedirects: 0, xdpAborted: 0, xdpXmit: 0 };
@@ -320,7 +313,7 @@ for (const ringCode of [true, false]) {
           freed.check();
           const { net, reclaimer, platform } = victim.dom;
           assert.deepEqual([net.packets.used, reclaimer.pending, platform.grants.allocated], [0, 0, 0]);
-          assert.equal(pagesOf(victim), front.pages);
+          assert.equal(victim.pages, front.pages);
         }
       }
     });
@@ -437,6 +430,21 @@ for (const ringCode of [true, false]) {
       assert.equal(dev.xdpXmit(frames), 1);
       assert.deepEqual(await front.sent(), [new Uint8Array(61).fill(2)]);
       freed.check();
+      await front.end();
+    });
+
+    test('make room for those of the next connection when they are as many as there may be', async () => {
+      const front = new Front({ ringCode });
+      const { victim, path } = front;
+      const frames = new XdpFrames(victim.dev);
+      while (front.add(frames, 60, 0) >= 0);
+      assert.equal(frames.count, XDP_BATCH);
+      victim.disconnect();
+      victim.connect();
+      await path.scheduler.runFor(2000);
+      assert.ok(front.add(frames, 60, 0) >= 0);
+      assert.equal(frames.count, 1);
+      frames.release();
       await front.end();
     });
 

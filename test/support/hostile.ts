@@ -205,6 +205,14 @@ export class Victim {
     return [0, 0x16, 0x3e, 0, 0, this.dom.platform.domid];
   }
 
+  /** Pages of the domain's, without those that its pools never give back. */
+  get pages(): number {
+    const { net } = this.dom;
+    const { pages } = net.packets as unknown as { pages: number[] };
+    const { made } = net.pages as unknown as { made: number };
+    return this.domain.pages - pages.length - made;
+  }
+
   connect(): HostileBackend {
     const { dom, dev, path, broken } = this;
     const { split = true, trusted = true, start = 0 } = this.options;
