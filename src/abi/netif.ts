@@ -57,6 +57,7 @@ export const NETRXF_DATA_VALIDATED = 1;
 export const NETRXF_CSUM_BLANK = 2;
 export const NETRXF_MORE_DATA = 4;
 export const NETRXF_EXTRA_INFO = 8;
+/** No data: `offset` is the GSO size of the packet that follows, `status` how many responses it has with this one. */
 export const NETRXF_GSO_PREFIX = 16;
 
 export const NETIF_RSP_DROPPED = -2;

@@ -3,6 +3,7 @@ import {
   NETIF_RX_SLOT_SIZE,
   NETIF_TX_SLOT_SIZE,
   NETRXF_EXTRA_INFO,
+  NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
   NETTXF_EXTRA_INFO,
   NETTXF_MORE_DATA,
@@ -46,8 +47,10 @@ export interface TxPacketOptions {
 /** A packet that the backend put on the rx ring. */
 export interface RxPacketSeen {
   readonly bytes: Uint8Array;
-  /** NETRXF flags of the first response. */
+  /** NETRXF flags of the first response that has data. */
   readonly flags: number;
+  /** The first two words of the prefix before it (NETRXF_gso_prefix); null without one. */
+  readonly prefix: readonly [number, number] | null;
   /** The two words of each extra info. */
   readonly extras: readonly (readonly [number, number])[];
 }
@@ -231,6 +234,7 @@ export class HostileFrontend {
     while (this.rxSeen !== until && seen.length < this.rx.size) {
       let bytes: number[] = [];
       const extras: (readonly [number, number])[] = [];
+      let prefix: RxPacketSeen['prefix'] = null;
       let first = -1;
       let more = true;
       while (more && this.rxSeen !== until) {
@@ -238,8 +242,12 @@ export class HostileFrontend {
         const word1 = this.rx.word(index, 1);
         const flags = word1 & 0xffff;
         this.rxSeen = (this.rxSeen + 1) >>> 0;
-        bytes = bytes.concat(this.rxBytes(index, this.rx.word(index, 0) >>> 16, word1 >> 16));
         more = (flags & NETRXF_MORE_DATA) !== 0;
+        if (first < 0 && prefix === null && (flags & NETRXF_GSO_PREFIX) !== 0) {
+          prefix = [this.rx.word(index, 0), word1];
+          continue;
+        }
+        bytes = bytes.concat(this.rxBytes(index, this.rx.word(index, 0) >>> 16, word1 >> 16));
         if (first >= 0) continue;
         first = flags;
         let extra = (flags & NETRXF_EXTRA_INFO) !== 0;
@@ -250,7 +258,7 @@ export class HostileFrontend {
           this.rxSeen = (this.rxSeen + 1) >>> 0;
         }
       }
-      seen.push({ bytes: Uint8Array.from(bytes), flags: first, extras });
+      seen.push({ bytes: Uint8Array.from(bytes), flags: first, prefix, extras });
     }
     return seen;
   }

@@ -25,6 +25,8 @@ export const CHECKSUM_PARTIAL = 3;
 export const GSO_NONE = 0;
 export const GSO_TCPV4 = 1;
 export const GSO_TCPV6 = 2;
+/** What a driver says to `setupGso` whose peer does not tell the type; never a packet's. */
+export const GSO_AS_HEADERS = -1;
 
 /** Who must learn that the last user of a packet's data is done. */
 export interface PacketOwner {

@@ -11,7 +11,14 @@ import { releaseList, segmentPacket } from './gso.js';
 import { Headers, IPPROTO_TCP, PARSED_L3, PARSED_L4 } from './headers.js';
 import type { Materialiser } from './materialise.js';
 import type { Packet, PacketPool } from './packet.js';
-import { CHECKSUM_PARTIAL, GSO_NONE, GSO_TCPV4, PACKET_LINEAR_MAX } from './packet.js';
+import {
+  CHECKSUM_PARTIAL,
+  GSO_AS_HEADERS,
+  GSO_NONE,
+  GSO_TCPV4,
+  GSO_TCPV6,
+  PACKET_LINEAR_MAX,
+} from './packet.js';
 
 const headers = new Headers();
 
@@ -157,6 +164,7 @@ export function setupChecksum(packet: Packet, recalculate: boolean, materialiser
 /**
  * For drivers that receive a packet with a GSO extra info: takes it over when the packet is what the extra
  * info says, a TCP segment of that IP version. Everything else is as for `setupChecksum`.
+ * @param gsoType as the extra info has it, or GSO_AS_HEADERS for whatever the headers say
  * @returns false when it is not: whoever has to cut it could not
  */
 export function setupGso(
@@ -167,9 +175,9 @@ export function setupGso(
   materialiser: Materialiser,
 ): boolean {
   if (!setupChecksum(packet, recalculate, materialiser)) return false;
-  const ipVersion = gsoType === GSO_TCPV4 ? 4 : 6;
-  if (headers.protocol !== IPPROTO_TCP || headers.ipVersion !== ipVersion) return false;
-  packet.gsoType = gsoType;
+  const found = headers.ipVersion === 4 ? GSO_TCPV4 : GSO_TCPV6;
+  if (headers.protocol !== IPPROTO_TCP || (gsoType !== found && gsoType !== GSO_AS_HEADERS)) return false;
+  packet.gsoType = found;
   packet.gsoSize = gsoSize;
   return true;
 }

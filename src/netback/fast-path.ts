@@ -163,6 +163,8 @@ export interface FastPathQueue {
   readonly sendsPlainly: boolean;
   /** Packets may be put on the guest's ring as they are, and none waits. */
   readonly receivesPlainly: boolean;
+  /** Not 0 when GSO packets need more than an extra info. */
+  readonly gsoPrefix: number;
   /** The queue that packets for a device go to, if it has one only and that has a fast path. */
   targetOf(device: NetDevice): FastPath | null;
   /** Packets were put on the rx ring: publishes them. */
@@ -323,7 +325,7 @@ export class FastPath {
     words[BLOCK_RX_REQ_CONS >>> 2] = rxRing.reqCons;
     words[BLOCK_RX_RSP_PVT >>> 2] = rxRing.rspProdPvt;
     words[BLOCK_FRAME_MAX >>> 2] = dev.mtu + dev.hardHeaderLen + VLAN_HLEN;
-    words[BLOCK_GSO_MAX >>> 2] = dev.gsoMaxSize;
+    words[BLOCK_GSO_MAX >>> 2] = queue.gsoPrefix === 0 ? dev.gsoMaxSize : 0;
     words[BLOCK_OFFLOADS >>> 2] =
       ((features & NETIF_F_IP_CSUM) !== 0 ? OFFLOAD_CSUM_V4 : 0) |
       ((features & NETIF_F_IPV6_CSUM) !== 0 ? OFFLOAD_CSUM_V6 : 0) |

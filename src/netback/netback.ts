@@ -3,6 +3,7 @@ import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import { peerHas, readPeerOffloads } from '../kernel/peer-offloads.js';
+import { GSO_TCPV4, GSO_TCPV6 } from '../net/packet.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
 import type { ControlConnection } from './control.js';
@@ -250,8 +251,15 @@ export class Netback {
         `${xbdev.otherend}/request-rx-copy is not 1; only copying is supported`,
       );
     }
+    const offloads = await readPeerOffloads(xbdev);
+    // Who says both takes what is usual now.
+    const prefix4 = !offloads.gsoTcpv4 && (await peerHas(xbdev, 'feature-gso-tcpv4-prefix'));
+    const prefix6 = !offloads.gsoTcpv6 && (await peerHas(xbdev, 'feature-gso-tcpv6-prefix'));
     return {
-      ...(await readPeerOffloads(xbdev)),
+      ...offloads,
+      gsoTcpv4: offloads.gsoTcpv4 || prefix4,
+      gsoTcpv6: offloads.gsoTcpv6 || prefix6,
+      gsoPrefix: (Number(prefix4) << GSO_TCPV4) | (Number(prefix6) << GSO_TCPV6),
       rxNotify: await peerHas(xbdev, 'feature-rx-notify'),
       xdpHeadroom: await this.readXdpHeadroom(),
     };

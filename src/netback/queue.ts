@@ -32,6 +32,8 @@ export interface QueueVif {
   readonly dev: NetDevice;
   /** The frontend tells when it has posted the rx requests that it was asked for. */
   readonly rxNotify: boolean;
+  /** GSO types, a bit each, whose packets go to the guest with a prefix instead of an extra info. */
+  readonly gsoPrefix: number;
   /** Bytes to leave before the data of each rx page. */
   readonly xdpHeadroom: number;
   /** Pages held by packets that wait for the guest, on all its queues. */
@@ -146,6 +148,10 @@ export class Queue implements FastPathQueue, Rings {
 
   get sendsPlainly(): boolean {
     return this.vif.sendsPlainly && this.tx.usual;
+  }
+
+  get gsoPrefix(): number {
+    return this.vif.gsoPrefix;
   }
 
   get receivesPlainly(): boolean {

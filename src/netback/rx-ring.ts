@@ -147,7 +147,7 @@ export class RxRing {
   private run(): void {
     if (this.stopped) return;
     const { ring, waiting, batch } = this;
-    const { xdpHeadroom } = this.vif;
+    const { xdpHeadroom, gsoPrefix } = this.vif;
     const before = ring.rspProdPvt;
     const usual = xdpHeadroom === 0 && this.staticGrants.size === 0;
     let available = 0;
@@ -162,8 +162,19 @@ export class RxRing {
       if (this.planned === BATCH_PACKETS || batch.free < copies) this.copy();
       waiting.shift();
       if (one) this.planOne(packet);
-      else
-        planRx(packet, ring, ring.reqCons, this.domid, batch, this.requests, this.staticGrants, xdpHeadroom);
+      else {
+        planRx(
+          packet,
+          ring,
+          ring.reqCons,
+          this.domid,
+          batch,
+          this.requests,
+          this.staticGrants,
+          xdpHeadroom,
+          gsoPrefix,
+        );
+      }
       this.plans[this.planned] = packet;
       this.slots[this.planned++] = needed;
       this.firstCopy[this.planned] = batch.count;
@@ -299,7 +310,7 @@ export class RxRing {
     if (planned === 0) return;
     this.vif.platform.grants.copy(batch);
     const { i32 } = ring.memory;
-    const { xdpHeadroom } = this.vif;
+    const { xdpHeadroom, gsoPrefix } = this.vif;
     let at = ring.rspProdPvt;
     let packets = 0;
     let bytes = 0;
@@ -314,7 +325,7 @@ export class RxRing {
         const word = ring.slot(at) >>> 2;
         i32[word] = this.requests[at & (ring.size - 1)];
         i32[word + 1] = rxChecksumFlags(packet) | (packet.length << 16);
-      } else respondRx(ring, packet, at, slots[i], this.requests, xdpHeadroom);
+      } else respondRx(ring, packet, at, slots[i], this.requests, xdpHeadroom, gsoPrefix);
       at = (at + slots[i]) | 0;
       packets++;
       bytes += packet.length;

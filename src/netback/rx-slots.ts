@@ -6,6 +6,7 @@ import {
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
   NETRXF_EXTRA_INFO,
+  NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
   XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
   XEN_NETIF_NR_SLOTS_MIN,
@@ -25,12 +26,12 @@ import type { StaticGrants } from './static-grants.js';
 
 /** Data slots that every frontend takes of a packet. A 64 KiB packet has 16, 17 with a VLAN tag. */
 const RX_DATA_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN;
-/** Data slots and one for each of the three extra infos. */
+/** Data slots and one for each of the three extra infos, of which GSO's can be a prefix. */
 export const RX_SLOTS_MAX = RX_DATA_SLOTS_MAX + 3;
 /** The headroom that pages really get at most: they must have room for data, too. The extra info tells it. */
 export const XDP_HEADROOM_MAX = PAGE_SIZE / 2;
 
-/** Extra infos that a packet has: of its GSO, its hash when the frontend wants that, and the XDP headroom. */
+/** Slots without data: of a packet's GSO, its hash when the frontend wants that, and the XDP headroom. */
 function extraInfos(packet: Packet, headroom: number): number {
   return (packet.gsoType === GSO_NONE ? 0 : 1) + (packet.hashType < 0 ? 0 : 1) + (headroom === 0 ? 0 : 1);
 }
@@ -88,7 +89,8 @@ export function rxCopiesAtMost(packet: Packet): number {
  *   the ring
  * @param statics grants that are mapped, whose pages are written directly
  * @param headroom bytes to leave before the data of each page
- * @returns rx requests taken, those for extra infos included
+ * @param gsoPrefix GSO types, a bit each, whose packets have a prefix instead of an extra info
+ * @returns rx requests taken, those for extra infos and a prefix included
  */
 export function planRx(
   packet: Packet,
@@ -99,20 +101,23 @@ export function planRx(
   requests: Uint32Array,
   statics: StaticGrants | null = null,
   headroom = 0,
+  gsoPrefix = 0,
 ): number {
   const { i32 } = ring.memory;
   const { source, ref, offset, size } = packet;
   const mask = ring.size - 1;
-  const extras = extraInfos(packet, headroom);
   const room = PAGE_SIZE - headroom;
   const whole = wholeSlots(packet, room) > 0;
-  let at = ring.slot(start) >>> 2;
-  let slot = start & mask;
+  const first = start + ((gsoPrefix >>> packet.gsoType) & 1);
+  const end = start + 1 + extraInfos(packet, headroom);
+  // A prefix' or an extra info's request gives up its place in the ring; its page stays untouched.
+  if (first !== start) requests[start & mask] = i32[ring.slot(start) >>> 2] & 0xffff;
+  let at = ring.slot(first) >>> 2;
+  let slot = first & mask;
   let id = i32[at] & 0xffff;
   let gref = i32[at + 1];
-  let next = start + 1;
-  // An extra info's request gives up its place in the ring; its page stays untouched.
-  for (; next <= start + extras; next++) requests[next & mask] = i32[ring.slot(next) >>> 2] & 0xffff;
+  let next = first + 1;
+  for (; next < end; next++) requests[next & mask] = i32[ring.slot(next) >>> 2] & 0xffff;
   let filled = headroom;
   for (let i = -1; i < packet.fragments; i++) {
     const from = i < 0 || source[i] === FRAGMENT_LOCAL ? COPY_LOCAL : source[i];
@@ -159,19 +164,27 @@ export function respondRx(
   slots: number,
   requests: Uint32Array,
   headroom = 0,
+  gsoPrefix = 0,
 ): void {
   const { i32 } = ring.memory;
   const mask = ring.size - 1;
-  const extras = extraInfos(packet, headroom);
+  const first = (gsoPrefix >>> packet.gsoType) & 1;
+  const last = extraInfos(packet, headroom);
+  const extras = last - first;
+  if (first === 1) {
+    const at = ring.slot(start) >>> 2;
+    i32[at] = (requests[start & mask] & 0xffff) | (packet.gsoSize << 16);
+    i32[at + 1] = NETRXF_GSO_PREFIX | NETRXF_MORE_DATA | ((slots - extras) << 16);
+  }
   let left = packet.length;
   let flags = rxChecksumFlags(packet) | (extras > 0 ? NETRXF_EXTRA_INFO : 0);
-  for (let i = 0; i < slots; i++) {
+  for (let i = first; i < slots; i++) {
     const at = ring.slot(start + i) >>> 2;
-    if (i > 0 && i <= extras) {
-      if (i === extras && headroom > 0) {
+    if (i > first && i <= last) {
+      if (i === last && headroom > 0) {
         i32[at] = xdpExtraWord0(headroom);
         i32[at + 1] = 0;
-      } else writeExtraInfo(i32, at, packet, i === 1 && packet.gsoType !== GSO_NONE, i < extras);
+      } else writeExtraInfo(i32, at, packet, i === 1 && packet.gsoType !== GSO_NONE, i < last);
       continue;
     }
     const request = requests[(start + i) & mask];

@@ -45,6 +45,8 @@ const VIF_ADDRESS = 'fe:ff:ff:ff:ff:ff';
 
 /** What the frontend said it can take, and where its rings are. */
 export interface FrontendFeatures extends PeerOffloads {
+  /** GSO types, a bit each, that it takes with a prefix instead of an extra info (feature-gso-tcpv4-prefix, …). */
+  readonly gsoPrefix?: number;
   /** It tells when it has posted rx requests. */
   readonly rxNotify: boolean;
   /** Bytes that it wants before the data of each rx page. */
@@ -229,6 +231,10 @@ export class Vif implements QueueVif, ControlTarget {
 
   get rxNotify(): boolean {
     return this.frontend.rxNotify;
+  }
+
+  get gsoPrefix(): number {
+    return this.frontend.gsoPrefix ?? 0;
   }
 
   /** Takes the link down, whatever the frontend does, or lets it be up again; also for later connections. */

@@ -60,6 +60,12 @@ export interface NetfrontOptions {
    * must put there what it wants; broadcasts come anyway.
    */
   multicastControl?: boolean;
+  /**
+   * Takes GSO packets as old frontends of Windows did: the response before a packet tells its GSO size, instead of an extra info
+   * behind its first (feature-gso-tcpv4-prefix and -tcpv6-prefix in place of feature-gso-tcpv4 and -tcpv6). From a backend
+   * that does not know it, as Linux's since 4.9, no GSO packets come.
+   */
+  gsoPrefix?: boolean;
 }
 
 /** Queues of a device at most; more were never useful (XENNET's and XENVIF's default bound). */
@@ -69,14 +75,10 @@ export const QUEUE_LIMIT_MIN = 16384;
 /** The keys that tell of rings and event channels. */
 const RING_KEY = /^(queue-\d+|(tx|rx|ctrl)-ring-ref|event-channel(-(tx|rx|ctrl))?|multi-queue-num-queues)$/;
 /** What every connection offers. */
-const OFFERED = [
-  'request-rx-copy',
-  'feature-rx-notify',
-  'feature-sg',
-  'feature-gso-tcpv4',
-  'feature-gso-tcpv6',
-  'feature-ipv6-csum-offload',
-];
+const OFFERED = ['request-rx-copy', 'feature-rx-notify', 'feature-sg', 'feature-ipv6-csum-offload'];
+/** … and how it takes GSO packets: with an extra info each, or with a prefix. */
+const GSO_EXTRA = ['feature-gso-tcpv4', 'feature-gso-tcpv6'];
+const GSO_PREFIX = ['feature-gso-tcpv4-prefix', 'feature-gso-tcpv6-prefix'];
 /** The nodes of the device's own directory that the toolstack may change at any time. */
 const FOLLOWED = /\/(mtu|disconnect|speed)$/;
 /** Mb/s: a number, or bit/s with the unit that Windows' frontend takes, too. */
@@ -194,6 +196,10 @@ export class Netfront implements QueueDevice {
 
   get reclaimer() {
     return this.kernel.reclaimer;
+  }
+
+  get gsoPrefix(): boolean {
+    return this.options.gsoPrefix ?? false;
   }
 
   get backendId(): number {
@@ -569,6 +575,8 @@ export class Netfront implements QueueDevice {
       }
     }
     for (const key of OFFERED) nodes[key] = 1;
+    for (const key of GSO_EXTRA) nodes[key] = Number(!this.gsoPrefix);
+    if (this.gsoPrefix) for (const key of GSO_PREFIX) nodes[key] = 1;
     if (backend.xdpHeadroom) nodes['xdp-headroom'] = this.xdpHeadroom;
     if (this.options.multicastControl && backend.multicastControl) {
       this.filtering = isFilterable(this.dev as NetDevice);

@@ -25,6 +25,8 @@ export interface QueueDevice {
   readonly backendId: number;
   /** Whether the backend may see more of a granted page than the packet in it. */
   readonly trusted: boolean;
+  /** Whether GSO packets come with a prefix. */
+  readonly gsoPrefix?: boolean;
   /** Called once, when the backend broke the protocol: the device is unusable until it reconnects. */
   broken(reason: string): void;
 }

@@ -276,7 +276,8 @@ export class RxRing {
   /** Takes any packet, unless the backend turns out to be broken. */
   private takeAny(rspProd: number): void {
     const { ring, response } = this;
-    readRxPacket(ring, ring.rspCons, (rspProd - ring.rspCons) | 0, response);
+    const available = (rspProd - ring.rspCons) | 0;
+    readRxPacket(ring, ring.rspCons, available, response, this.device.gsoPrefix);
     if (!this.revoke(response.consumed)) return;
     const packet = response.reason === '' ? this.build() : null;
     this.recycle(ring.rspCons, response.consumed);

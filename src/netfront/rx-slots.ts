@@ -1,11 +1,13 @@
 import {
   ExtraInfos,
   NETRXF_EXTRA_INFO,
+  NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
   XEN_NETIF_EXTRA_FLAG_MORE,
   XEN_NETIF_NR_SLOTS_MIN,
 } from '../abi/netif.js';
 import type { FrontRing } from '../abi/ring.js';
+import { GSO_AS_HEADERS, GSO_NONE } from '../net/packet.js';
 import { PAGE_SIZE } from '../platform/memory.js';
 
 /**
@@ -20,7 +22,7 @@ export class RxPacket {
   consumed = 0;
   /** Data slots, of which the first RX_SLOTS_MAX are described. */
   slots = 0;
-  /** Flags of the first response. */
+  /** Flags of the first response that has data. */
   flags = 0;
   /** Bytes of the packet. */
   size = 0;
@@ -38,21 +40,43 @@ export class RxPacket {
  * drop: a backend publishes whole packets.
  *
  * @param available responses from `start` on, at least 1
+ * @param prefixes whether a GSO packet may begin with a response that tells its GSO size
  */
-export function readRxPacket(ring: FrontRing, start: number, available: number, rx: RxPacket): void {
+export function readRxPacket(
+  ring: FrontRing,
+  start: number,
+  available: number,
+  rx: RxPacket,
+  prefixes = false,
+): void {
   const { i32 } = ring.memory;
-  const at = ring.slot(start) >>> 2;
-  const word0 = i32[at];
-  const word1 = i32[at + 1];
+  let at = ring.slot(start) >>> 2;
+  let word0 = i32[at];
+  let word1 = i32[at + 1];
   rx.slots = 0;
   rx.size = 0;
   rx.reason = '';
   if (rx.infos.count !== 0) rx.infos.clear();
-  const flags = word1 & 0xffff;
-  rx.flags = flags;
-  let next = (flags & NETRXF_EXTRA_INFO) === 0 ? 1 : readRxExtras(ring, start, available, rx);
-  takeSlot(rx, start, word0 >>> 16, word1 >> 16);
-  let more = (flags & NETRXF_MORE_DATA) !== 0;
+  const prefix = prefixes && (word1 & NETRXF_GSO_PREFIX) !== 0 ? word0 >>> 16 : -1;
+  let next = 1;
+  if (prefix >= 0) {
+    if (prefix === 0) rx.reason = 'a gso_prefix of size 0';
+    if ((word1 & NETRXF_MORE_DATA) === 0 || available === 1) {
+      rx.reason = 'a gso_prefix without data behind it';
+      rx.consumed = 1;
+      return;
+    }
+    at = ring.slot(start + 1) >>> 2;
+    word0 = i32[at];
+    word1 = i32[at + 1];
+    next = 2;
+  }
+  const first = (start + next - 1) | 0;
+  rx.flags = word1 & 0xffff;
+  if ((word1 & NETRXF_EXTRA_INFO) !== 0) next = readRxExtras(ring, start, next, available, rx);
+  if (prefix >= 0) takePrefix(rx, prefix);
+  takeSlot(rx, first, word0 >>> 16, word1 >> 16);
+  let more = (word1 & NETRXF_MORE_DATA) !== 0;
   while (more) {
     if (next >= available) {
       rx.reason = 'more_data past the last response';
@@ -90,9 +114,17 @@ function takeSlot(rx: RxPacket, index: number, offset: number, status: number): 
   rx.slots++;
 }
 
-function readRxExtras(ring: FrontRing, start: number, available: number, rx: RxPacket): number {
+/** The type is what the headers say. */
+function takePrefix(rx: RxPacket, size: number): void {
+  if (rx.infos.gsoType !== GSO_NONE) rx.reason = 'a gso_prefix and an extra info of GSO';
+  rx.infos.count++;
+  rx.infos.gsoType = GSO_AS_HEADERS;
+  rx.infos.gsoSize = size;
+}
+
+/** @returns the index behind the extra infos, from `start` on as `next` is */
+function readRxExtras(ring: FrontRing, start: number, next: number, available: number, rx: RxPacket): number {
   const { i32 } = ring.memory;
-  let next = 1;
   let more = true;
   while (more) {
     if (next >= available) {

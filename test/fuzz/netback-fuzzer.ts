@@ -10,8 +10,8 @@ import {
   XEN_NETIF_EXTRA_FLAG_MORE,
 } from '../../src/abi/index.js';
 import { type GrantedPage, HostileFrontend } from '../../src/mock/index.js';
-import { NETIF_F_GRO, type NetDevice } from '../../src/net/index.js';
-import { RX_QUEUE_PACKETS_MAX, SourceFilter, Vif } from '../../src/netback/index.js';
+import { GSO_TCPV4, GSO_TCPV6, NETIF_F_GRO, type NetDevice } from '../../src/net/index.js';
+import { type FrontendFeatures, RX_QUEUE_PACKETS_MAX, SourceFilter, Vif } from '../../src/netback/index.js';
 import type { Domain } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { ALL_FEATURES, type DataPath } from '../support/data-path.js';
@@ -132,7 +132,8 @@ export class NetbackFuzzer {
     }
     front.txNext = start;
     front.rxNext = start;
-    const features = draw.oneIn(4)
+    const gsoPrefix = draw.oneIn(4) ? draw.of([1 << GSO_TCPV4, 1 << GSO_TCPV6, 6]) : 0;
+    const features: FrontendFeatures = draw.oneIn(4)
       ? {
           sg: false,
           gsoTcpv4: false,
@@ -142,7 +143,7 @@ export class NetbackFuzzer {
           rxNotify: draw.oneIn(2),
           xdpHeadroom: draw.oneIn(2) ? 0 : draw.u32() & 0x7fff,
         }
-      : ALL_FEATURES;
+      : { ...ALL_FEATURES, gsoPrefix };
     // A control ring needs a page of the backend's.
     const control = this.starved ? null : { domid, ring, port: front.ctrlPort };
     this.vif.connect(features, [{ domid, txRing, rxRing, txPort, rxPort }], control);

@@ -5,6 +5,7 @@ import {
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
   NETRXF_EXTRA_INFO,
+  NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
 } from '../../src/abi/index.js';
 import { HostileBackend } from '../../src/mock/index.js';
@@ -109,7 +110,14 @@ export class NetfrontFuzzer {
     this.outstanding = [];
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     const broken = (reason: string) => void reasons.push(reason);
-    const device = { ...dom, dev, backendId: 0, trusted: !draw.oneIn(4), broken };
+    const device = {
+      ...dom,
+      dev,
+      backendId: 0,
+      trusted: !draw.oneIn(4),
+      gsoPrefix: draw.oneIn(2),
+      broken,
+    };
     this.queue = new Queue(device, 0, !draw.oneIn(3), this.granted);
     dev.txPool = device.trusted ? this.granted.pages : null;
     dev.setXdp(draw.oneIn(2) ? buffs => this.judge(buffs) : null);
@@ -257,8 +265,13 @@ export class NetfrontFuzzer {
     const { draw, back } = this;
     for (let n = draw.below(6); n >= 0; n--) {
       const slots = draw.oneIn(12) ? 1 + draw.below(22) : 1 + draw.below(3);
-      if (((back.rx.reqProd - back.rxNext) | 0) < slots + 2) break;
+      if (((back.rx.reqProd - back.rxNext) | 0) < slots + 3) break;
       const extra = draw.oneIn(4);
+      if (draw.oneIn(8)) {
+        const flags = NETRXF_GSO_PREFIX | (draw.oneIn(8) ? draw.u16() : NETRXF_MORE_DATA);
+        back.respondRx({ offset: draw.of([1448, 1, 65535, 0]), flags, status: slots + 1 });
+        back.rxNext >>>= 0;
+      }
       for (let i = 0; i < slots; i++) {
         let flags = i + 1 < slots ? NETRXF_MORE_DATA : 0;
         if (i === 0) {

@@ -6,6 +6,7 @@ import {
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
   NETRXF_EXTRA_INFO,
+  NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
 } from '../../src/abi/index.js';
 import { DoubleFetchMemory } from '../../src/mock/index.js';
@@ -220,24 +221,34 @@ describe('XSA-376: netfront and a hostile backend: the device is broken', () => 
 });
 
 describe('XSA-376: netfront and a hostile backend: the packet is dropped', () => {
-  function dropped(name: string, seed: number, build: (victim: Victim) => void, errors = 1): void {
+  function dropped(
+    name: string,
+    seed: number,
+    build: (victim: Victim) => void,
+    errors = 1,
+    options: ConstructorParameters<typeof Victim>[1] = {},
+  ): void {
     test(name, () =>
-      scene(seed, async ({ victim }) => {
-        const before = victim.dom.platform.grants.allocated;
-        build(victim);
-        await victim.strike();
-        assert.deepEqual(victim.broken, []);
-        assert.equal(victim.got.length, 0);
-        assert.equal(victim.dev.stats.rxErrors, errors);
-        assert.equal(victim.dom.net.packets.used, 0);
-        assert.equal(victim.dom.platform.grants.allocated, before);
-        // The buffers are posted again, and the next packet comes through.
-        for (const length of [100, 9000]) {
-          victim.back.packet(frame(victim, length));
+      scene(
+        seed,
+        async ({ victim }) => {
+          const before = victim.dom.platform.grants.allocated;
+          build(victim);
           await victim.strike();
-          assert.deepEqual(victim.got.pop(), frame(victim, length));
-        }
-      }),
+          assert.deepEqual(victim.broken, []);
+          assert.equal(victim.got.length, 0);
+          assert.equal(victim.dev.stats.rxErrors, errors);
+          assert.equal(victim.dom.net.packets.used, 0);
+          assert.equal(victim.dom.platform.grants.allocated, before);
+          // The buffers are posted again, and the next packet comes through.
+          for (const length of [100, 9000]) {
+            victim.back.packet(frame(victim, length));
+            await victim.strike();
+            assert.deepEqual(victim.got.pop(), frame(victim, length));
+          }
+        },
+        options,
+      ),
     );
   }
 
@@ -302,6 +313,46 @@ describe('XSA-376: netfront and a hostile backend: the packet is dropped', () =>
       back.rxExtra(gsoExtraWord0(100), gsoExtraWord1(type));
     });
   }
+  const prefix = NETRXF_GSO_PREFIX | NETRXF_MORE_DATA;
+  function droppedPrefix(what: string, build: (victim: Victim) => void): void {
+    for (const ringCode of [true, false]) {
+      dropped(`a GSO prefix ${what} (WebAssembly: ${ringCode})`, 615, build, 1, {
+        gsoPrefix: true,
+        ringCode,
+      });
+    }
+  }
+  droppedPrefix('with nothing behind it', ({ back }) =>
+    back.respondRx({ offset: 1448, flags: prefix, status: 2000 }),
+  );
+  droppedPrefix('that announces nothing', ({ back }) =>
+    back.respondRx({ offset: 1448, flags: NETRXF_GSO_PREFIX, status: 1000 }),
+  );
+  for (const [what, offset, flags, options] of [
+    ['of size 0', 0, 0, {}],
+    ['before UDP', 1448, 0, { udp: true }],
+    ['before a packet with an extra info of GSO', 1448, NETRXF_EXTRA_INFO, {}],
+    ['before a page that was not filled', 1448, -1, {}],
+  ] as const) {
+    droppedPrefix(what, victim => {
+      const { back } = victim;
+      back.respondRx({ offset, flags: prefix, status: 2000 });
+      const bytes = frame(victim, 3000, options);
+      back.fill(back.rxGref, bytes);
+      const status = flags < 0 ? -1 : bytes.length;
+      back.respondRx({ status, flags: Math.max(flags, 0) | NETRXF_CSUM_BLANK });
+      if (flags > 0) back.rxExtra(gsoExtraWord0(1448), gsoExtraWord1(GSO_TCPV4));
+    });
+  }
+  droppedPrefix('before another prefix, and no data', ({ back }) => {
+    for (let i = 0; i < 2; i++) back.respondRx({ offset: 1448, flags: prefix, status: 2000 });
+    back.respondRx({ status: 13 });
+  });
+  droppedPrefix('on every slot', ({ back }) => {
+    const posted = back.rx.reqProd;
+    while (back.rxNext < posted) back.respondRx({ offset: 1448, flags: prefix, status: 4096 });
+  });
+
   dropped('csum_blank on what has no checksum', 611, ({ back }) =>
     back.respondRx({ status: 60, flags: NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED }),
   );
@@ -493,6 +544,7 @@ describe('netfront and a hostile backend: its own books', () => {
     const path = new DataPath(707);
     let rings: DoubleFetchMemory | null = null;
     const victim = new Victim(path, {
+      gsoPrefix: true,
       memoryOf: (memory, page) => {
         rings = new DoubleFetchMemory(memory, page * PAGE_SIZE);
         return rings;
@@ -507,8 +559,12 @@ describe('netfront and a hostile backend: its own books', () => {
         await victim.strike();
         assert.deepEqual(victim.got.pop(), frame(victim, length));
       }
+      victim.back.respondRx({ offset: 1400, flags: NETRXF_GSO_PREFIX | NETRXF_MORE_DATA, status: 2 });
+      victim.back.packet(frame(victim, 3000), NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED);
+      await victim.strike();
+      assert.deepEqual(victim.got.pop(), frame(victim, 3000));
       assert.equal(rings!.mostReads, 1);
-      assert.equal(rings!.bytesRead, 5 * 8);
+      assert.equal(rings!.bytesRead, 7 * 8);
     }
     assert.deepEqual(victim.broken, []);
     victim.disconnect();

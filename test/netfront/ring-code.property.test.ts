@@ -7,6 +7,7 @@ import {
   NETRXF_CSUM_BLANK,
   NETRXF_DATA_VALIDATED,
   NETRXF_EXTRA_INFO,
+  NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
   NETTXF_EXTRA_INFO,
   NETTXF_MORE_DATA,
@@ -69,6 +70,8 @@ const received = fc.record({
       arbitrary: fc.array(fc.oneof(extra, fc.constant([xdpExtraWord0(100), 0])), { maxLength: 3 }),
     },
   ),
+  /** Of GSO, before it: its size, flags that are wrong, and what it says of the number of slots. */
+  prefix: rarely(6, fc.tuple(u16, fc.oneof({ weight: 4, arbitrary: fc.constant(0) }, u16), u16)),
   id: rarely(5, u16),
   mutation: rarely(15, fc.record({ slot: fc.nat(20), word: fc.nat(1), how: wordChange })),
 });
@@ -82,7 +85,9 @@ const soundReceived = received.map((one): RxPacket => {
   return {
     ...one,
     sizes,
-    extras: gso ? [[gsoExtraWord0(1448), version === 4 ? GSO_TCPV4 : GSO_TCPV6]] : [],
+    extras:
+      gso && one.prefix === undefined ? [[gsoExtraWord0(1448), version === 4 ? GSO_TCPV4 : GSO_TCPV6]] : [],
+    prefix: gso && one.prefix !== undefined ? [1448, 0, 0] : undefined,
     flags: gso ? BLANK : vlan === undefined ? one.flags : 0,
     mutation: undefined,
   };
@@ -145,6 +150,7 @@ const scenario = fc.record({
   start: fc.constantFrom(0, 0, 200, 0xffffffc0, 0x7fffffe0),
   split: fc.boolean(),
   trusted: fc.oneof(fc.constant(true), fc.boolean()),
+  gsoPrefix: fc.boolean(),
   gro: fc.boolean(),
   xdp: fc.boolean(),
   rounds: fc.array(round, { minLength: 1, maxLength: 10 }),
@@ -199,8 +205,8 @@ class World {
     private readonly ringCode: boolean,
     private readonly options: Of<typeof scenario>,
   ) {
-    const { split, trusted, start, gro } = options;
-    this.victim = new Victim(this.path, { ringCode, split, trusted, start });
+    const { split, trusted, gsoPrefix, start, gro } = options;
+    this.victim = new Victim(this.path, { ringCode, split, trusted, gsoPrefix, start });
     const { dev } = this.victim;
     if (gro) dev.features |= NETIF_F_GRO;
     if (options.xdp) dev.setXdp(judge);
@@ -355,9 +361,9 @@ class World {
   }
 
   /** Puts a packet into the pages that are posted next, as far as there are enough. */
-  private deliver({ frame, sizes, offset, flags, extras, id, mutation }: RxPacket): void {
+  private deliver({ frame, sizes, offset, flags, extras, prefix, id, mutation }: RxPacket): void {
     const { back } = this.victim;
-    if (((back.rx.reqProd - back.rxNext) | 0) < sizes.length + extras.length) return;
+    if (((back.rx.reqProd - back.rxNext) | 0) < sizes.length + extras.length + 1) return;
     const rest = sizes.slice(1).reduce((a, b) => a + b, 0);
     const bytes = buildFrame({
       ...frame,
@@ -365,6 +371,11 @@ class World {
       payload: Uint8Array.from({ length: sizes[0] + rest }, (_, i) => (i * 5 + sizes[0]) & 0xff),
     });
     const start = back.rxNext;
+    if (prefix !== undefined) {
+      const [size, wrong, status] = prefix;
+      const flags = (NETRXF_GSO_PREFIX | NETRXF_MORE_DATA) ^ wrong;
+      back.respondRx({ id, offset: size, flags, status });
+    }
     let at = 0;
     for (const [i, size] of [bytes.length - rest, ...sizes.slice(1)].entries()) {
       const begin = Math.max(0, Math.min(offset, PAGE_SIZE - size));

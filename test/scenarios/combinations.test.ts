@@ -25,6 +25,7 @@ const FACTORS = {
   frontSg: [true, false],
   frontGso4: [true, false],
   frontGso6: [true, false],
+  gsoPrefix: [true, false],
   frontCsum4: [true, false],
   frontCsum6: [true, false],
   rxNotify: [true, false],
@@ -70,8 +71,10 @@ function say(combination: Combination, nodename: string, nodes: Nodes): Nodes {
   } else if (isFrontend && 'request-rx-copy' in nodes) {
     if (!c.rxNotify) lacks('feature-rx-notify');
     if (!c.frontSg) lacks('feature-sg');
-    if (!c.frontGso4) lacks('feature-gso-tcpv4');
-    if (!c.frontGso6) lacks('feature-gso-tcpv6');
+    for (const how of ['', '-prefix']) {
+      if (!c.frontGso4) lacks(`feature-gso-tcpv4${how}`);
+      if (!c.frontGso6) lacks(`feature-gso-tcpv6${how}`);
+    }
     if (!c.frontCsum4) said['feature-no-csum-offload'] = 1;
     if (!c.frontCsum6) lacks('feature-ipv6-csum-offload');
   }
@@ -160,8 +163,8 @@ async function sendToGroup(host: Host, from: NetDevice, to: NetDevice): Promise<
 async function tryCombination(combination: Combination, seed: number): Promise<void> {
   const c = combination;
   const host = await Host.boot(seed, { netback: { maxQueues: 4 } });
-  const { frontQueues: maxQueues, staticGrants, multicastControl } = c;
-  const guest = await host.createGuest('a', { maxQueues, staticGrants, multicastControl });
+  const { frontQueues: maxQueues, staticGrants, multicastControl, gsoPrefix } = c;
+  const guest = await host.createGuest('a', { maxQueues, staticGrants, multicastControl, gsoPrefix });
   assert.equal(guest.domain.domid, 1);
   const other = await host.createGuest('b');
   const eth0 = await host.connectVif(guest, 0, { front: { trusted: c.trusted } });
@@ -171,6 +174,8 @@ async function tryCombination(combination: Combination, seed: number): Promise<v
   const dev = host.dom0.net.byName('vif1.0')!;
   dev.features &= ~NETIF_F_GRO;
   const vif = dev.priv as Vif;
+  const prefixes = (Number(c.frontGso4) << GSO_TCPV4) | (Number(c.frontGso6) << GSO_TCPV6);
+  assert.equal(vif.gsoPrefix, gsoPrefix ? prefixes : 0);
   assert.equal(vif.queues.length, Math.min(maxQueues, Math.max(c.backQueues, 1)));
   const channels = host.dom0.irqs.counts.filter(({ name }) => /^vif1\.0(-q\d)?-tx$/.test(name));
   assert.equal(channels.length, c.split ? vif.queues.length : 0, 'split event channels');

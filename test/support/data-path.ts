@@ -136,9 +136,18 @@ export class DataPath {
 
   /**
    * @param options.mtu of both ends; the bridge takes the lowest of its ports
+   * @param options.gsoPrefix what the frontend knows of GSO prefixes; the backend does what `features` say
    * @param options.tied the guest's grants are tied to their pages, as those of a process on a real Xen host
    */
-  guest(options: { features?: FrontendFeatures; split?: boolean; mtu?: number; tied?: boolean } = {}): Guest {
+  guest(
+    options: {
+      features?: FrontendFeatures;
+      split?: boolean;
+      mtu?: number;
+      tied?: boolean;
+      gsoPrefix?: boolean;
+    } = {},
+  ): Guest {
     const domain = this.hypervisor.createDomain();
     const dom = new Dom(domain, options.tied ? tieGrants(domain.platform) : domain.platform);
     const { domid } = dom.platform;
@@ -156,7 +165,14 @@ export class DataPath {
     dom.net.register(dev);
     const granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     const queue: FrontQueue = new FrontQueue(
-      { ...dom, dev, backendId: 0, trusted: true, broken: reason => broken.push(reason) },
+      {
+        ...dom,
+        dev,
+        backendId: 0,
+        trusted: true,
+        gsoPrefix: options.gsoPrefix,
+        broken: reason => broken.push(reason),
+      },
       0,
       options.split ?? true,
       granted,

@@ -175,6 +175,8 @@ export class Victim {
       ringCode?: boolean;
       /** false for a backend that may not see what else lies in a page. */
       trusted?: boolean;
+      /** true for a frontend that takes GSO packets with a prefix. */
+      gsoPrefix?: boolean;
       /** The rings' first index. */
       start?: number;
     } = {},
@@ -215,7 +217,7 @@ export class Victim {
 
   connect(): HostileBackend {
     const { dom, dev, path, broken } = this;
-    const { split = true, trusted = true, start = 0 } = this.options;
+    const { split = true, trusted = true, gsoPrefix, start = 0 } = this.options;
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     this.queue = new FrontQueue(
       {
@@ -224,6 +226,7 @@ export class Victim {
         dev,
         backendId: 0,
         trusted,
+        gsoPrefix,
         broken: reason => broken.push(reason),
       },
       0,

@@ -15,6 +15,7 @@ export const RXF_DATA_VALIDATED = 1;
 export const RXF_CSUM_BLANK = 2;
 export const MORE_DATA = 4;
 export const EXTRA_INFO = 8;
+export const GSO_PREFIX = 16;
 
 export const EXTRA_TYPE_GSO = 1;
 export const GSO_TCPV4 = 1;

@@ -6,6 +6,7 @@ import {
   ETH_HLEN,
   EXTRA_INFO,
   EXTRA_TYPE_GSO,
+  GSO_PREFIX,
   MORE_DATA,
   PAGE_SHIFT,
   PAGE_SIZE,
@@ -178,7 +179,7 @@ export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i
     const offset = <i32>(word0 >>> 16);
     const bytes = <i32>word1 >> 16;
     if (
-      (word1 & (MORE_DATA | EXTRA_INFO)) !== 0 ||
+      (word1 & (MORE_DATA | EXTRA_INFO | GSO_PREFIX)) !== 0 ||
       bytes < <i32>ETH_HLEN ||
       <u32>(offset + bytes) > PAGE_SIZE
     )
@@ -210,7 +211,7 @@ export function receiveLong(block: usize, posts: usize, fragments: usize, rspPro
   let size = <i32>word1 >> 16;
   const first = size;
   const offset = <i32>(word0 >>> 16);
-  if (first <= 0 || <u32>(offset + first) > PAGE_SIZE) return 0;
+  if (first <= 0 || <u32>(offset + first) > PAGE_SIZE || (word1 & GSO_PREFIX) !== 0) return 0;
   let next: u32 = 1;
   let gsoType: u32 = 0;
   store<i32>(block + RING_FLAGS, word1 & 0xffff);
