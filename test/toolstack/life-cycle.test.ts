@@ -177,9 +177,10 @@ describe('save and restore', () => {
     t.after(() => sleeper.child.kill());
     await until(() => sleeper.lines.length > 0, 'the program');
     const [note] = unsavedOf(a);
+    // Newer versions of Node name their main thread.
     assert.match(
       note,
-      /^a: not saved: the programs in its namespace, and their connections: node \(pid \d+\)$/,
+      /^a: not saved: the programs in its namespace, and their connections: node(-MainThread)? \(pid \d+\)$/,
     );
 
     const image = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
