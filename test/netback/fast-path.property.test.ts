@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { gsoExtraWord0, gsoExtraWord1, NETTXF_DATA_VALIDATED } from '../../src/abi/index.js';
-import type { NetDevice } from '../../src/net/index.js';
+import { GSO_TCPV4, type NetDevice } from '../../src/net/index.js';
 import { FILTER_PASS } from '../../src/netback/index.js';
 import { layout } from '../net/frames.js';
 import { type Of, rarely, u32 } from '../support/arbitraries.js';
@@ -80,6 +80,7 @@ const scenario = fc.record({
     { mtu: 1500 },
     { features: { ...ALL_FEATURES, noCsumOffload: true, ipv6CsumOffload: false } },
     { features: { ...ALL_FEATURES, gsoTcpv4: false, gsoTcpv6: false } },
+    { features: { ...ALL_FEATURES, gsoPrefix: 1 << GSO_TCPV4 } },
     { domain: { grantVersion: 2 as const } },
   ),
   split: fc.boolean(),
