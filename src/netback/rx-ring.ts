@@ -258,6 +258,8 @@ export class RxRing {
         this.isStalled = true;
         this.stats.rxStalls++;
         vif.rxStalled(true);
+        // It may have missed that there is something on its ring.
+        this.onServed(true);
       } else next = Math.min(next, stallsAt);
     }
     this.superviseAt(next);

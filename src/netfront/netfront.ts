@@ -87,6 +87,8 @@ const SPEED_UNITS: Readonly<Record<string, number>> = { '': 1, k: 1e-3, m: 1, g:
 /** Pauses before a connection is offered again that failed: the first, and the longest. */
 const RETRY_MIN_MS = 1_000;
 const RETRY_MAX_MS = 60_000;
+/** A backend that answers nothing for that long is reminded, as Windows' frontend does. */
+const WATCHDOG_MS = 30_000;
 /** Pages that a queue sends from: a ring of them on their way, and as many being filled. */
 const TX_PAGES_PER_QUEUE = 512;
 
@@ -106,6 +108,11 @@ class NetfrontOps implements NetDeviceOps<Netfront> {
 
   flush(dev: NetDevice<Netfront>): void {
     for (const queue of dev.priv.queues) queue.flush();
+  }
+
+  /** An event may have been lost, on its way here or to the backend. */
+  txTimeout(dev: NetDevice<Netfront>, queue: number): void {
+    dev.priv.queues[queue]?.poke();
   }
 
   fixFeatures(dev: NetDevice<Netfront>, features: number): number {
@@ -178,6 +185,7 @@ export class Netfront implements QueueDevice {
     dev.features = dev.hwFeatures | NETIF_F_RXCSUM;
     dev.minMtu = ETH_MIN_MTU;
     dev.maxMtu = ETH_MAX_MTU;
+    dev.watchdogMs = WATCHDOG_MS;
     for (const queue of dev.txQueues) queue.setMinLimit(QUEUE_LIMIT_MIN);
     dev.carrierOff();
   }

@@ -212,6 +212,15 @@ export class Queue implements Rings {
     return done;
   }
 
+  /** Looks at both rings, and has the backend look, as if each side had sent an event. */
+  poke(): void {
+    if (this.stopped) return;
+    this.napi.schedule();
+    const { irqs } = this.device;
+    irqs.notifyRemoteViaIrq(this.txIrq);
+    if (this.rxIrq !== this.txIrq) irqs.notifyRemoteViaIrq(this.rxIrq);
+  }
+
   /** Requests of both rings, modulo 2^32. */
   get published(): number {
     return (this.tx.ring.reqProdPvt + this.rx.ring.reqProdPvt) | 0;

@@ -1,0 +1,102 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import type { NetDevice } from '../../src/net/index.js';
+import type { Vif } from '../../src/netback/index.js';
+import type { Domain } from '../../src/platform/sim/index.js';
+import { buildFrame } from '../net/frames.js';
+import { Host } from '../support/host.js';
+import { packetFrom } from '../support/packets.js';
+
+/** Sent in a row, until the byte queue limit holds the rest back. */
+const PACKETS = 60;
+
+/** Two guests, the first of which sends to the second, which counts. */
+class Scene {
+  got = 0;
+  isLost: (from: number, to: number) => boolean = () => false;
+
+  private constructor(
+    readonly host: Host,
+    readonly guest: Domain,
+    readonly eth0: NetDevice,
+    readonly peer: NetDevice,
+  ) {
+    const { events } = host.hypervisor;
+    const deliver = events.send.bind(events);
+    events.send = (caller: Domain, port: number) => {
+      if (!this.isLost(caller.domid, caller.ports.remoteDomid[port])) deliver(caller, port);
+    };
+    peer.rxHandler = packet => {
+      this.got++;
+      packet.release();
+    };
+  }
+
+  static async make(): Promise<Scene> {
+    const host = await Host.boot(31);
+    const [a, b] = [await host.createGuest('a'), await host.createGuest('b')];
+    const eth0 = await host.connectVif(a);
+    return new Scene(host, a.domain, eth0, await host.connectVif(b));
+  }
+
+  send(): void {
+    const { eth0, peer } = this;
+    const addresses = { source: [...eth0.address], destination: [...peer.address] };
+    const bytes = buildFrame({ ...addresses, payload: new Uint8Array(1000) });
+    for (let i = 0; i < PACKETS; i++) eth0.xmit(packetFrom(eth0, bytes));
+  }
+
+  run(seconds: number): Promise<void> {
+    return this.host.scheduler.runFor(seconds * 1000);
+  }
+}
+
+describe('an event that was lost does not stop a device for good', () => {
+  for (const [lost, isLost] of [
+    ["of the frontend's requests", (from: number) => from === 1],
+    ["of the backend's responses", (_: number, to: number) => to === 1],
+    ['of either', () => true],
+  ] as const) {
+    test(`${lost}: the sender's watchdog looks, and reminds the backend`, async () => {
+      const scene = await Scene.make();
+      const [queue] = scene.eth0.txQueues;
+      scene.isLost = isLost;
+      scene.send();
+      await scene.run(20);
+      scene.isLost = () => false;
+      assert.ok(queue.stopped);
+      assert.ok(scene.got < PACKETS);
+
+      await scene.run(20);
+      assert.equal(scene.got, PACKETS);
+      assert.equal(queue.timeouts, 1);
+      const said = scene.guest.dmesg.join('\n');
+      assert.match(said, /NETDEV WATCHDOG: eth0 \(vif\): transmit queue 0 timed out 30000 ms/);
+
+      scene.send();
+      await scene.run(100);
+      assert.equal(scene.got, 2 * PACKETS);
+      assert.equal(queue.timeouts, 1, 'one look was enough');
+    });
+  }
+
+  test('of packets for a guest that sends nothing: the backend reminds it when it counts as stalled', async () => {
+    const scene = await Scene.make();
+    const vif = scene.host.dom0.net.byName('vif2.0') as NetDevice;
+    scene.isLost = (_, to) => to === 2;
+    for (let i = 0; i < 3; i++) {
+      scene.send();
+      await scene.run(5);
+    }
+    scene.isLost = () => false;
+    assert.equal(scene.got, 0);
+    await scene.run(60);
+    assert.equal((vif.priv as Vif).queues[0].stats.rxStalls, 1);
+    assert.ok(scene.got > 0);
+    assert.ok(vif.carrierOk, 'it takes packets again');
+    const { got } = scene;
+    scene.send();
+    await scene.run(1);
+    assert.equal(scene.got, got + PACKETS);
+  });
+});
