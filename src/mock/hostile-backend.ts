@@ -1,4 +1,9 @@
-import { NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE, NETRXF_MORE_DATA } from '../abi/netif.js';
+import {
+  NETIF_CTRL_SLOT_SIZE,
+  NETIF_RX_SLOT_SIZE,
+  NETIF_TX_SLOT_SIZE,
+  NETRXF_MORE_DATA,
+} from '../abi/netif.js';
 import { PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
 import type { Publication } from './hostile-frontend.js';
@@ -29,12 +34,16 @@ export interface RxResponseFields {
 export class HostileBackend {
   readonly tx: RawRing;
   readonly rx: RawRing;
+  /** Null until `attachControl`. */
+  ctrl: RawRing | null = null;
   /** Indexes that the next response goes to. */
   txNext = 0;
   rxNext = 0;
+  ctrlNext = 0;
   private txSeen = 0;
   private readonly mappings: GrantMapping[] = [];
   private readonly ports: number[];
+  private ctrlPort = 0;
 
   /** @throws GrantError, HypercallError when the publication is not sound */
   constructor(
@@ -122,10 +131,26 @@ export class HostileBackend {
     this.unmap(mapping);
   }
 
-  /** Publishes what was written on both rings. */
+  /**
+   * Maps the frontend's control ring and binds its port (ctrl-ring-ref, event-channel-ctrl).
+   * @throws GrantError, HypercallError
+   */
+  attachControl(ringRef: number, port: number): void {
+    const { memory, address } = this.map(ringRef);
+    this.ctrl = new RawRing(memory, address, NETIF_CTRL_SLOT_SIZE);
+    this.ctrlPort = this.platform.events.bindInterdomain(this.frontendId, port);
+  }
+
+  /** Writes a response (xen_netif_ctrl_response) at the next index of the control ring. */
+  respondCtrl(id: number, type: number, status = 0, data = 0): void {
+    this.ctrl?.write(this.ctrlNext++, (id & 0xffff) | (type << 16), status, data);
+  }
+
+  /** Publishes what was written on all rings. */
   push(): void {
     this.tx.rspProd = this.txNext;
     this.rx.rspProd = this.rxNext;
+    if (this.ctrl !== null) this.ctrl.rspProd = this.ctrlNext;
   }
 
   /** Sends an event on each port. */
@@ -142,8 +167,14 @@ export class HostileBackend {
     this.platform.events.notify(this.ports[this.ports.length - 1]);
   }
 
+  kickCtrl(): void {
+    this.platform.events.notify(this.ctrlPort);
+  }
+
   /** Unmaps every page and closes the ports. */
   destroy(): void {
+    if (this.ctrlPort !== 0) this.platform.events.close(this.ctrlPort);
+    this.ctrlPort = 0;
     for (const port of this.ports.splice(0)) this.platform.events.close(port);
     for (const mapping of this.mappings.splice(0)) this.platform.grants.unmap(mapping);
   }

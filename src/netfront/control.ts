@@ -62,14 +62,14 @@ export class Control {
     name: string,
   ) {
     const { platform, irqs, backendId } = device;
-    const { memory } = platform.memory;
     this.page = platform.memory.allocPage();
+    const { memory } = platform.memory;
     initSharedRing(memory, this.page << PAGE_SHIFT);
     this.ring = new FrontRing(memory, this.page << PAGE_SHIFT, NETIF_CTRL_SLOT_SIZE);
     let ringRef = -1;
     try {
       ringRef = platform.grants.grantAccess(backendId, this.page, false);
-      const bound = irqs.bindListeningPortToIrqhandler(backendId, () => this.take(), `${name}-ctrl`);
+      const bound = irqs.bindListeningPortToIrqhandlerLateeoi(backendId, () => this.handle(), `${name}-ctrl`);
       this.irq = bound.irq;
       this.port = bound.port;
     } catch (error) {
@@ -138,13 +138,9 @@ export class Control {
   }
 
   destroy(): void {
-    this.stopped = true;
+    this.stop();
     this.device.irqs.unbindFromIrqhandler(this.irq);
     this.device.reclaimer.end(this.ringRef, this.page);
-    for (const { resolve } of this.waiting.values()) {
-      resolve({ status: XEN_NETIF_CTRL_STATUS.NOT_SUPPORTED, data: 0 });
-    }
-    this.waiting.clear();
   }
 
   private async must(type: number, a = 0, b = 0, c = 0): Promise<number> {
@@ -169,30 +165,52 @@ export class Control {
     }
   }
 
+  /** From a backend that broke the protocol no event is taken any more. */
+  private handle(): void {
+    const before = this.ring.rspCons;
+    this.take();
+    if (!this.stopped) this.device.irqs.lateEoi(this.irq, this.ring.rspCons === before);
+  }
+
   /** Takes the responses; the backend may answer in any order. */
   private take(): void {
     const { ring } = this;
-    const { u32 } = ring.memory;
     do {
       const rspProd = ring.rspProd();
       if (ring.responseOverflow(rspProd)) {
-        this.stopped = true;
-        this.device.broken(`control rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
-        return;
+        this.broken(`control rsp_prod ${rspProd >>> 0} is beyond req_prod ${ring.reqProdPvt >>> 0}`);
       }
-      while (ring.rspCons !== rspProd) {
-        const at = ring.slot(ring.rspCons) >>> 2;
-        ring.rspCons = (ring.rspCons + 1) | 0;
-        const word0 = u32[at];
-        const request = this.waiting.get(word0 & 0xffff);
-        if (request === undefined || request.type !== word0 >>> 16) {
-          this.stopped = true;
-          this.device.broken(`a control response for request ${word0 & 0xffff}, which is not outstanding`);
-          return;
-        }
-        this.waiting.delete(word0 & 0xffff);
-        request.resolve({ status: u32[at + 1], data: u32[at + 2] });
-      }
-    } while (ring.finalCheckForResponses());
+      while (!this.stopped && ring.rspCons !== rspProd) this.takeOne();
+    } while (!this.stopped && ring.finalCheckForResponses());
+  }
+
+  private takeOne(): void {
+    const { ring, waiting } = this;
+    const { u32 } = ring.memory;
+    const at = ring.slot(ring.rspCons) >>> 2;
+    ring.rspCons = (ring.rspCons + 1) | 0;
+    const word0 = u32[at];
+    const id = word0 & 0xffff;
+    const request = waiting.get(id);
+    if (request === undefined || request.type !== word0 >>> 16) {
+      this.broken(`a control response for request ${id}, which is not outstanding`);
+      return;
+    }
+    waiting.delete(id);
+    request.resolve({ status: u32[at + 1], data: u32[at + 2] });
+  }
+
+  private broken(reason: string): void {
+    this.stop();
+    this.device.broken(reason);
+  }
+
+  /** Nothing is sent or taken any more; who waits for an answer hears that there is none. */
+  private stop(): void {
+    this.stopped = true;
+    for (const { resolve } of this.waiting.values()) {
+      resolve({ status: XEN_NETIF_CTRL_STATUS.NOT_SUPPORTED, data: 0 });
+    }
+    this.waiting.clear();
   }
 }

@@ -243,7 +243,7 @@ export class Netfront implements QueueDevice {
       this.trusted = (await xbdev.readUnsigned(xbdev.nodename, 'trusted', 1)) !== 0;
       this.register();
       this.makeQueues(this.backend);
-      if (this.backend.controlRing) this.control = new Control(this, dev.name);
+      if (this.backend.controlRing) this.control = this.makeControl();
       published = await this.publish(this.backend);
     } catch (error) {
       this.disconnect();
@@ -528,6 +528,16 @@ export class Netfront implements QueueDevice {
     } catch (error) {
       if (!split) throw error;
       return new Queue(this, index, false, pool);
+    }
+  }
+
+  /** Packets go without it, too. */
+  private makeControl(): Control | null {
+    try {
+      return new Control(this, this.dev.name);
+    } catch (error) {
+      this.platform.log(`${this.dev.name}: no control ring: ${(error as Error).message}`);
+      return null;
     }
   }
 

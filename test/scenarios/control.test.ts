@@ -183,3 +183,19 @@ test('a control ring that goes away answers those who wait', async () => {
   assert.equal((await answer).status, STATUS.NOT_SUPPORTED);
   await assert.rejects(front.request(T.GET_HASH_FLAGS), /ENOTCONN/);
 });
+
+test('a guest without an event channel left for a control ring connects all the same', async () => {
+  const host = await Host.boot(62);
+  const guest = await host.createGuest('a', { maxQueues: 8 });
+  const { events } = guest.platform;
+  const taken: number[] = [];
+  assert.throws(() => {
+    for (;;) taken.push(events.allocUnbound(0));
+  }, /ENOSPC/);
+  for (const port of taken.splice(-4)) events.close(port);
+  const eth0 = await host.connectVif(guest);
+  const front = eth0.priv as Netfront;
+  assert.equal(front.queues.length, 2, 'two with two channels each');
+  assert.match(guest.domain.dmesg.join('\n'), /eth0: no control ring: .*no event channel left/);
+  await assert.rejects(host.run(front.setHash({ flags: 15, key })), /EOPNOTSUPP/);
+});

@@ -153,6 +153,33 @@ export class Attacker {
   }
 }
 
+/** The same platform, seen through other memory from the page on that is allocated as the `nth`. */
+export function withPage(
+  platform: Platform,
+  nth: number,
+  memoryOf: (memory: Memory, page: number) => Memory,
+): Platform {
+  const inner = platform.memory;
+  let pages = 0;
+  let seen = inner.memory;
+  const memory: DomainMemory = {
+    get memory() {
+      return seen;
+    },
+    allocPage() {
+      const page = inner.allocPage();
+      if (++pages === nth) seen = memoryOf(inner.memory, page);
+      return page;
+    },
+    freePage: page => inner.freePage(page),
+    gfn: page => inner.gfn(page),
+    get allocated() {
+      return inner.allocated;
+    },
+  };
+  return Object.create(platform, { memory: { value: memory } });
+}
+
 /** A device whose backend is ours to do evil with, in dom0. */
 export class Victim {
   readonly domain: Domain;
@@ -262,30 +289,10 @@ export class Victim {
     Object.assign(back, { txNext: index, rxNext: index, txSeen: index });
   }
 
-  /** The domain's platform, but for the memory that `memoryOf` puts in place of the second page (the rx ring). */
   private platform(): Platform {
     const { platform } = this.dom;
     const { memoryOf } = this.options;
-    if (memoryOf === undefined) return platform;
-    const inner = platform.memory;
-    let pages = 0;
-    let seen = inner.memory;
-    const memory: DomainMemory = {
-      get memory() {
-        return seen;
-      },
-      allocPage() {
-        const page = inner.allocPage();
-        if (++pages === 2) seen = memoryOf(inner.memory, page);
-        return page;
-      },
-      freePage: page => inner.freePage(page),
-      gfn: page => inner.gfn(page),
-      get allocated() {
-        return inner.allocated;
-      },
-    };
-    return Object.create(platform, { memory: { value: memory } });
+    return memoryOf === undefined ? platform : withPage(platform, 2, memoryOf);
   }
 
   async strike(): Promise<void> {
