@@ -60,7 +60,8 @@ export class Netback {
   private mappings: GrantMapping[] = [];
   /** What the frontend had published when we connected. */
   private connectedTo = '';
-  private multicastWatch: XsWatch | null = null;
+  /** Of what the frontend may change while it is connected. */
+  private readonly watches: XsWatch[] = [];
   private hotplugWatch: XsWatch | null = null;
   private hotplugStatus: string | undefined;
   private fatalReason = '';
@@ -109,8 +110,14 @@ export class Netback {
       this.fastPathModule,
     );
     this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
-    // What the operator set before the driver was here.
-    this.vif.setCarrier((await xbdev.xs.readOptional(`${xbdev.nodename}/carrier`)) !== '0');
+    const carrier = `${xbdev.nodename}/carrier`;
+    // What the operator set before the driver was here, and what any tool writes later.
+    const followCarrier = async () => {
+      this.vif?.setCarrier((await xbdev.xs.readOptional(carrier)) !== '0');
+      xbdev.xenbus.devicesChanged();
+    };
+    await followCarrier();
+    await xbdev.watchPath(carrier, followCarrier);
     await xbdev.watchPath(`${xbdev.nodename}/rate`, async path => {
       this.vif?.setRate(parseRate(await xbdev.xs.readOptional(path)));
     });
@@ -199,7 +206,7 @@ export class Netback {
       const frontend = await this.readFrontend();
       vif.connect(frontend, this.mapRings(rings), this.mapControl(control));
       this.connectedTo = name;
-      await this.followMulticastControl();
+      await this.followFrontend();
     } catch (error) {
       await this.disconnect();
       await xbdev.fatal(error, `connecting ${vif.name}`);
@@ -225,10 +232,10 @@ export class Netback {
   }
 
   private async disconnect(): Promise<void> {
-    const watches = [this.hotplugWatch, this.multicastWatch];
+    const watches = this.watches.splice(0);
+    if (this.hotplugWatch !== null) watches.push(this.hotplugWatch);
     this.hotplugWatch = null;
-    this.multicastWatch = null;
-    for (const watch of watches) if (watch !== null) await this.xbdev.unwatch(watch);
+    for (const watch of watches) await this.xbdev.unwatch(watch);
     this.vif?.disconnect();
     for (const mapping of this.mappings.splice(0)) this.kernel.platform.grants.unmap(mapping);
   }
@@ -320,18 +327,22 @@ export class Netback {
     return mapping;
   }
 
-  /** The frontend may switch multicast control on and off while it is connected. */
-  private async followMulticastControl(): Promise<void> {
-    const { xbdev, vif } = this;
-    const key = 'request-multicast-control';
+  /** What the frontend may switch on and off while it is connected. */
+  private async followFrontend(): Promise<void> {
+    await this.follow('request-multicast-control', on => {
+      this.vif!.multicastControl = on;
+    });
+    await this.follow('feature-no-csum-offload', on => this.vif!.setNoCsumOffload(on));
+  }
+
+  private async follow(key: string, change: (on: boolean) => void): Promise<void> {
+    const { xbdev } = this;
     const read = async () => {
-      if (vif !== null) vif.multicastControl = (await xbdev.readUnsigned(xbdev.otherend, key, 0)) !== 0;
+      const on = await peerHas(xbdev, key);
+      if (this.vif?.connected) change(on);
     };
-    this.multicastWatch ??= await xbdev.watchPath(
-      joinPath(xbdev.otherend, key),
-      read,
-      (_, pending) => pending === 0,
-    );
+    const lastOnly = (_: string, pending: number) => pending === 0;
+    this.watches.push(await xbdev.watchPath(joinPath(xbdev.otherend, key), read, lastOnly));
   }
 
   private async readPorts(dir: string): Promise<[tx: number, rx: number]> {

@@ -9,7 +9,7 @@ import type { Packet } from '../net/packet.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
 import { Task } from '../platform/scheduler.js';
 import { type Rings, SecondLook } from '../platform/second-look.js';
-import type { Rate } from './credit.js';
+import type { CreditLimiter } from './credit.js';
 import { type Block, FastPath, type FastPathModule, type FastPathQueue } from './fast-path.js';
 import { RxRing } from './rx-ring.js';
 import { StaticGrants } from './static-grants.js';
@@ -34,6 +34,8 @@ export interface QueueVif {
   readonly rxNotify: boolean;
   /** GSO types, a bit each, whose packets go to the guest with a prefix instead of an extra info. */
   readonly gsoPrefix: number;
+  /** What the guest may send, on all queues; null without a bound. */
+  readonly credit: CreditLimiter | null;
   /** Bytes to leave before the data of each rx page. */
   readonly xdpHeadroom: number;
   /** Pages held by packets that wait for the guest, on all its queues. */
@@ -108,7 +110,8 @@ export class Queue implements FastPathQueue, Rings {
     const served = (notify: boolean) => this.rxServed(notify);
     const fatal = (reason: string) => this.fatal(reason);
     this.block = vif.fastPathModule?.block(domid, txRing, rxRing) ?? null;
-    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, push, fatal, this.block);
+    const onCredit = () => this.napi.schedule();
+    this.tx = new TxRing(vif, txRing, domid, staticGrants, stats, onCredit, push, fatal, this.block);
     this.rx = new RxRing(
       vif,
       vif.dev.txQueues[index],
@@ -243,11 +246,6 @@ export class Queue implements FastPathQueue, Rings {
   /** Reads no more requests; what was read goes its way. */
   pause(): void {
     this.napi.disable();
-  }
-
-  /** Bounds what the guest sends from now on; null for no bound. */
-  setRate(rate: Rate | null): void {
-    this.tx.setRate(rate, () => this.napi.schedule());
   }
 
   /** Takes a packet for the guest; drops it when too many bytes wait already. Takes the reference. */

@@ -18,7 +18,6 @@ import { setupChecksum, setupGso } from '../net/xmit.js';
 import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
-import { CreditLimiter, type Rate } from './credit.js';
 import type { Block } from './fast-path.js';
 import type { QueueStats, QueueVif } from './queue.js';
 import type { StaticGrants } from './static-grants.js';
@@ -85,7 +84,6 @@ export class TxRing implements PacketOwner {
   /** Packets from the guest whose responses are owed: their fragments still are its grants. */
   inFlight = 0;
 
-  private credit: CreditLimiter | null = null;
   /** The next packet has to wait for credit: no event is to be asked for meanwhile. */
   throttled = false;
   private receiving = false;
@@ -93,6 +91,7 @@ export class TxRing implements PacketOwner {
 
   /**
    * @param domid who granted the ring and the pages on it
+   * @param onCredit the packet that had to wait for credit may be tried again
    * @param onAnswered responses were written outside of `receive`: they are to be pushed
    * @param onFatal the frontend broke the protocol
    * @param block where the fast path finds what is owed, if the queue has one
@@ -103,6 +102,7 @@ export class TxRing implements PacketOwner {
     private readonly domid: number,
     private readonly staticGrants: StaticGrants,
     private readonly stats: QueueStats,
+    private readonly onCredit: () => void,
     private readonly onAnswered: () => void,
     private readonly onFatal: (reason: string) => void,
     private readonly block: Block | null,
@@ -115,24 +115,17 @@ export class TxRing implements PacketOwner {
 
   /** Requests are taken without anything that has to be kept in mind for this guest. */
   get usual(): boolean {
-    return this.credit === null && this.staticGrants.size === 0;
+    return this.vif.credit === null && this.staticGrants.size === 0;
   }
 
-  /** Bounds what the guest sends from now on; null for no bound. @param resume called when there is credit again */
-  setRate(rate: Rate | null, resume: () => void): void {
-    this.credit?.stop();
-    const onCredit = () => {
-      this.throttled = false;
-      resume();
-    };
-    this.credit = rate === null ? null : new CreditLimiter(this.vif.platform.scheduler, rate, onCredit);
-    onCredit();
-  }
+  private readonly goOn = (): void => {
+    this.throttled = false;
+    this.onCredit();
+  };
 
   /** Nothing more is read or written. */
   stop(): void {
     this.stopped = true;
-    this.credit?.stop();
   }
 
   /** The block is to be given back, when it has stopped. A poll that is going on meanwhile has other places to write to. */
@@ -254,7 +247,8 @@ export class TxRing implements PacketOwner {
       this.fatal(`tx request ${ring.reqCons >>> 0}: ${tx.reason}`);
       return 0;
     }
-    if (this.credit !== null && !this.credit.take(tx.size)) {
+    const { credit } = this.vif;
+    if (credit !== null && !credit.take(tx.size, this.goOn)) {
       this.throttled = true;
       return 0;
     }

@@ -18,7 +18,7 @@ import { ethtoolQueueStats } from '../net/stats.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { Platform } from '../platform/platform.js';
 import { type ControlConnection, ControlRing, type ControlTarget } from './control.js';
-import type { Rate } from './credit.js';
+import { CreditLimiter, type Rate } from './credit.js';
 import type { FastPath, FastPathModule } from './fast-path.js';
 import { FILTER_PASS, FILTER_REDIRECT, FilteredPacket, type PacketFilter } from './filter.js';
 import { HashConfig } from './hash.js';
@@ -127,10 +127,11 @@ export class Vif implements QueueVif, ControlTarget {
   private readonly headers = new Headers();
   private control: ControlRing | null = null;
   frontend = NO_FEATURES;
-  /** What the guest may send, null without a bound. */
-  rate: Rate | null = null;
+  credit: CreditLimiter | null = null;
   /** Set once the frontend broke the protocol, until it reconnects. */
   disabled = false;
+  /** The MTU that was asked for, when the guest takes only less. */
+  private cutMtu: number | null = null;
   /** Whether the operator lets the link be up. */
   carrier = true;
   xdpHeadroom = 0;
@@ -217,12 +218,29 @@ export class Vif implements QueueVif, ControlTarget {
     this.dev.setRealNumTxQueues(connections.length);
     this.dev.setRealNumRxQueues(connections.length);
     this.net.updateFeatures(this.dev as NetDevice);
-    if (!frontend.sg && this.dev.mtu > ETH_DATA_LEN) this.dev.mtu = ETH_DATA_LEN;
+    this.fitMtu();
     this.dev.open();
     for (const queue of this.queues) queue.start();
-    this.setRate(this.rate);
     this.setXdpHeadroom(frontend.xdpHeadroom);
     this.updateCarrier();
+  }
+
+  /** Without scatter-gather the guest takes no long frames; one that takes them later gets them again. */
+  private fitMtu(): void {
+    const wanted = this.cutMtu ?? this.dev.mtu;
+    const mtu = this.frontend.sg ? wanted : Math.min(wanted, ETH_DATA_LEN);
+    try {
+      if (mtu !== this.dev.mtu) this.dev.setMtu(mtu);
+    } catch (error) {
+      this.platform.log(`${this.name}: MTU ${mtu}: ${(error as Error).message}`);
+    }
+    this.cutMtu = mtu < wanted ? wanted : null;
+  }
+
+  /** The guest computes checksums itself from now on, and wants those of others computed; or no longer. */
+  setNoCsumOffload(noCsumOffload: boolean): void {
+    this.frontend = { ...this.frontend, noCsumOffload };
+    this.net.updateFeatures(this.dev as NetDevice);
   }
 
   get waitingPages(): number {
@@ -260,13 +278,11 @@ export class Vif implements QueueVif, ControlTarget {
     else this.dev.carrierOff();
   }
 
-  /** Bounds what the guest may send, shared evenly by its queues; also for later connections. */
+  /** Bounds what the guest may send, on all queues together; also for later connections. */
   setRate(rate: Rate | null): void {
-    this.rate = rate;
-    const share = Math.max(this.queues.length, 1);
-    for (const queue of this.queues) {
-      queue.setRate(rate === null ? null : { bytes: Math.ceil(rate.bytes / share), usec: rate.usec });
-    }
+    const { credit } = this;
+    this.credit = rate === null ? null : new CreditLimiter(this.platform.scheduler, rate);
+    credit?.stop();
   }
 
   /** Lets go of the rings; the device stays, without carrier. */
@@ -353,6 +369,7 @@ export class Vif implements QueueVif, ControlTarget {
     this.multicast.clear();
     Object.assign(this.hash, { algorithm: 0, flags: 0, mappingSize: 0 });
     for (const queue of this.queues.splice(0)) queue.destroy();
+    this.credit?.stop();
   }
 
   startXmit(packet: Packet): number {
@@ -379,5 +396,6 @@ export class Vif implements QueueVif, ControlTarget {
     // The script sets the MTU before the frontend has said what it can; `connect` cuts what is too much.
     const max = this.frontend.sg || !this.connected ? ETH_MAX_MTU - VLAN_ETH_HLEN : ETH_DATA_LEN;
     if (mtu > max) throw this.dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that it can send`);
+    this.cutMtu = null;
   }
 }

@@ -79,9 +79,10 @@ describe('the rate of a vif', () => {
       yieldToMicrotasks: () => new Promise(resolve => setImmediate(resolve)),
     });
     let again = 0;
-    const limiter = new CreditLimiter(scheduler, { bytes: 1000, usec: 1000 }, () => again++);
+    const limiter = new CreditLimiter(scheduler, { bytes: 1000, usec: 1000 });
     let waits = 0;
-    while (!limiter.take(60_000)) {
+    const onCredit = () => void again++;
+    while (!limiter.take(60_000, onCredit)) {
       waits++;
       const before = again;
       await scheduler.runUntil(() => again > before);

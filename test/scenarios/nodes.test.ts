@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { XenbusState } from '../../src/abi/index.js';
-import type { NetDevice } from '../../src/net/index.js';
+import { NETIF_F_IP_CSUM, type NetDevice } from '../../src/net/index.js';
 import { netbackOf, type Vif } from '../../src/netback/index.js';
 import type { Netfront } from '../../src/netfront/index.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../../src/platform/index.js';
+import { XenbusDevice } from '../../src/xenbus/index.js';
 import { buildFrame } from '../net/frames.js';
 import { type GuestDomain, Host, type VifKeys } from '../support/host.js';
 import { bytesOf, packetFrom } from '../support/packets.js';
@@ -99,6 +100,128 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
     await host.until(() => eth0.carrierOk && vif.dev.carrierOk);
     await arrives(s, eth0, peer);
     await arrives(s, peer, eth0);
+  });
+
+  test("carrier: whoever writes the node of the backend's directory is heard at both ends", async () => {
+    const s = await scene(21);
+    const { host, guest, eth0, peer, vif } = s;
+    const node = `${host.backPath(guest)}/carrier`;
+    const both = (up: boolean) => host.until(() => eth0.carrierOk === up && vif.dev.carrierOk === up);
+    await host.run(host.xs.write(node, '0'));
+    await both(false);
+    assert.match(back(s).xbdev.waitingFor() ?? '', /without carrier/);
+    await host.run(host.xs.write(node, '1'));
+    await both(true);
+    assert.equal(back(s).xbdev.waitingFor(), null);
+    await host.run(back(s).setCarrier(false));
+    await both(false);
+    await host.run(host.xs.rm(node));
+    await both(true);
+    await arrives(s, eth0, peer);
+  });
+
+  for (const queues of [1, 4]) {
+    test(`rate: what a flow gets of ${queues} queue(s) is what the node says, also when it changes`, async () => {
+      const host = await Host.boot(22);
+      const guest = await host.createGuest('a', { maxQueues: queues });
+      const other = await host.createGuest('b');
+      const eth0 = await host.connectVif(guest, 0, { back: { rate: '20000,10000' } });
+      const peer = await host.connectVif(other);
+      const node = `${host.backPath(guest)}/rate`;
+      const bytes = frame(eth0, peer, 1000);
+      let got = 0;
+      peer.rxHandler = packet => {
+        got += packet.length;
+        packet.release();
+      };
+      /** Bytes that arrive in a second of all that can be sent, in so many intervals. */
+      const inOneSecond = async () => {
+        got = 0;
+        for (let i = 0; i < 100; i++) {
+          for (let n = 0; n < 60; n++) eth0.xmit(packetFrom(eth0, bytes));
+          await host.scheduler.runFor(10);
+        }
+        return got;
+      };
+      const close = (value: number, wanted: number) =>
+        assert.ok(Math.abs(value - wanted) < 0.1 * wanted, `${value} bytes, not ${wanted}`);
+      await inOneSecond();
+      close(await inOneSecond(), 2_000_000);
+      await host.run(host.xs.write(node, '10000,10000'));
+      await inOneSecond();
+      close(await inOneSecond(), 1_000_000);
+      for (const none of ['0,10000', 'fast']) {
+        await host.run(host.xs.write(node, none));
+        await inOneSecond();
+        close(await inOneSecond(), 6000 * bytes.length);
+      }
+    });
+  }
+
+  test('rate: flows of all queues share it, and none starves', async () => {
+    const host = await Host.boot(23);
+    const guest = await host.createGuest('a', { maxQueues: 4 });
+    const other = await host.createGuest('b');
+    const eth0 = await host.connectVif(guest, 0, { back: { rate: '20000,10000' } });
+    const peer = await host.connectVif(other);
+    const got = Array<number>(16).fill(0);
+    peer.rxHandler = packet => {
+      got[packet.memory.u8[packet.data + packet.length - 1]] += packet.length;
+      packet.release();
+    };
+    const flows = got.map((_, flow) => {
+      const addresses = { source: [...eth0.address], destination: [...peer.address] };
+      return buildFrame({ ...addresses, payload: new Uint8Array(1000).fill(flow), sourcePort: 1000 + flow });
+    });
+    for (let i = 0; i < 400; i++) {
+      for (const bytes of flows) for (let n = 0; n < 5; n++) eth0.xmit(packetFrom(eth0, bytes));
+      await host.scheduler.runFor(10);
+    }
+    const vif = host.dom0.net.byName('vif1.0')!.priv as Vif;
+    assert.equal(vif.queues.length, 4);
+    const all = got.reduce((a, b) => a + b);
+    assert.ok(Math.abs(all - 8_000_000) < 800_000, `${all} bytes in 4 s`);
+    for (const bytes of got) assert.ok(bytes > all / 64, `${got}`);
+  });
+
+  test('feature-no-csum-offload: followed, also while connected', async () => {
+    const s = await scene(24);
+    const { host, guest, vif } = s;
+    const node = `${host.frontPath(guest)}/feature-no-csum-offload`;
+    const offers = () => (vif.dev.features & NETIF_F_IP_CSUM) !== 0;
+    assert.ok(offers());
+    await host.run(host.xs.write(node, '1'));
+    await host.until(() => !offers());
+    await host.run(host.xs.write(node, '0'));
+    await host.until(offers);
+  });
+
+  test('a frontend without feature-sg cuts the MTU of its vif; one that has it again gets what was wanted', async () => {
+    const s = await scene(25);
+    const { host, guest, vif } = s;
+    const { xbdev } = back(s);
+    const { publish } = XenbusDevice.prototype;
+    const reconnect = async (sg: number) => {
+      XenbusDevice.prototype.publish = function (nodes) {
+        return publish.call(this, 'request-rx-copy' in nodes ? { ...nodes, 'feature-sg': sg } : nodes);
+      };
+      await host.run(xbdev.switchState(XenbusState.Closing));
+      await host.until(() => xbdev.state === XenbusState.Closed);
+      await host.until(() => host.states(guest).every(state => state === Connected));
+    };
+    try {
+      assert.equal(vif.dev.mtu, 9600);
+      await reconnect(0);
+      assert.equal(vif.dev.mtu, 1500);
+      await reconnect(1);
+      assert.equal(vif.dev.mtu, 9600);
+      await reconnect(0);
+      vif.dev.setMtu(1400);
+      await reconnect(1);
+      assert.equal(vif.dev.mtu, 1400, 'the operator has spoken since');
+    } finally {
+      XenbusDevice.prototype.publish = publish;
+    }
   });
 
   test('disconnect and speed', async () => {
