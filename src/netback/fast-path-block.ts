@@ -25,6 +25,9 @@ export const BLOCK_STOP = 52;
 export const BLOCK_POLL = 60;
 /** With STOP_ROUTE: the addresses of the frame, as they lie in memory. */
 export const BLOCK_ADDRESSES = 64;
+/** As a source: how many of the packets had fragments, and more than SKB_FRAGS_MAX, since somebody set them to 0. */
+export const BLOCK_TX_FRAGMENTED = 76;
+export const BLOCK_TX_OVERFLOWED = 80;
 /** ROUTES routes of ROUTE_SIZE bytes. */
 export const BLOCK_ROUTES = 128;
 /** First words of the responses by the slot of the tx ring; see `TxRing.responses` and `TxRing.answered`. */
@@ -44,6 +47,9 @@ export const OFFLOAD_CSUM_V4 = 1;
 export const OFFLOAD_CSUM_V6 = 2;
 export const OFFLOAD_TSO_V4 = 4;
 export const OFFLOAD_TSO_V6 = 8;
+
+/** Fragments that Linux's packets have at most (MAX_SKB_FRAGS). */
+export const SKB_FRAGS_MAX = 17;
 
 /** The ring is empty, or the limit is reached. */
 export const STOP_EMPTY = 0;

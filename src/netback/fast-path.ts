@@ -28,6 +28,8 @@ import {
   BLOCK_RX_RSP_PVT,
   BLOCK_STOP,
   BLOCK_TX_BYTES,
+  BLOCK_TX_FRAGMENTED,
+  BLOCK_TX_OVERFLOWED,
   BLOCK_TX_REQ_CONS,
   BLOCK_TX_RING,
   BLOCK_TX_RSP_PVT,
@@ -43,6 +45,7 @@ import {
   STOP_EMPTY,
   STOP_ROUTE,
 } from './fast-path-block.js';
+import type { QueueStats } from './queue.js';
 import { MODULE } from './wasm/fast-path.bytes.js';
 
 /** Pages of work space: heads of packets, copies, packets, and their pieces; and one for their addresses. */
@@ -157,6 +160,7 @@ export class Block {
 /** What the fast path needs of the queue that it is of, and its vif. */
 export interface FastPathQueue {
   readonly dev: NetDevice;
+  readonly stats: QueueStats;
   readonly txRing: BackRing;
   readonly rxRing: BackRing;
   /** The guest's packets may be passed on as they are. */
@@ -342,7 +346,20 @@ export class FastPath {
     const { stats } = queue.dev;
     stats.rxPackets += packets;
     stats.rxBytes += bytes;
+    this.countFragments();
     for (let i = 0; i < this.made; i++) this.close(i);
+  }
+
+  private countFragments(): void {
+    const { words, queue } = this;
+    const { stats } = queue;
+    const fragmented = words[BLOCK_TX_FRAGMENTED >>> 2];
+    if (fragmented === 0) return;
+    stats.txZerocopySent += fragmented;
+    stats.txZerocopySuccess += fragmented;
+    stats.txFragOverflow += words[BLOCK_TX_OVERFLOWED >>> 2];
+    words[BLOCK_TX_FRAGMENTED >>> 2] = 0;
+    words[BLOCK_TX_OVERFLOWED >>> 2] = 0;
   }
 
   /** Tells the guest of the packets that it was given. */

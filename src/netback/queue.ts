@@ -60,7 +60,12 @@ export interface QueueVif {
 /** Counters under the names that ethtool shows. */
 export class QueueStats {
   rxGsoChecksumFixup = 0;
+  /** Packets with more fragments than Linux's have. */
   txFragOverflow = 0;
+  /** Packets whose data stayed in the guest's pages at first; until it was where it went to, or had to be copied home. */
+  txZerocopySent = 0;
+  txZerocopySuccess = 0;
+  txZerocopyFail = 0;
   txErrors = 0;
   rxQueueDrops = 0;
   /** Packets that waited for rx requests for too long. */

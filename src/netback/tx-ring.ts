@@ -19,6 +19,7 @@ import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping } from '../platform/platform.js';
 import type { Block } from './fast-path.js';
+import { SKB_FRAGS_MAX } from './fast-path-block.js';
 import type { QueueStats, QueueVif } from './queue.js';
 import type { StaticGrants } from './static-grants.js';
 import {
@@ -337,6 +338,8 @@ export class TxRing implements PacketOwner {
   /** The response is owed when the packet's fragments are no longer needed: the cookie says which. */
   private own(packet: Packet): void {
     this.inFlight++;
+    this.stats.txZerocopySent++;
+    if (packet.fragments > SKB_FRAGS_MAX) this.stats.txFragOverflow++;
     packet.owner = this;
   }
 
@@ -368,6 +371,8 @@ export class TxRing implements PacketOwner {
     const start = packet.ownerCookie & (COOKIE_START - 1);
     const slots = packet.ownerCookie >>> COOKIE_SHIFT;
     this.inFlight--;
+    if (packet.isLocal) this.stats.txZerocopyFail++;
+    else this.stats.txZerocopySuccess++;
     if (this.stopped) return;
     if (packet.failed) for (let i = 0; i < slots; i++) failResponse(this.responses, start + i);
     this.answer(start, slots);

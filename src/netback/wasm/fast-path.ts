@@ -54,6 +54,8 @@ import {
   BLOCK_RX_RSP_PVT,
   BLOCK_STOP,
   BLOCK_TX_BYTES,
+  BLOCK_TX_FRAGMENTED,
+  BLOCK_TX_OVERFLOWED,
   BLOCK_TX_REQ_CONS,
   BLOCK_TX_RING,
   BLOCK_TX_RSP_PVT,
@@ -66,6 +68,7 @@ import {
   ROUTE_TARGET,
   ROUTE_USED,
   ROUTES,
+  SKB_FRAGS_MAX,
   STOP_EMPTY,
   STOP_FULL,
   STOP_ROUTE,
@@ -532,6 +535,12 @@ function finish(block: usize, p: usize): void {
   store<u32>(target + BLOCK_RX_PACKETS, load<u32>(target + BLOCK_RX_PACKETS) + 1);
   store<u32>(target + BLOCK_RX_BYTES, load<u32>(target + BLOCK_RX_BYTES) + length);
   store<u32>(block + BLOCK_TX_BYTES, load<u32>(block + BLOCK_TX_BYTES) + length);
+  const fragments = load<i32>(p + P_PIECE_COUNT);
+  if (fragments > 0) {
+    store<u32>(block + BLOCK_TX_FRAGMENTED, load<u32>(block + BLOCK_TX_FRAGMENTED) + 1);
+    if (fragments > SKB_FRAGS_MAX)
+      store<u32>(block + BLOCK_TX_OVERFLOWED, load<u32>(block + BLOCK_TX_OVERFLOWED) + 1);
+  }
   store<i32>(load<usize>(p + P_ROUTE) + ROUTE_USED, load<i32>(block + BLOCK_POLL));
   const first = load<u32>(p + P_START);
   const consumed = load<u32>(p + P_CONSUMED);
