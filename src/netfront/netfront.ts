@@ -11,6 +11,7 @@ import {
   NETIF_F_TSO,
   NETIF_F_TSO6,
 } from '../net/features.js';
+import { ethMacAddr } from '../net/link.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
 import type { Packet } from '../net/packet.js';
 import { ethtoolQueueStats } from '../net/stats.js';
@@ -110,9 +111,12 @@ class NetfrontOps implements NetDeviceOps<Netfront> {
     for (const queue of dev.priv.queues) queue.flush();
   }
 
-  /** An event may have been lost, on its way here or to the backend. */
+  setMacAddress(dev: NetDevice<Netfront>, address: Uint8Array): void {
+    ethMacAddr(dev as NetDevice, address);
+  }
+
   txTimeout(dev: NetDevice<Netfront>, queue: number): void {
-    dev.priv.queues[queue]?.poke();
+    dev.priv.remind(queue);
   }
 
   fixFeatures(dev: NetDevice<Netfront>, features: number): number {
@@ -154,6 +158,8 @@ export class Netfront implements QueueDevice {
   trusted = true;
   /** `mtu` of the own directory, as last read; null when it is none. */
   private mtuNode: number | null = null;
+  /** `mac` of the own directory, as last read. */
+  private macNode = '';
   /** The MTU that was asked for, when the backend takes only less. */
   private cutMtu: number | null = null;
   /** `disconnect` of the own directory: the operator has pulled the cable. */
@@ -163,6 +169,8 @@ export class Netfront implements QueueDevice {
   private carrierWatch: XsWatch | null = null;
   /** Connections in a row that the backend did not complete. */
   private failures = 0;
+  /** The queue that the watchdog found last, and when. */
+  private timedOut: { queue: number; stoppedAt: number } | null = null;
   private retryTimer: Timer | null = null;
   private xdpHeadroom = 0;
   private multicast: MulticastFilterRequests | null = null;
@@ -418,6 +426,14 @@ export class Netfront implements QueueDevice {
     void this.xbdev.error(this.dev.error('EINVAL', reason), 'the backend broke the protocol');
   }
 
+  /** A transmit queue has been stopped for WATCHDOG_MS: an event may have been lost, on its way here or to the backend. */
+  remind(queue: number): void {
+    const { stoppedAt } = this.dev.txQueues[queue];
+    this.timedOut = { queue, stoppedAt };
+    this.queues[queue]?.poke();
+    this.xbdev.xenbus.devicesChanged();
+  }
+
   /** What the device waits for where the two states do not say it; null when they do. */
   waitingFor(): string | null {
     const { xbdev } = this;
@@ -431,7 +447,15 @@ export class Netfront implements QueueDevice {
       return `waiting for the backend (domain ${xbdev.otherendId}) to come back at ${xbdev.otherend}`;
     }
     if (this.connected && this.linkDown !== null) return `connected, without carrier: ${this.linkDown}`;
+    if (this.connected && this.timedOut !== null) return this.unanswered(this.timedOut);
     return null;
+  }
+
+  /** Null once the queue has gone on since. */
+  private unanswered({ queue, stoppedAt }: { queue: number; stoppedAt: number }): string | null {
+    const { stopped, stoppedAt: since } = this.dev.txQueues[queue];
+    if (!stopped || since !== stoppedAt) return null;
+    return `connected; the backend has answered no tx requests of queue ${queue} for more than ${WATCHDOG_MS / 1000} s`;
   }
 
   /** What is wrong with a link that is connected, in words: who has taken its carrier; null when it is up. */
@@ -570,6 +594,9 @@ export class Netfront implements QueueDevice {
         `${xbdev.nodename}/mac is "${mac}", not an address as 00:16:3e:01:02:03`,
       );
     }
+    // What the guest has set since stays, until the toolstack gives it another.
+    if (mac === this.macNode) return;
+    this.macNode = mac;
     this.dev.address.set(address);
   }
 

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { NetDevice } from '../../src/net/index.js';
 import type { Vif } from '../../src/netback/index.js';
+import type { Netfront } from '../../src/netfront/index.js';
 import type { Domain } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { Host } from '../support/host.js';
@@ -46,6 +47,10 @@ class Scene {
     for (let i = 0; i < PACKETS; i++) eth0.xmit(packetFrom(eth0, bytes));
   }
 
+  get waitingFor(): string | null {
+    return (this.eth0.priv as Netfront).waitingFor();
+  }
+
   run(seconds: number): Promise<void> {
     return this.host.scheduler.runFor(seconds * 1000);
   }
@@ -63,12 +68,15 @@ describe('an event that was lost does not stop a device for good', () => {
       scene.isLost = isLost;
       scene.send();
       await scene.run(20);
+      assert.equal(scene.waitingFor, null);
+      await scene.run(9);
       scene.isLost = () => false;
       assert.ok(queue.stopped);
       assert.ok(scene.got < PACKETS);
 
-      await scene.run(20);
+      await scene.run(11);
       assert.equal(scene.got, PACKETS);
+      assert.equal(scene.waitingFor, null);
       assert.equal(queue.timeouts, 1);
       const said = scene.guest.dmesg.join('\n');
       assert.match(said, /NETDEV WATCHDOG: eth0 \(vif\): transmit queue 0 timed out 30000 ms/);
@@ -79,6 +87,22 @@ describe('an event that was lost does not stop a device for good', () => {
       assert.equal(queue.timeouts, 1, 'one look was enough');
     });
   }
+
+  test('a backend that answers nothing: vif-list says so, every 30 s it is reminded, and all goes on when it does', async () => {
+    const scene = await Scene.make();
+    scene.isLost = () => true;
+    scene.send();
+    await scene.run(100);
+    assert.equal(
+      scene.waitingFor,
+      'connected; the backend has answered no tx requests of queue 0 for more than 30 s',
+    );
+    assert.equal(scene.eth0.txQueues[0].timeouts, 3);
+    scene.isLost = () => false;
+    await scene.run(30);
+    assert.equal(scene.got, PACKETS);
+    assert.equal(scene.waitingFor, null);
+  });
 
   test('of packets for a guest that sends nothing: the backend reminds it when it counts as stalled', async () => {
     const scene = await Scene.make();

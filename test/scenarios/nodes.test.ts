@@ -224,6 +224,30 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
     }
   });
 
+  test('mac: what the guest sets instead stays over reconnects, until the toolstack says another', async () => {
+    const s = await scene(26);
+    const { host, guest, eth0, peer } = s;
+    const own = Uint8Array.of(2, 0, 0, 0, 0, 7);
+    assert.throws(() => eth0.setAddress(own), { code: 'EBUSY' });
+    eth0.close();
+    assert.throws(() => eth0.setAddress(Uint8Array.of(3, 0, 0, 0, 0, 7)), { code: 'EADDRNOTAVAIL' });
+    eth0.setAddress(own);
+    eth0.open();
+    await arrives(s, eth0, peer);
+    await arrives(s, peer, eth0);
+    const reconnect = async () => {
+      const { xbdev } = back(s);
+      await host.run(xbdev.switchState(XenbusState.Closing));
+      await host.until(() => xbdev.state === XenbusState.Closed);
+      await host.until(() => host.states(guest).every(state => state === Connected));
+    };
+    await reconnect();
+    assert.deepEqual(eth0.address, own);
+    await host.run(host.xs.write(`${host.frontPath(guest)}/mac`, '00:16:3e:00:00:99'));
+    await reconnect();
+    assert.deepEqual([...eth0.address], [0, 0x16, 0x3e, 0, 0, 0x99]);
+  });
+
   test('disconnect and speed', async () => {
     const s = await scene(3, { front: { speed: '25G' } });
     const { host, guest, eth0, peer } = s;
