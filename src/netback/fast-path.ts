@@ -296,24 +296,41 @@ export class FastPath {
     const { words, poll } = this;
     const at = FIRST_ROUTE + route * ROUTE_WORDS;
     const target = this.find(words[at], words[at + 1], words[at + 2]);
-    const holds = target !== null && target.block.module === this.block.module && target.accept();
+    const holds =
+      target !== null && target.block.module === this.block.module && !this.isMoved(route) && target.accept();
     this.targets[route] = holds ? target : null;
     words[at + (ROUTE_TARGET >>> 2)] = holds ? target.block.address : 0;
     words[at + (ROUTE_POLL >>> 2)] = holds ? poll : 0;
     return holds;
   }
 
+  /** Whether the bridge learns from the packets of one of this poll's routes that those of the other go elsewhere. */
+  private isMoved(route: number): boolean {
+    const { words, poll } = this;
+    for (let i = 0; i < this.made; i++) {
+      const held = words[FIRST_ROUTE + i * ROUTE_WORDS + (ROUTE_POLL >>> 2)] === poll;
+      if (held && (this.learns(i, route) || this.learns(route, i))) return true;
+    }
+    return false;
+  }
+
+  /** The source of one route is the destination of another. */
+  private learns(from: number, to: number): boolean {
+    const { words } = this;
+    const source = FIRST_ROUTE + from * ROUTE_WORDS;
+    const destination = FIRST_ROUTE + to * ROUTE_WORDS;
+    return (
+      sourceLow(words[source + 2]) === destinationLow(words[destination], words[destination + 1]) &&
+      sourceHigh(words[source + 1]) === destinationHigh(words[destination])
+    );
+  }
+
   /** @param a @param b @param c the first 12 bytes of a frame, as they lie in memory */
   private find(a: number, b: number, c: number): FastPath | null {
     const { dev } = this.queue;
     const device =
-      dev.forwarder?.route(
-        dev,
-        ((a & 0xff) << 8) | ((a >>> 8) & 0xff),
-        (((a >>> 16) & 0xff) << 24) | ((a >>> 24) << 16) | ((b & 0xff) << 8) | ((b >>> 8) & 0xff),
-        sourceHigh(b),
-        sourceLow(c),
-      ) ?? null;
+      dev.forwarder?.route(dev, destinationHigh(a), destinationLow(a, b), sourceHigh(b), sourceLow(c)) ??
+      null;
     return device === null ? null : this.queue.targetOf(device);
   }
 
@@ -378,7 +395,16 @@ export class FastPath {
   }
 }
 
-/** @param b the second of the words of a frame's addresses */
+/** @param a the first of the words of a frame's addresses */
+function destinationHigh(a: number): number {
+  return ((a & 0xff) << 8) | ((a >>> 8) & 0xff);
+}
+
+function destinationLow(a: number, b: number): number {
+  return (((a >>> 16) & 0xff) << 24) | ((a >>> 24) << 16) | ((b & 0xff) << 8) | ((b >>> 8) & 0xff);
+}
+
+/** @param b the second */
 function sourceHigh(b: number): number {
   return (((b >>> 16) & 0xff) << 8) | (b >>> 24);
 }

@@ -550,6 +550,28 @@ describe('the fast path and what it keeps from one poll to the next', () => {
     assert.ok(looks <= 66, `${looks} looks at one packet`);
   });
 
+  for (const known of [true, false]) {
+    const when = known ? 'of which it knew' : 'that is new';
+    test(`a frame ${when}, from the address that others go to: those go where it came from`, async () => {
+      const outcomes = [true, false].map(async fastPath => {
+        const pair = new RawPair(fastPath);
+        const { sender, receiver, path } = pair;
+        path.bridge.portOf(sender.vif.dev as NetDevice)!.hairpin = true;
+        for (const { front } of [sender, receiver]) front.postRx(40);
+        const there = pair.frame(100);
+        const back = pair.frame(200, { source: receiver.mac, destination: sender.mac });
+        await pair.send(there);
+        if (known) await pair.send(back);
+        pair.learn(receiver.mac, receiver);
+        for (const bytes of [there, back, there]) sender.front.packet(bytes);
+        await pair.strike();
+        return pair.outcome();
+      });
+      const [fast, slow] = await Promise.all(outcomes);
+      assert.deepEqual(fast, slow);
+    });
+  }
+
   test('a filter that has the vif disconnect finds nothing written to pages that were given back', async () => {
     const pair = new RawPair(true);
     const { sender, path } = pair;
