@@ -174,6 +174,209 @@ describe('the source filter', () => {
   });
 });
 
+describe('the source filter and IPv6', () => {
+  const OWN = [0xfd, ...Array(14).fill(0), 1];
+  const OTHER = [0xfd, ...Array(14).fill(0), 9];
+  const LINK_LOCAL = [0xfe, 0x80, ...Array(13).fill(0), 1];
+  const UNSPECIFIED = Array(16).fill(0);
+  const ALL_NODES = [0xff, 2, ...Array(13).fill(0), 1];
+  const OTHER_MAC = [2, 2, 2, 2, 2, 2];
+  const [RS, RA, NS, NA, REDIRECT] = [133, 134, 135, 136, 137];
+  const [SLLA, TLLA] = [1, 2];
+  const ECHO_REQUEST = [128, 0, 0, 0, 0, 0, 0, 0];
+
+  const option = (type: number, mac: readonly number[]) => [type, 1, ...mac];
+  /** A message of neighbour discovery; `about` is what it has behind its first eight octets. */
+  const discovery = (type: number, about: readonly number[], ...options: number[][]) => [
+    ...[type, 0, 0, 0, 0x20, 0, 0, 0],
+    ...about,
+    ...options.flat(),
+  ];
+
+  async function filtered(seed: number, lists: { macs?: false; ipv6?: number[][] }) {
+    const { a, b, send } = await pair(seed);
+    const mac = [...a.dev.address];
+    a.vif.sourceFilter = new SourceFilter({
+      macs: lists.macs === false ? undefined : [Uint8Array.from(mac)],
+      ipv6: lists.ipv6?.map(each => Uint8Array.from(each)),
+    });
+    const ethernet = (type: readonly number[], payload: readonly number[]) =>
+      send(Uint8Array.of(...b.dev.address, ...mac, ...type, ...payload));
+    const ipv6 = (
+      source: readonly number[],
+      message: readonly number[],
+      next = 58,
+      claimed = message.length,
+    ) => [0x60, 0, 0, 0, claimed >> 8, claimed & 255, next, 255, ...source, ...ALL_NODES, ...message];
+    /** @returns how many arrived */
+    const from = (...packet: Parameters<typeof ipv6>) => ethernet([0x86, 0xdd], ipv6(...packet));
+    return { mac, vif: a.vif, ethernet, ipv6, from };
+  }
+
+  test('lets the addresses of its list send, and the unspecified one', async () => {
+    const { from, vif } = await filtered(80, { ipv6: [OWN, LINK_LOCAL] });
+    assert.equal(await from(OWN, ECHO_REQUEST), 1);
+    assert.equal(await from(LINK_LOCAL, ECHO_REQUEST), 1);
+    assert.equal(await from(UNSPECIFIED, ECHO_REQUEST), 1);
+    assert.equal(await from(OTHER, ECHO_REQUEST), 0);
+    assert.equal(
+      await from([...LINK_LOCAL.slice(0, 15), 2], ECHO_REQUEST),
+      0,
+      "another's link-local address",
+    );
+    assert.equal(await from(OWN, ECHO_REQUEST, 58, 100), 0, 'shorter than it claims');
+    assert.equal(vif.stats.spoofed, 3);
+  });
+
+  test('has a guest advertise its own addresses only', async () => {
+    const { mac, from } = await filtered(81, { ipv6: [OWN, LINK_LOCAL] });
+    assert.equal(await from(OWN, discovery(NA, OWN, option(TLLA, mac))), 1);
+    assert.equal(await from(LINK_LOCAL, discovery(NA, OWN)), 1);
+    assert.equal(await from(LINK_LOCAL, discovery(NA, OTHER, option(TLLA, mac))), 0);
+    assert.equal(await from(UNSPECIFIED, discovery(NA, OTHER)), 0);
+    assert.equal(await from(OWN, discovery(NA, UNSPECIFIED)), 0);
+  });
+
+  test('has a guest ask whether an address is taken for its own only', async () => {
+    const { mac, from } = await filtered(82, { ipv6: [OWN] });
+    assert.equal(await from(OWN, discovery(NS, OTHER, option(SLLA, mac))), 1, 'resolution');
+    assert.equal(await from(UNSPECIFIED, discovery(NS, OWN)), 1);
+    assert.equal(await from(UNSPECIFIED, discovery(NS, OTHER)), 0);
+  });
+
+  for (const ipv6 of [undefined, [OWN]]) {
+    test(`takes link-layer addresses of the guest alone, ${ipv6 ? 'with' : 'without'} a list of IPv6`, async () => {
+      const { mac, from } = await filtered(83, { ipv6 });
+      assert.equal(await from(OWN, discovery(NA, OWN, option(TLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(NA, OWN, option(TLLA, mac), option(TLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(NA, OWN, option(SLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(NS, OTHER, option(SLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(RS, [], option(SLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(RA, Array(8).fill(0), option(SLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(REDIRECT, [...OTHER, ...OTHER], option(TLLA, OTHER_MAC))), 0);
+      assert.equal(await from(OWN, discovery(RS, [], option(SLLA, mac))), 1);
+      assert.equal(
+        await from(OWN, discovery(NS, OTHER, option(14, OTHER_MAC), option(SLLA, mac))),
+        1,
+        'a nonce',
+      );
+    });
+  }
+
+  test('takes other link-layer addresses without a list of MAC addresses', async () => {
+    const { from } = await filtered(84, { macs: false, ipv6: [OWN] });
+    assert.equal(await from(OWN, discovery(NA, OWN, option(TLLA, OTHER_MAC))), 1);
+    assert.equal(await from(OWN, discovery(NA, OTHER, option(TLLA, OTHER_MAC))), 0);
+  });
+
+  test('has only a guest without a list of IPv6 addresses be a router', async () => {
+    const advertisement = (mac: number[]) => discovery(RA, Array(8).fill(0), option(SLLA, mac));
+    const redirect = discovery(REDIRECT, [...OTHER, ...OTHER]);
+    const host = await filtered(85, { ipv6: [OWN] });
+    assert.equal(await host.from(OWN, advertisement(host.mac)), 0);
+    assert.equal(await host.from(OWN, redirect), 0);
+    const router = await filtered(86, {});
+    assert.equal(await router.from(OWN, advertisement(router.mac)), 1);
+    assert.equal(await router.from(OWN, redirect), 1);
+  });
+
+  test('drops neighbour discovery whose length does not fit', async () => {
+    const { mac, from } = await filtered(87, { ipv6: [OWN] });
+    const whole = discovery(NA, OWN, option(TLLA, mac));
+    for (let length = 0; length < whole.length; length++) {
+      // 24 octets are an advertisement without options.
+      assert.equal(await from(OWN, whole.slice(0, length)), length === 24 ? 1 : 0, `${length} octets`);
+    }
+    assert.equal(await from(OWN, discovery(NA, OWN, [0, 0, ...mac])), 0, 'an option of length 0');
+    assert.equal(await from(OWN, discovery(NA, OWN, [TLLA, 2, ...mac])), 0, 'one longer than the message');
+    assert.equal(await from(OWN, whole, 58, 12), 0, 'what is behind the message is not part of it');
+    const macsOnly = await filtered(91, {});
+    assert.equal(await macsOnly.from(OWN, discovery(NA, [])), 0, 'without its target');
+  });
+
+  test('drops neighbour discovery that goes on behind the head, whatever a packet before it left there', async () => {
+    const { mac, from } = await filtered(92, { ipv6: [OWN] });
+    const fill = discovery(NA, OWN, ...Array(50).fill(option(TLLA, mac)));
+    assert.equal(await from(OWN, [...fill, 14, 1], 58, fill.length), 1);
+    assert.equal(await from(OWN, discovery(NA, OWN, ...Array(51).fill(option(TLLA, mac)))), 0);
+  });
+
+  test('drops neighbour discovery behind extension headers and in fragments', async () => {
+    const { from } = await filtered(88, { ipv6: [OWN] });
+    const message = discovery(NA, OWN);
+    const [HOPOPTS, FRAGMENT, DSTOPTS, ICMPV6] = [0, 44, 60, 58];
+    const options = (next: number) => [next, 0, 1, 4, 0, 0, 0, 0];
+    const fragment = (next: number, offset: number, more: number) => [
+      next,
+      0,
+      offset >> 8,
+      (offset & 0xf8) | more,
+      0,
+      0,
+      0,
+      7,
+    ];
+    assert.equal(await from(OWN, [...options(ICMPV6), ...ECHO_REQUEST], HOPOPTS), 1);
+    assert.equal(await from(OWN, [...options(ICMPV6), ...message], HOPOPTS), 0);
+    assert.equal(await from(OWN, [...fragment(ICMPV6, 0, 0), ...message], FRAGMENT), 0, 'an atomic fragment');
+    assert.equal(await from(OWN, [...fragment(ICMPV6, 0, 1), ...message], FRAGMENT), 0);
+    assert.equal(await from(OWN, [...fragment(ICMPV6, 0, 1), ...ECHO_REQUEST], FRAGMENT), 1);
+    assert.equal(await from(OWN, fragment(ICMPV6, 0, 1), FRAGMENT), 0, 'an empty first fragment');
+    assert.equal(await from(OWN, [...fragment(ICMPV6, 8, 0), ...message], FRAGMENT), 1, 'not the first');
+    assert.equal(await from(OWN, [...fragment(DSTOPTS, 0, 1), ...options(ICMPV6)], FRAGMENT), 0);
+    assert.equal(await from(OWN, [...fragment(17, 0, 1), ...ECHO_REQUEST], FRAGMENT), 1, 'UDP');
+  });
+
+  test('drops what hides addresses behind tags or SNAP', async () => {
+    const { mac, ethernet, ipv6 } = await filtered(89, { ipv6: [OWN] });
+    const own = ipv6(OWN, discovery(NA, OWN, option(TLLA, mac)));
+    const other = ipv6(OTHER, ECHO_REQUEST);
+    const tags = (count: number, type: readonly number[]) =>
+      Array(count)
+        .fill([...type, 0, 5])
+        .flat();
+    for (const type of [
+      [0x81, 0],
+      [0x88, 0xa8],
+    ]) {
+      for (let count = 0; count <= 5; count++) {
+        const tagged = [...tags(count, type), 0x86, 0xdd];
+        assert.equal(await ethernet(tagged, other), 0, `${count} tags of ${type}`);
+        assert.equal(await ethernet(tagged, own), count <= 2 ? 1 : 0, `${count} tags of ${type}`);
+      }
+    }
+    assert.equal(await ethernet([...tags(1, [0x91, 0]), 0x86, 0xdd], own), 0);
+    assert.equal(await ethernet([...tags(1, [0x92, 0]), 0x86, 0xdd], own), 0);
+    const snap = [0xaa, 0xaa, 3, 0, 0, 0, 0x86, 0xdd];
+    assert.equal(await ethernet([0, own.length + snap.length], [...snap, ...own]), 0);
+    assert.equal(await ethernet([0, 3], [0x42, 0x42, 3]), 1, 'a frame of a spanning tree');
+    assert.equal(await ethernet([0x88, 0xcc], own), 1, 'other protocols have no such addresses');
+    assert.equal(await ethernet([0x81, 0], [0, 5]), 0, 'a tag that is cut short');
+  });
+
+  test('holds ARP to the MAC addresses when these are all there is', async () => {
+    const { mac, ethernet } = await filtered(90, {});
+    const arp = (sender: readonly number[]) => [
+      0,
+      1,
+      8,
+      0,
+      6,
+      4,
+      0,
+      2,
+      ...sender,
+      10,
+      0,
+      0,
+      1,
+      ...Array(10).fill(0),
+    ];
+    assert.equal(await ethernet([8, 6], arp(mac)), 1);
+    assert.equal(await ethernet([8, 6], arp(OTHER_MAC)), 0);
+  });
+});
+
 describe("the user's filter", () => {
   test('passes, drops, rewrites and redirects', async () => {
     const { path, a, b, got, send } = await pair(76);

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, type TestContext, test } from 'node:test';
+import { addressBytes, linkLocalAddress } from '../../src/guests/echo-stack.js';
 import { sendFrame } from '../../src/guests/frames.js';
 import type { Vif } from '../../src/netback/index.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
@@ -72,6 +73,18 @@ describe('a host with echo guests', () => {
     await new Promise(resolve => setTimeout(resolve, 100));
     assert.equal(stats.spoofed, 3, 'another IP address, another MAC address, both');
     assert.equal(vif.stats.rxDropped - rxDropped, 3);
+    const sendIpv6 = (address: Uint8Array): void => {
+      const frame = buildFrame({ version: 6, source: [...dev.address], payload: new Uint8Array(50) });
+      frame.set(address, 14 + 8);
+      sendFrame(dev, frame);
+    };
+    sendIpv6(addressBytes('fd00::1'));
+    sendIpv6(linkLocalAddress(dev.address));
+    sendIpv6(addressBytes('::'));
+    sendIpv6(addressBytes('fd00::2'));
+    sendIpv6(addressBytes('fe80::1'));
+    await new Promise(resolve => setTimeout(resolve, 100));
+    assert.equal(stats.spoofed, 5, 'two IPv6 addresses that are not its own');
     assert.ok((await b.booted!.guest.ping!('10.0.0.1')) >= 0);
   });
 
