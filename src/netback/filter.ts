@@ -1,5 +1,5 @@
 import type { Materialiser } from '../net/materialise.js';
-import type { Packet } from '../net/packet.js';
+import { CHECKSUM_NONE, CHECKSUM_PARTIAL, CHECKSUM_UNNECESSARY, type Packet } from '../net/packet.js';
 
 /** What a filter does with a packet. */
 export const FILTER_PASS = 0;
@@ -17,6 +17,9 @@ export type PacketFilter = (packet: FilteredPacket) => number;
 /**
  * A packet as a filter sees it: its head as bytes, to read and to rewrite in place. Offsets are from the start
  * of the Ethernet header, numbers big-endian as on the wire. One instance is used for all packets.
+ *
+ * Who rewrites what a checksum covers keeps the checksum right. A packet that was written to no longer counts as one
+ * whose transport checksum has been verified: the receiver does that.
  */
 export class FilteredPacket {
   /** True for packets that the guest sent, false for those on their way to it. */
@@ -40,6 +43,14 @@ export class FilteredPacket {
   }
 
   /**
+   * The sender left its TCP or UDP checksum to be completed: its field holds the sum of the pseudo header alone, not
+   * complemented, and has to follow when addresses are rewritten, but not with ports or data.
+   */
+  get checksumIsPartial(): boolean {
+    return this.packet.checksum === CHECKSUM_PARTIAL;
+  }
+
+  /**
    * Brings more of the packet into the head.
    * @returns false when the packet is shorter, or the head cannot hold that much: then nothing changed
    */
@@ -47,6 +58,7 @@ export class FilteredPacket {
     return this.materialiser.pull(this.packet, bytes);
   }
 
+  /** @throws RangeError, as every access, beyond the head */
   u8(offset: number): number {
     return this.packet.memory.u8[this.at(offset, 1)];
   }
@@ -62,11 +74,11 @@ export class FilteredPacket {
   }
 
   setU8(offset: number, value: number): void {
-    this.packet.memory.u8[this.at(offset, 1)] = value;
+    this.packet.memory.u8[this.written(offset, 1)] = value;
   }
 
   setU16(offset: number, value: number): void {
-    const at = this.at(offset, 2);
+    const at = this.written(offset, 2);
     this.packet.memory.u8[at] = value >>> 8;
     this.packet.memory.u8[at + 1] = value;
   }
@@ -89,6 +101,13 @@ export class FilteredPacket {
     this.fromGuest = fromGuest;
     this.target = '';
     return filter(this);
+  }
+
+  /** `at` of bytes that change, with which what was known of the checksum ends. */
+  private written(offset: number, bytes: number): number {
+    const { packet } = this;
+    if (packet.checksum === CHECKSUM_UNNECESSARY) packet.checksum = CHECKSUM_NONE;
+    return this.at(offset, bytes);
   }
 
   private at(offset: number, bytes: number): number {

@@ -1,10 +1,16 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import type { NetDevice } from '../../src/net/index.js';
+import {
+  CHECKSUM_NONE,
+  CHECKSUM_PARTIAL,
+  CHECKSUM_UNNECESSARY,
+  type NetDevice,
+} from '../../src/net/index.js';
 import {
   CreditLimiter,
   FILTER_DROP,
   FILTER_PASS,
+  type FilteredPacket,
   MULTICAST_MAX,
   MulticastFilter,
   parseRate,
@@ -13,7 +19,7 @@ import {
 import { SeededScheduler } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath, type Guest } from '../support/data-path.js';
-import { bytesOf, packetFrom } from '../support/packets.js';
+import { bytesOf, packetFrom, partial } from '../support/packets.js';
 
 function collect(dev: NetDevice): Uint8Array[] {
   const got: Uint8Array[] = [];
@@ -408,6 +414,45 @@ describe("the user's filter", () => {
     );
     assert.equal(seen[0], `${a.vif.dev.name} true 104 800`);
     assert.deepEqual([a.fatal, b.fatal], [[], []]);
+  });
+
+  test('ends what was known of the checksum when it writes, not what is to be done', async () => {
+    const { path, a, b } = await pair(78);
+    const known: number[] = [];
+    b.dev.rxHandler = packet => {
+      known.push(packet.checksum);
+      packet.release();
+    };
+    const send = async (checksum: number): Promise<number> => {
+      const packet = packetFrom(a.dev, frame(a, b));
+      if (checksum === CHECKSUM_PARTIAL) partial(packet, a.dev);
+      else packet.checksum = checksum;
+      a.dev.xmit(packet);
+      await path.settle();
+      return known.pop()!;
+    };
+    const writes: [name: string, write: (packet: FilteredPacket) => void][] = [
+      ['u8', packet => packet.setU8(29, 7)],
+      ['u16', packet => packet.setU16(28, 7)],
+      ['u32', packet => packet.setU32(26, 7)],
+    ];
+    for (const { vif } of [a, b]) {
+      vif.filter = packet => (packet.u8(29) === 1 ? FILTER_PASS : FILTER_DROP);
+      assert.equal(await send(CHECKSUM_UNNECESSARY), CHECKSUM_UNNECESSARY, 'reading changes nothing');
+      for (const [name, write] of writes) {
+        let isPartial = false;
+        vif.filter = packet => {
+          isPartial = packet.checksumIsPartial;
+          write(packet);
+          return FILTER_PASS;
+        };
+        assert.equal(await send(CHECKSUM_UNNECESSARY), CHECKSUM_NONE, name);
+        assert.equal(isPartial, false);
+        assert.equal(await send(CHECKSUM_PARTIAL), CHECKSUM_PARTIAL, name);
+        assert.equal(isPartial, true);
+      }
+      vif.filter = null;
+    }
   });
 
   test('can ask for more of a packet than its head', async () => {
