@@ -460,6 +460,37 @@ describe('netfront and a hostile backend: its own books', () => {
       assert.throws(() => back.map(back.tx.word(0, 0)));
     }));
 
+  for (const [how, options] of [
+    ['with code in WebAssembly', {}],
+    ['without code in WebAssembly', { ringCode: false }],
+    ['with grants tied to their pages', { tied: true }],
+  ] as const) {
+    test(`XSA-403: pages that held a packet are zeroed before the backend sees them again, ${how}`, () =>
+      scene(
+        709,
+        async ({ victim }) => {
+          const { back } = victim;
+          for (let round = 0; round < 3; round++) {
+            for (let i = 0; i < 20; i++) back.packet(new Uint8Array(PAGE_SIZE).fill(0x5e));
+            await victim.strike();
+            const { reqProd } = back.rx;
+            for (let index = back.rxNext; index !== reqProd; index++) {
+              const mapping = back.map(back.rx.word(index, 1), true);
+              const page = mapping.memory.u8.slice(mapping.address, mapping.address + PAGE_SIZE);
+              back.unmap(mapping);
+              assert.ok(
+                page.every(byte => byte === 0),
+                `round ${round}, request ${index}`,
+              );
+            }
+          }
+          assert.equal(victim.got.length, 60);
+          assert.deepEqual(victim.broken, []);
+        },
+        { trusted: false, ...options },
+      ));
+  }
+
   test('data in another domain’s grant is fetched before it is sent, or the packet is not', () =>
     scene(708, async ({ victim, path }) => {
       const other = path.hypervisor.createDomain().platform;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { XenbusState } from '../../src/abi/index.js';
-import type { NetDevice } from '../../src/net/index.js';
+import { formatAddress, NETDEV_TX_OK, type NetDevice, parseAddress } from '../../src/net/index.js';
 import { buildFrame } from '../net/frames.js';
 import { type GuestDomain, Host } from '../support/host.js';
 import { bytesOf, packetFrom } from '../support/packets.js';
@@ -39,6 +39,20 @@ async function exchange(host: Host, from: NetDevice, to: NetDevice, count = 5): 
 function states(host: Host, path: string): string[] {
   return host.trace.filter(line => line.includes(` ${path} `) && line.includes('->'));
 }
+
+test('every vif has the address that a bridge takes last for its own', async () => {
+  const host = await Host.boot(40);
+  for (const name of ['a', 'b']) await host.connectVif(await host.createGuest(name));
+  const { net } = host.dom0;
+  const address = (name: string) => formatAddress(net.byName(name)!.address);
+  assert.deepEqual(['vif1.0', 'vif2.0'].map(address), Array(2).fill('fe:ff:ff:ff:ff:ff'));
+  assert.equal(address('xenbr0'), 'fe:ff:ff:ff:ff:ff');
+  const uplink = net.allocEtherdev('uplink', { startXmit: () => NETDEV_TX_OK });
+  uplink.address.set(parseAddress('fe:ff:ff:ff:ff:fe'));
+  net.register(uplink as NetDevice);
+  host.bridge.addPort(uplink as NetDevice);
+  assert.equal(address('xenbr0'), 'fe:ff:ff:ff:ff:fe');
+});
 
 describe('a vif from nothing to traffic and back to nothing', () => {
   for (const seed of [1, 2, 3]) {

@@ -68,7 +68,7 @@ export function withGrants(platform: Platform, changes: Readonly<Record<string, 
 }
 
 /** The same platform without the grant operations that a process on a real Xen host does not have. */
-function tieGrants(platform: Platform): Platform {
+export function tieGrants(platform: Platform): Platform {
   const refuse = (): never => {
     throw new HypercallError('EOPNOTSUPP', 'grants are tied to their pages');
   };

@@ -14,7 +14,7 @@ import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/net
 import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
 import type { Domain, DomainOptions } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
-import { ALL_FEATURES, type DataPath, Dom, type Guest, withGrants } from './data-path.js';
+import { ALL_FEATURES, type DataPath, Dom, type Guest, tieGrants, withGrants } from './data-path.js';
 import { bytesOf, packetFrom } from './packets.js';
 
 /** Steps of the scheduler that any attack may cost at most before the host is quiet again. */
@@ -200,6 +200,8 @@ export class Victim {
       memoryOf?: (memory: Memory, page: number) => Memory;
       /** false to have TypeScript write and read all slots. */
       ringCode?: boolean;
+      /** true for grants that are tied to their pages. */
+      tied?: boolean;
       /** false for a backend that may not see what else lies in a page. */
       trusted?: boolean;
       /** true for a frontend that takes GSO packets with a prefix. */
@@ -210,8 +212,8 @@ export class Victim {
   ) {
     this.domain = path.hypervisor.createDomain({ maxPages: options.maxPages });
     const { platform } = this.domain;
-    const plain = options.ringCode === false;
-    this.dom = new Dom(this.domain, plain ? withGrants(platform, { wasm: null }) : platform);
+    const plain = options.ringCode === false ? withGrants(platform, { wasm: null }) : platform;
+    this.dom = new Dom(this.domain, options.tied ? tieGrants(plain) : plain);
     this.dev = this.dom.net.allocEtherdev('eth%d', {
       startXmit: packet => this.queue.startXmit(packet),
       xdpXmit: (_, frames) => this.queue.xdpXmit(frames),
