@@ -25,16 +25,30 @@ function* sources(folder: string): Generator<string> {
   }
 }
 
-/** The numbers that the names of tests have. */
-function numbersInNames(): Set<number> {
-  const numbers = new Set<number>();
-  for (const source of sources(tests)) {
-    for (const [, number] of source.matchAll(/XSA-(\d+)/g)) numbers.add(Number(number));
-  }
-  return numbers;
+/** A call, at the start of a line, of what makes a test or a group of them, here and in the files of tests, with its name. */
+const NAMED = /^ *(?:test|describe|both|broken|dropped|fatal)\(\s*(['`"])(.*?)\1/gm;
+
+/** The advisories that the names of a source's tests have: a comment or a message tests nothing. */
+function numbersInNames(source: string): number[] {
+  const names = Array.from(source.matchAll(NAMED), ([, , name]) => name);
+  return names.flatMap(name => Array.from(name.matchAll(/XSA-(\d+)/g), ([, number]) => Number(number)));
 }
 
-const named = numbersInNames();
+test('an advisory counts when the name of a test has it', () => {
+  const names = ["  test('XSA-1: a', () => {", 'describe(`XSA-2, XSA-3: b`', "  both(\n    'XSA-4: c',"];
+  assert.deepEqual(numbersInNames(names.join('\n')), [1, 2, 3, 4]);
+  const others = [
+    '// XSA-1',
+    "// test('XSA-2: a'",
+    '/** XSA-3 */',
+    " * test('XSA-4'",
+    "test.skip('XSA-5'",
+    "ok(a, 'XSA-6')",
+  ];
+  assert.deepEqual(numbersInNames(others.join('\n')), []);
+});
+
+const named = new Set([...sources(tests)].flatMap(numbersInNames));
 for (const [what, numbers] of Object.entries(ADVISORIES)) {
   test(`every advisory about ${what} has a test that is named after it`, () => {
     assert.deepEqual(
