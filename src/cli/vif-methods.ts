@@ -22,11 +22,12 @@ function countersOf(vif: Vif): VifCounters {
   return { vif: vif.name, counters };
 }
 
-/** The rings of a vif: the indexes that the page holds, and ours. */
+/** The rings of a vif: the indexes that the page holds, and ours; and how it hashes. */
 function dumpOf(vif: Vif): string {
   const carrier = vif.dev.carrierOk ? 'on' : 'off';
   const queues = vif.queues.flatMap((queue, i) => queue.dump().map(line => `  queue ${i} ${line}`));
-  return [`${vif.name}: carrier ${carrier}, ${vif.queues.length} queue(s)`, ...queues].join('\n');
+  const control = vif.dumpControl().map(line => `  ${line}`);
+  return [`${vif.name}: carrier ${carrier}, ${vif.queues.length} queue(s)`, ...queues, ...control].join('\n');
 }
 
 /**

@@ -13,6 +13,7 @@ import { COPY_LOCAL, CopyBatch } from '../platform/copy-batch.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
 import { Task } from '../platform/scheduler.js';
+import { dumpRing } from './dump-ring.js';
 import { ALL_HASH_TYPES, HASH_KEY_SIZE, HASH_MAPPING_SIZE, type HashConfig } from './hash.js';
 import type { StaticGrants } from './static-grants.js';
 
@@ -77,6 +78,11 @@ export class ControlRing {
     this.stopped = true;
     this.target.irqs.unbindFromIrqhandler(this.irq);
     this.target.platform.memory.freePage(this.page);
+  }
+
+  /** The ring's indexes in the page and ours. */
+  dump(): string {
+    return dumpRing('control', this.ring);
   }
 
   /** Answers some of what is on the ring; with more there it posts itself again. */

@@ -31,6 +31,18 @@ export class HashConfig {
     return this.algorithm === XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ && this.flags !== 0;
   }
 
+  /** The configuration in a line, for people. */
+  dump(): string {
+    if (this.algorithm === XEN_NETIF_CTRL_HASH_ALGORITHM_NONE) return 'hash: none';
+    const types = Object.entries(XEN_NETIF_CTRL_HASH_TYPE).filter(
+      ([, bit]) => (this.flags & (1 << bit)) !== 0,
+    );
+    const names = types.map(([name]) => name).join(' ') || 'none';
+    const key = Array.from(this.key, octet => octet.toString(16).padStart(2, '0')).join('');
+    const mapping = this.mapping.subarray(0, this.mappingSize).join(' ') || 'none';
+    return `hash: toeplitz, flags ${names}, key ${key}, mapping ${mapping}`;
+  }
+
   /** Puts the frontend's kind of hash on a packet, or none. @param headers scratch space */
   apply(packet: Packet, headers: Headers): void {
     packet.hashType = -1;

@@ -1,5 +1,5 @@
 import type { ExtraInfos } from '../abi/netif.js';
-import { type BackRing, RING_REQ_EVENT, RING_REQ_PROD, RING_RSP_EVENT, RING_RSP_PROD } from '../abi/ring.js';
+import type { BackRing } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
 import type { NetDevice } from '../net/device.js';
 import { NetError } from '../net/error.js';
@@ -10,6 +10,7 @@ import type { GrantMapping, Platform } from '../platform/platform.js';
 import { Task } from '../platform/scheduler.js';
 import { type Rings, SecondLook } from '../platform/second-look.js';
 import type { CreditLimiter } from './credit.js';
+import { dumpRing } from './dump-ring.js';
 import { type Block, FastPath, type FastPathModule, type FastPathQueue } from './fast-path.js';
 import { RxRing } from './rx-ring.js';
 import { StaticGrants } from './static-grants.js';
@@ -234,17 +235,9 @@ export class Queue implements FastPathQueue, Rings {
 
   /** The rings' indexes in the page and ours, a line a ring, and what waits. */
   dump(): string[] {
-    const hex = (index: number): string => (index >>> 0).toString(16);
-    const ring = (name: string, { memory, address, rspProdPvt, reqCons, size }: BackRing): string => {
-      const at = (field: number): string => hex(memory.load(address + field));
-      return (
-        `${name}: ${size} slots, req_prod ${at(RING_REQ_PROD)} req_cons ${hex(reqCons)} req_event ${at(RING_REQ_EVENT)}` +
-        `, rsp_prod ${at(RING_RSP_PROD)} (private ${hex(rspProdPvt)}) rsp_event ${at(RING_RSP_EVENT)}`
-      );
-    };
     return [
-      `${ring('tx', this.tx.ring)}; ${this.inFlight} packets on their way`,
-      `${ring('rx', this.rx.ring)}; ${this.rx.waiting.length} packets, ${this.rx.waiting.bytes} bytes wait`,
+      `${dumpRing('tx', this.tx.ring)}; ${this.inFlight} packets on their way`,
+      `${dumpRing('rx', this.rx.ring)}; ${this.rx.waiting.length} packets, ${this.rx.waiting.bytes} bytes wait`,
     ];
   }
 

@@ -243,6 +243,11 @@ export class Vif implements QueueVif, ControlTarget {
     this.net.updateFeatures(this.dev as NetDevice);
   }
 
+  /** The control ring and what was set by it, a line each; nothing without one. */
+  dumpControl(): string[] {
+    return this.control === null ? [] : [this.control.dump(), this.hash.dump()];
+  }
+
   get waitingPages(): number {
     return this.queues.reduce((sum, queue) => sum + queue.waitingPages, 0);
   }

@@ -5,6 +5,8 @@ import {
   XEN_NETIF_CTRL_TYPE as T,
   toeplitzHash,
 } from '../../src/abi/index.js';
+import { RpcRegistry } from '../../src/cli/rpc.js';
+import { registerVifMethods, vifsOf } from '../../src/cli/vif-methods.js';
 import { ControlRing, HashConfig, StaticGrants } from '../../src/netback/index.js';
 import { Control } from '../../src/netfront/control.js';
 import { Netfront } from '../../src/netfront/index.js';
@@ -174,6 +176,37 @@ test('a guest sets its hash up, gets it with each packet, and has flows where it
   const events = Object.fromEntries(guest.kernel.irqs.counts.map(({ name, count }) => [name, count]));
   assert.ok(events['eth0-q3-rx'] >= 2, 'both packets came by queue 3');
   await assert.rejects(host.run(front.setHash({ flags: 15, key, mapping: [4] })), /SET_HASH_MAPPING/);
+});
+
+test('a dump shows the control ring and the hash', async () => {
+  const host = await Host.boot(63);
+  const [guest, without] = [await host.createGuest('a', { maxQueues: 4 }), await host.createGuest('b')];
+  const { events } = without.platform;
+  while (events.allocated < events.maxPorts - 1 - 2) events.allocUnbound(0);
+  const front = (await host.connectVif(guest)).priv as Netfront;
+  await host.connectVif(without);
+  const registry = new RpcRegistry();
+  registerVifMethods(registry, () => vifsOf(host.dom0.net));
+  const dump = async () => {
+    const context = { emit() {}, signal: new AbortController().signal };
+    const { text } = (await registry.call('dump', {}, context)) as { text: string };
+    return text.split('\n').filter(line => !line.includes('queue '));
+  };
+  const ring = (index: number) =>
+    `  control: 128 slots, req_prod ${index} req_cons ${index} req_event ${index + 1}` +
+    `, rsp_prod ${index} (private ${index}) rsp_event ${index + 1}`;
+  const before = ['vif1.0: carrier on, 4 queue(s)', ring(0), '  hash: none'];
+  const other = 'vif2.0: carrier on, 1 queue(s)';
+  assert.deepEqual(await dump(), [...before, other]);
+
+  const hex = Array.from(key, octet => octet.toString(16).padStart(2, '0')).join('');
+  await host.run(front.setHash({ flags: 0b1010, key, mapping: [0, 3, 2] }));
+  const mapped = `  hash: toeplitz, flags IPV4_TCP IPV6_TCP, key ${hex}, mapping 0 3 2`;
+  assert.deepEqual(await dump(), [before[0], ring(5), mapped, other]);
+
+  await host.run(front.setHash({ flags: 0, key: key.subarray(0, 2) }));
+  const bare = `  hash: toeplitz, flags none, key 0106${'00'.repeat(38)}, mapping none`;
+  assert.equal((await dump())[2], bare);
 });
 
 test('a control ring that goes away answers those who wait', async () => {
