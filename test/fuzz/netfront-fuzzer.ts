@@ -8,7 +8,7 @@ import {
   NETRXF_GSO_PREFIX,
   NETRXF_MORE_DATA,
 } from '../../src/abi/index.js';
-import { HostileBackend } from '../../src/mock/index.js';
+import { HostileBackend, type RawRing } from '../../src/mock/index.js';
 import { NETIF_F_HW_VLAN_CTAG_FILTER } from '../../src/net/features.js';
 import {
   GSO_TCPV4,
@@ -20,6 +20,7 @@ import {
   type XdpBuffs,
   XdpFrames,
 } from '../../src/net/index.js';
+import { Control } from '../../src/netfront/control.js';
 import { GrantedPool, Queue } from '../../src/netfront/index.js';
 import { type GrantMapping, PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
@@ -37,7 +38,12 @@ export class NetfrontFuzzer {
   private queue!: Queue;
   private granted!: GrantedPool;
   private back!: HostileBackend;
+  private ctrl!: RawRing;
+  private control!: Control;
   private reasons: string[] = [];
+  private controlReasons: string[] = [];
+  /** Of the control requests that were sent. */
+  private readonly types: number[] = [];
   private readonly kept: Packet[] = [];
   private readonly frames: XdpFrames;
   private readonly mapped: GrantMapping[] = [];
@@ -122,6 +128,13 @@ export class NetfrontFuzzer {
     dev.txPool = device.trusted ? this.granted.pages : null;
     dev.setXdp(draw.oneIn(2) ? buffs => this.judge(buffs) : null);
     this.back = new HostileBackend(path.dom0.platform, dom.platform.domid, this.queue.publication);
+    const controlReasons: string[] = [];
+    this.controlReasons = controlReasons;
+    const ownDevice = { ...device, broken: (reason: string) => void controlReasons.push(reason) };
+    this.control = new Control(ownDevice, 'eth0');
+    this.back.attachControl(this.control.ringRef, this.control.port);
+    this.ctrl = this.back.ctrl!;
+    this.types.length = 0;
     this.queue.start();
     dev.wakeAllQueues();
   }
@@ -129,6 +142,7 @@ export class NetfrontFuzzer {
   disconnect(): void {
     this.mapped.length = 0;
     this.back.destroy();
+    this.control.destroy();
     this.dev.txPool = null;
     this.queue.destroy();
     this.granted.retire();
@@ -149,7 +163,7 @@ export class NetfrontFuzzer {
   }
 
   get broken(): boolean {
-    return this.reasons.length > 0;
+    return this.reasons.length > 0 || this.controlReasons.length > 0;
   }
 
   destroy(): void {
@@ -162,9 +176,12 @@ export class NetfrontFuzzer {
     for (let n = draw.below(4); n > 0; n--) this.send();
     if (draw.oneIn(3)) this.sendFrames();
     if (this.kept.length > 0 && draw.oneIn(2)) this.kept.splice(draw.below(this.kept.length), 1)[0].release();
-    switch (draw.below(10)) {
+    switch (draw.below(11)) {
+      case 10:
+        this.answerControl();
+        break;
       case 0: {
-        const ring = draw.of([back.tx, back.rx]);
+        const ring = draw.of([back.tx, back.rx, this.ctrl]);
         ring.scribble(draw.bytes(1 + draw.below(200)), draw.oneIn(4) ? 0 : 64 + draw.below(2000));
         if (draw.oneIn(2)) this.publish();
         break;
@@ -192,6 +209,23 @@ export class NetfrontFuzzer {
     }
     if (!draw.oneIn(10)) back.kickTx();
     if (!draw.oneIn(10)) back.kickRx();
+    if (draw.oneIn(6)) back.kickCtrl();
+  }
+
+  /** Asks for something, and answers some of it: with a lie, now and then. */
+  private answerControl(): void {
+    const { draw, back } = this;
+    for (let n = draw.below(4); n > 0; n--) {
+      const type = 1 + draw.below(10);
+      this.types.push(type);
+      this.control.request(type, draw.u32(), draw.u32(), draw.u32()).catch(() => {});
+    }
+    for (let n = draw.below(4); n > 0 && this.types.length > 0; n--) {
+      const id = back.ctrlNext + 1;
+      const type = draw.oneIn(20) ? draw.u16() : this.types[back.ctrlNext];
+      back.respondCtrl(draw.oneIn(20) ? draw.u16() : id, type ?? 0, draw.u32(), draw.u32());
+    }
+    this.publish();
   }
 
   private send(): void {
@@ -222,7 +256,7 @@ export class NetfrontFuzzer {
 
   private moveIndexes(): void {
     const { draw, back } = this;
-    const ring = draw.of([back.tx, back.rx]);
+    const ring = draw.of([back.tx, back.rx, this.ctrl]);
     switch (draw.below(4)) {
       case 0:
         ring.reqProd = draw.index(ring.reqProd);
@@ -337,7 +371,10 @@ export class NetfrontFuzzer {
   /** What must hold whenever the host is quiet. */
   check(): void {
     const { reasons, dom } = this;
-    assert.ok(reasons.length <= 1, `broken ${reasons.length} times: ${reasons.join(', ')}`);
+    for (const all of [reasons, this.controlReasons])
+      assert.ok(all.length <= 1, `broken ${all.length} times: ${all.join(', ')}`);
+    const { waiting } = this.control as unknown as { waiting: Map<number, unknown> };
+    assert.ok(waiting.size <= this.ctrl.size, `${waiting.size} control requests wait`);
     const { used } = dom.net.packets;
     assert.ok(used <= 256 + 1000 + KEPT_MAX, `${used} packets are held`);
     const { allocated } = dom.platform.memory;
