@@ -27,7 +27,16 @@ function dumpOf(vif: Vif): string {
   const carrier = vif.dev.carrierOk ? 'on' : 'off';
   const queues = vif.queues.flatMap((queue, i) => queue.dump().map(line => `  queue ${i} ${line}`));
   const control = vif.dumpControl().map(line => `  ${line}`);
-  return [`${vif.name}: carrier ${carrier}, ${vif.queues.length} queue(s)`, ...queues, ...control].join('\n');
+  const { credit } = vif;
+  const rate =
+    credit === null
+      ? ''
+      : `, ${credit.rate.bytes} bytes in ${credit.rate.usec} µs may be sent, ${credit.remaining} now`;
+  return [
+    `${vif.name}: carrier ${carrier}, ${vif.queues.length} queue(s)${rate}`,
+    ...queues,
+    ...control,
+  ].join('\n');
 }
 
 /**

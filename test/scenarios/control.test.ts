@@ -178,7 +178,7 @@ test('a guest sets its hash up, gets it with each packet, and has flows where it
   await assert.rejects(host.run(front.setHash({ flags: 15, key, mapping: [4] })), /SET_HASH_MAPPING/);
 });
 
-test('a dump shows the control ring and the hash', async () => {
+test('a dump shows the control ring, the hash, and the rate', async () => {
   const host = await Host.boot(63);
   const [guest, without] = [await host.createGuest('a', { maxQueues: 4 }), await host.createGuest('b')];
   const { events } = without.platform;
@@ -207,6 +207,11 @@ test('a dump shows the control ring and the hash', async () => {
   await host.run(front.setHash({ flags: 0, key: key.subarray(0, 2) }));
   const bare = `  hash: toeplitz, flags none, key 0106${'00'.repeat(38)}, mapping none`;
   assert.equal((await dump())[2], bare);
+
+  await host.run(host.xs.write(`${host.backPath(guest)}/rate`, '125000,1000'));
+  await host.scheduler.runReady();
+  const limited = `${before[0]}, 125000 bytes in 1000 µs may be sent, 125000 now`;
+  assert.equal((await dump())[0], limited);
 });
 
 test('a control ring that goes away answers those who wait', async () => {
