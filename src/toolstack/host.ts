@@ -67,6 +67,10 @@ export interface AttachedVif {
   status: string | null;
   /** The backend's interface, once it is on its bridge. */
   device: NetDevice | null;
+  /** What the toolstack or its script wrote of it last, or writes now: its end waits for that. */
+  writing: Promise<void> | null;
+  /** Its end, for all who ask for it; null while nobody has. */
+  ending: Promise<void> | null;
 }
 
 /** A domain of the host. */
@@ -224,24 +228,19 @@ export class Host {
   private interfaceCame(device: NetDevice): void {
     for (const { domain, vifs } of this.hosted.values()) {
       for (const vif of vifs.values()) {
-        const { paths, config, status, devid } = vif;
-        const isIt = device.name === `vif${domain.domid}.${devid}` && vif.backendDomid === 0;
-        if (!isIt || status !== null) continue;
-        const online = async (): Promise<void> => {
-          const bridge = this.bridge(config.bridge);
-          vif.device = await hotplugOnline(
-            this.xs,
-            this.dom0.net,
-            bridge,
-            paths,
-            device.name,
-            vif.mac,
-            config,
-          );
-        };
-        void online().catch(error => this.dom0.platform.log(`toolstack: ${device.name}: ${error.message}`));
+        const isIt = device.name === `vif${domain.domid}.${vif.devid}` && vif.backendDomid === 0;
+        if (!isIt || vif.status !== null) continue;
+        vif.writing = this.online(vif, device.name);
+        vif.writing.catch(error => this.dom0.platform.log(`toolstack: ${device.name}: ${error.message}`));
       }
     }
+  }
+
+  /** Runs the hotplug script. */
+  private async online(vif: AttachedVif, name: string): Promise<void> {
+    const { xs, dom0 } = this;
+    const { config, paths, mac } = vif;
+    vif.device = await hotplugOnline(xs, dom0.net, this.bridge(config.bridge), paths, name, mac, config);
   }
 
   /** What reads the machine's devices; made when the first one is there. */
@@ -560,7 +559,8 @@ export class Host {
   }
 
   /**
-   * Detaches a vif: asks its backend to close, waits for that, removes its nodes.
+   * Detaches a vif: asks its backend to close, waits for that, removes its nodes. Whoever asks while it is being detached
+   * waits for the same end.
    * @param force does not wait for the guest
    * @throws ToolstackError ENODEV
    */
@@ -593,52 +593,65 @@ export class Host {
       paths,
       status: 'waiting for the toolstack',
       device: null,
+      writing: null,
+      ending: null,
     };
     hosted.vifs.set(devid, vif);
     try {
-      await writeVif(this.xs, { domid, devid, backendDomid, mac }, config);
-      // Its kernel boots first.
-      await driver?.booted?.guest.settled();
-      vif.status = 'the toolstack waits for the backend to reach InitWait';
-      const reached = await this.waitForState(
-        `${paths.backend}/state`,
-        state => state !== undefined && Number(state) >= XenbusState.InitWait,
-        INIT_TIMEOUT_MS,
-      );
-      if (!reached) {
-        const why = this.waitingFor(hosted, vif) ?? 'no reason known';
-        throw new ToolstackError(
-          'ETIMEDOUT',
-          `vif ${domid}.${devid}: the backend did not reach InitWait in ${INIT_TIMEOUT_MS / 1000} s (${why})`,
-        );
-      }
-      vif.status = 'hotplug';
-      if (driver === null) {
-        vif.device = await hotplugOnline(
-          this.xs,
-          this.dom0.net,
-          this.bridge(config.bridge),
-          paths,
-          `vif${domid}.${devid}`,
-          mac,
-          config,
-        );
-      } else {
-        if (config.antispoof) {
-          const name = driver.config.name;
-          throw new ToolstackError(
-            'EOPNOTSUPP',
-            `antispoof: the backend in ${name} is not ours to set a filter in`,
-          );
-        }
-        await this.hotplugElsewhere(driver, paths);
-      }
-      vif.status = null;
+      await this.bringUp(hosted, vif, driver);
     } catch (error) {
       vif.status = (error as Error).message;
       await this.detach(hosted, vif, true);
       throw error;
     }
+  }
+
+  private async bringUp(hosted: HostedDomain, vif: AttachedVif, driver: HostedDomain | null): Promise<void> {
+    const { domid } = hosted.domain;
+    const { devid, backendDomid, mac, config, paths } = vif;
+    vif.writing = writeVif(this.xs, { domid, devid, backendDomid, mac }, config);
+    await vif.writing;
+    // Its kernel boots first.
+    await driver?.booted?.guest.settled();
+    vif.status = 'the toolstack waits for the backend to reach InitWait';
+    const reached = await this.waitForState(
+      `${paths.backend}/state`,
+      state => state === undefined || Number(state) >= XenbusState.InitWait,
+      INIT_TIMEOUT_MS,
+    );
+    this.mustStay(hosted, vif);
+    if (!reached) {
+      const why = this.waitingFor(hosted, vif) ?? 'no reason known';
+      throw new ToolstackError(
+        'ETIMEDOUT',
+        `vif ${domid}.${devid}: the backend did not reach InitWait in ${INIT_TIMEOUT_MS / 1000} s (${why})`,
+      );
+    }
+    vif.status = 'hotplug';
+    if (driver === null) {
+      vif.writing = this.online(vif, `vif${domid}.${devid}`);
+      await vif.writing;
+    } else {
+      if (config.antispoof) {
+        const { name } = driver.config;
+        throw new ToolstackError(
+          'EOPNOTSUPP',
+          `antispoof: the backend in ${name} is not ours to set a filter in`,
+        );
+      }
+      await this.hotplugElsewhere(driver, paths);
+    }
+    this.mustStay(hosted, vif);
+    vif.status = null;
+  }
+
+  /** @throws ToolstackError ENODEV for a vif that is being attached, and somebody has detached it */
+  private mustStay({ config }: HostedDomain, { devid, ending }: AttachedVif): void {
+    if (ending === null) return;
+    throw new ToolstackError(
+      'ENODEV',
+      `vif ${devid} of the domain ${config.name} was detached while it was being attached`,
+    );
   }
 
   /** The domain whose netback serves a vif; null for domain 0. @throws ToolstackError EINVAL */
@@ -660,7 +673,7 @@ export class Host {
   private async hotplugElsewhere(driver: HostedDomain, paths: VifPaths): Promise<void> {
     const done = await this.waitForState(
       `${paths.backend}/hotplug-status`,
-      status => status === 'connected',
+      status => status === undefined || status === 'connected',
       HOTPLUG_TIMEOUT_MS,
     );
     if (!done) {
@@ -671,9 +684,24 @@ export class Host {
     }
   }
 
+  /** Ends a vif once, whoever asks; with `force` an end that waits for the guest does so no longer. */
   private async detach(hosted: HostedDomain, vif: AttachedVif, force: boolean): Promise<void> {
+    if (vif.ending === null) {
+      vif.ending = this.remove(hosted, vif, force).catch(error => {
+        vif.ending = null;
+        throw error;
+      });
+    } else if (force && hosted.vifs.get(vif.devid) === vif) {
+      await requestClose(this.xs, vif.paths, true);
+    }
+    await vif.ending;
+  }
+
+  private async remove(hosted: HostedDomain, vif: AttachedVif, force: boolean): Promise<void> {
     const { paths, devid } = vif;
     vif.status = 'detaching: the toolstack waits for the backend to close';
+    // Whoever writes hears of the errors.
+    await vif.writing?.catch(() => {});
     if (await requestClose(this.xs, paths, force)) {
       const closed = await this.waitForState(
         `${paths.backend}/state`,
@@ -697,7 +725,7 @@ export class Host {
     if (kernel !== null && hosted.domain.state === 'running') {
       await this.unlessLate(this.untilGone(kernel, `device/vif/${devid}`));
     }
-    hosted.vifs.delete(devid);
+    if (hosted.vifs.get(devid) === vif) hosted.vifs.delete(devid);
   }
 
   /** Resolves when a kernel's bus has let go of a device whose directory is gone. */

@@ -25,9 +25,10 @@ async function holdings(host: Host): Promise<object> {
     mapped: grants.mapped,
     grants: grants.allocated,
     ports: events.allocated,
-    devices: [...host.dom0.net.devices].map(device => device.name),
+    devices: [...host.dom0.net.devices].map(device => device.name).sort(),
     watches: [...host.dom0.xenbus.xs.watches].length,
-    nodes: await tree(host, '/local/domain'),
+    // Errors of devices that were taken away stay, for whoever looks.
+    nodes: (await tree(host, '/local/domain')).filter(path => !path.includes('/error')).sort(),
   };
 }
 
@@ -160,6 +161,45 @@ describe('a host with echo guests', () => {
     await assert.rejects(host.attachVif(a, parseVif('devid=0')), /EEXIST: the domain a has a vif 0 already/);
     await assert.rejects(host.attachVif(a, parseVif('backend=driver')), /EINVAL: backend=driver/);
     assert.deepEqual(await holdings(host), before);
+  });
+
+  test('detaches a vif once, however many ask, and leaves the next of its number alone', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+    await host.settled(a);
+    const before = await holdings(host);
+    for (let round = 0; round < 5; round++) {
+      const detached = [false, false, true].map(force => host.detachVif(a, 0, force));
+      await detached[0];
+      await host.attachVif(a, parseVif('devid=0,ip=10.0.0.1'));
+      await Promise.all(detached);
+      assert.deepEqual([...a.vifs.keys()], [0]);
+      assert.deepEqual(await host.settled(a), []);
+    }
+    assert.deepEqual(await holdings(host), before);
+  });
+
+  test('detaches a vif that is being attached, at once and without a trace', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+    await host.settled(a);
+    const before = await holdings(host);
+    // From before its nodes are written to when it is there.
+    for (const pause of [0, 1, 2, 5, 10]) {
+      const attached = host.attachVif(a, parseVif('devid=1')).then(
+        () => 'attached',
+        error => error.message,
+      );
+      if (pause > 0) await new Promise(resolve => setTimeout(resolve, pause));
+      const begun = performance.now();
+      await host.detachVif(a, 1);
+      assert.match(
+        await attached,
+        /^attached$|^ENODEV: vif 1 of the domain a was detached while it was being attached$/,
+      );
+      assert.ok(performance.now() - begun < 5000);
+      assert.deepEqual(await holdings(host), before);
+    }
   });
 
   test('gives the backend its vifname, and takes it off the bridge under that name', async t => {
