@@ -20,6 +20,7 @@ import { type DomainIdentity, removeDomain, writeDomain } from './domain-store.j
 import { ToolstackError } from './error.js';
 import { hotplugOnline } from './hotplug.js';
 import { type SimXenstored, startSimXenstored } from './sim-xenstored.js';
+import { resumeDomain, suspendDomain } from './suspend.js';
 import { randomMac, type VifConfig } from './vif-config.js';
 import { removeVifNodes, requestClose, type VifPaths, vifPaths, writeVif } from './vif-store.js';
 
@@ -80,6 +81,8 @@ export interface HostedDomain {
   readonly identity: DomainIdentity;
   readonly vifs: Map<number, AttachedVif>;
   booted: BootedGuest | null;
+  /** What is being done with it that nothing else may come between, as in "being saved"; null when nothing is. */
+  underWay: string | null;
 }
 
 /** What a domain continues that ran before: on another host, or until it was saved. */
@@ -92,6 +95,13 @@ export interface Continuation {
    * @returns the `state` that the guest goes on with
    */
   handOver(domain: Domain): Promise<unknown>;
+}
+
+interface Start {
+  /** Resolves when the guest is there to be stopped. */
+  readonly done: Promise<void>;
+  /** The domain is gone: nobody waits for its guest any more. */
+  giveUp(): void;
 }
 
 /** What `vif-list` shows of a vif. */
@@ -138,8 +148,10 @@ export class Host {
   private readonly hosted = new Map<number, HostedDomain>();
   private readonly uplinks: TapPort[] = [];
   private pollerMade: Poller | null = null;
-  /** Ends of domains that are under way. */
-  private readonly endings = new Map<number, Promise<void>>();
+  /** Ends of domains that are under way, or over. */
+  private readonly endings = new WeakMap<HostedDomain, Promise<void>>();
+  /** Guests that are being started. */
+  private readonly starts = new Map<HostedDomain, Start>();
   /** Kernels of the domains but domain 0, as soon as they run. */
   private readonly kernels = new Map<HostedDomain, Kernel>();
   private readonly kernelWatchers = new Set<KernelWatcher>();
@@ -313,7 +325,8 @@ export class Host {
   /**
    * Creates a domain, attaches its vifs and boots it. When anything fails nothing of it stays.
    * @param continued the domain that it continues
-   * @throws ToolstackError EEXIST for a name that is in use; what the guest's kind and the vifs throw
+   * @throws ToolstackError EEXIST for a name that is in use, ESRCH when it is destroyed meanwhile; what the guest's kind and
+   * the vifs throw
    */
   async create(config: DomainConfig, continued?: Continuation): Promise<HostedDomain> {
     const { name } = config;
@@ -346,17 +359,25 @@ export class Host {
     }
     const uuid = continued?.uuid ?? this.uuid();
     const identity = { domid: domain.domid, name: config.name, uuid, memoryMib: config.memory };
-    const hosted: HostedDomain = { domain, config, identity, vifs: new Map(), booted: null };
+    const hosted: HostedDomain = {
+      domain,
+      config,
+      identity,
+      vifs: new Map(),
+      booted: null,
+      underWay: 'being created',
+    };
     this.hosted.set(domain.domid, hosted);
     try {
       await writeDomain(xs, identity);
       await xs.introduce(domain.domid, hypervisor.frames.gfn[domain.storePage], domain.storePort);
       await Promise.all(config.vifs.map((vif, index) => this.attach(hosted, vif, vif.devid ?? index)));
       const state = await continued?.handOver(domain);
-      hosted.booted =
+      this.requireAlive(hosted);
+      const booting =
         machine !== undefined
-          ? await machine.start(domain, this.dom0, state)
-          : await bootGuest({
+          ? machine.start(domain, this.dom0, state)
+          : bootGuest({
               domain,
               kind: GUEST_KINDS[config.guest.kind],
               argument: config.guest.argument,
@@ -366,11 +387,32 @@ export class Host {
               state,
               onKernel: kernel => this.kernelCame(hosted, kernel),
             });
+      await this.started(hosted, booting);
+      this.requireAlive(hosted);
+      hosted.underWay = null;
       return hosted;
     } catch (error) {
+      const wasDestroyed = this.hasEnded(hosted);
       await machine?.destroy();
       await this.destroy(hosted);
+      // What failed then did so for that reason.
+      if (wasDestroyed) this.requireAlive(hosted);
       throw error;
+    }
+  }
+
+  /** Waits for a guest that is being started, but not longer than its domain is there. */
+  private async started(hosted: HostedDomain, booting: Promise<BootedGuest>): Promise<void> {
+    const done = booting.then(booted => {
+      hosted.booted = booted;
+    });
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.starts.set(hosted, { done, giveUp: resolve });
+        done.then(resolve, reject);
+      });
+    } finally {
+      this.starts.delete(hosted);
     }
   }
 
@@ -414,81 +456,105 @@ export class Host {
     return waits.filter(vif => vif !== null);
   }
 
-  /** Asks a domain's kernel to power off or reboot, and waits until it has. @throws ToolstackError ETIMEDOUT */
-  async shutdown(hosted: HostedDomain, how: 'poweroff' | 'reboot' = 'poweroff'): Promise<void> {
-    const { domid } = hosted.domain;
-    await this.xs.write(`/local/domain/${domid}/control/shutdown`, how);
-    const end = this.scheduler.now() + SHUTDOWN_TIMEOUT_MS;
-    while (this.hosted.has(domid)) {
-      const ending = this.endings.get(domid);
-      if (ending !== undefined) await ending;
-      else if (this.scheduler.now() >= end) {
-        throw new ToolstackError('ETIMEDOUT', `the domain ${hosted.config.name} did not go down; destroy it`);
-      } else await new Promise(resolve => this.scheduler.after(10, () => resolve(undefined)));
+  /**
+   * Does something with domains that nothing else may come between, but their end: `destroy` waits for nobody.
+   * @param doing what it is, as in "being saved"
+   * @throws ToolstackError EBUSY that says what is under way with one of them, ESRCH when one is gone; what `work` throws
+   */
+  async exclusively<T>(domains: readonly HostedDomain[], doing: string, work: () => Promise<T>): Promise<T> {
+    for (const hosted of domains) this.requireFree(hosted);
+    for (const hosted of domains) hosted.underWay = doing;
+    try {
+      return await work();
+    } finally {
+      for (const hosted of domains) hosted.underWay = null;
     }
+  }
+
+  private requireFree(hosted: HostedDomain): void {
+    const { domain, config, underWay } = hosted;
+    if (this.hosted.get(domain.domid) !== hosted) {
+      throw new ToolstackError('ESRCH', `the domain ${config.name} is gone`);
+    }
+    const doing = this.hasEnded(hosted) ? 'being destroyed' : underWay;
+    if (doing !== null) throw new ToolstackError('EBUSY', `the domain ${config.name} is ${doing}`);
+  }
+
+  /** True for a domain that was destroyed, or is being destroyed. */
+  hasEnded(hosted: HostedDomain): boolean {
+    return this.endings.has(hosted);
+  }
+
+  /** @throws ToolstackError ESRCH for a domain that has ended */
+  requireAlive(hosted: HostedDomain): void {
+    if (!this.hasEnded(hosted)) return;
+    throw new ToolstackError('ESRCH', `the domain ${hosted.config.name} was destroyed`);
+  }
+
+  /**
+   * Asks a domain's kernel to power off or reboot, and waits until it has.
+   * @throws ToolstackError ETIMEDOUT; EBUSY, ESRCH as `exclusively`
+   */
+  shutdown(hosted: HostedDomain, how: 'poweroff' | 'reboot' = 'poweroff'): Promise<void> {
+    return this.exclusively([hosted], 'being shut down', async () => {
+      const { domid } = hosted.domain;
+      await this.xs.write(`/local/domain/${domid}/control/shutdown`, how);
+      const end = this.scheduler.now() + SHUTDOWN_TIMEOUT_MS;
+      while (!this.hasEnded(hosted)) {
+        if (this.scheduler.now() >= end) {
+          throw new ToolstackError(
+            'ETIMEDOUT',
+            `the domain ${hosted.config.name} did not go down; destroy it`,
+          );
+        }
+        await new Promise(resolve => this.scheduler.after(10, () => resolve(undefined)));
+      }
+      await this.endings.get(hosted);
+    });
   }
 
   /**
    * Asks a domain's kernel to suspend itself (control/shutdown), and waits until it has. Its devices stay as they
    * are, without carrier.
-   * @throws ToolstackError EOPNOTSUPP for a guest that cannot, EINVAL when it does not run, ETIMEDOUT
+   * @throws ToolstackError EOPNOTSUPP for a guest that cannot, EINVAL when it does not run, EBUSY while one of its vifs is
+   * being attached or detached, ETIMEDOUT, ESRCH when it ends instead; EBUSY, ESRCH as `exclusively`
    */
-  async suspend(hosted: HostedDomain): Promise<void> {
-    const { domain, config, booted } = hosted;
-    if (booted?.resume === undefined) {
-      throw new ToolstackError(
-        'EOPNOTSUPP',
-        `${config.name}: a guest of kind "${config.guest.kind}" cannot be suspended`,
-      );
-    }
-    if (domain.state !== 'running') {
-      throw new ToolstackError('EINVAL', `the domain ${config.name} does not run: it is ${domain.state}`);
-    }
-    await this.xs.write(`/local/domain/${domain.domid}/control/shutdown`, 'suspend');
-    const end = this.scheduler.now() + SHUTDOWN_TIMEOUT_MS;
-    const isSuspended = (): boolean => domain.shutdownReason === 'suspend';
-    while (!isSuspended()) {
-      if (this.scheduler.now() >= end) {
-        throw new ToolstackError('ETIMEDOUT', `the domain ${config.name} did not suspend itself`);
-      }
-      await new Promise(resolve => this.scheduler.after(5, () => resolve(undefined)));
-    }
+  suspend(hosted: HostedDomain): Promise<void> {
+    return this.exclusively([hosted], 'being suspended', () => suspendDomain(this, hosted));
   }
 
   /**
    * Lets a suspended domain go on. Its frontends connect anew, as on another host, unless the suspend is said to have
    * been called off. A machine with a kernel of its own is always told that: as an HVM guest it takes the other answer
    * for another domain, with nothing of this one's event channels (libxl refuses that, too).
-   * @throws ToolstackError EINVAL when it is not suspended
+   * @throws ToolstackError EINVAL when it is not suspended; EBUSY, ESRCH as `exclusively`
    */
-  async resume(hosted: HostedDomain, options: { cancelled?: boolean } = {}): Promise<void> {
-    const { domain, config, booted } = hosted;
-    if (domain.shutdownReason !== 'suspend' || booted?.resume === undefined) {
-      throw new ToolstackError('EINVAL', `the domain ${config.name} is not suspended: it is ${domain.state}`);
-    }
-    const cancelled = options.cancelled === true || booted.kernel === null;
-    // A domain that comes back has a fresh connection.
-    if (!cancelled) {
-      const gfn = this.hypervisor.frames.gfn[domain.storePage];
-      await this.xs.introduce(domain.domid, gfn, domain.storePort);
-    }
-    domain.resume();
-    await booted.resume(cancelled);
+  resume(hosted: HostedDomain, options: { cancelled?: boolean } = {}): Promise<void> {
+    return this.exclusively([hosted], 'being resumed', () => resumeDomain(this, hosted, options));
   }
 
-  /** Ends a domain at once, and removes its devices and its part of xenstore. */
+  /** Ends a domain at once, whatever is under way with it (a guest that is half started has 10 s to be there), and removes its devices and its part of xenstore. */
   destroy(hosted: HostedDomain): Promise<void> {
-    const { domid } = hosted.domain;
-    let ending = this.endings.get(domid);
+    let ending = this.endings.get(hosted);
     if (ending === undefined) {
-      ending = this.end(hosted).finally(() => this.endings.delete(domid));
-      this.endings.set(domid, ending);
+      ending = this.end(hosted).catch(error => {
+        this.endings.delete(hosted);
+        throw error;
+      });
+      this.endings.set(hosted, ending);
     }
     return ending;
   }
 
   private async end(hosted: HostedDomain): Promise<void> {
     const { domain, identity } = hosted;
+    const start = this.starts.get(hosted);
+    // What is half started cannot be stopped.
+    if (start !== undefined)
+      await this.unlessLate(
+        start.done.catch(() => {}),
+        DESTROY_TIMEOUT_MS,
+      );
     try {
       await hosted.booted?.guest.stop();
     } catch (error) {
@@ -496,6 +562,7 @@ export class Host {
     }
     hosted.booted?.kernel?.reclaimer.stop();
     domain.destroy();
+    start?.giveUp();
     await Promise.all([...hosted.vifs.values()].map(vif => this.detach(hosted, vif, true)));
     await removeDomain(this.xs, identity);
     this.hosted.delete(domain.domid);
@@ -550,8 +617,14 @@ export class Host {
 
   // ---------------------------------------------------------------- vifs
 
-  /** Attaches a vif to a domain that runs. @returns its devid @throws as `create` */
+  /**
+   * Attaches a vif to a domain.
+   * @returns its devid
+   * @throws ToolstackError EEXIST for a devid that is in use, EINVAL for a backend that is none, ETIMEDOUT, ENODEV when it
+   * is detached meanwhile; EBUSY, ESRCH as `exclusively`
+   */
   async attachVif(hosted: HostedDomain, vif: VifConfig): Promise<number> {
+    this.requireFree(hosted);
     let devid = vif.devid ?? 0;
     if (vif.devid === undefined) while (hosted.vifs.has(devid)) devid++;
     await this.attach(hosted, vif, devid);
@@ -562,9 +635,10 @@ export class Host {
    * Detaches a vif: asks its backend to close, waits for that, removes its nodes. Whoever asks while it is being detached
    * waits for the same end.
    * @param force does not wait for the guest
-   * @throws ToolstackError ENODEV
+   * @throws ToolstackError ENODEV; EBUSY, ESRCH as `exclusively`
    */
   async detachVif(hosted: HostedDomain, devid: number, force = false): Promise<void> {
+    this.requireFree(hosted);
     const vif = hosted.vifs.get(devid);
     if (vif === undefined) {
       const there = [...hosted.vifs.keys()].join(', ') || 'none';
@@ -578,6 +652,7 @@ export class Host {
 
   private async attach(hosted: HostedDomain, config: VifConfig, devid: number): Promise<void> {
     const { domid } = hosted.domain;
+    this.requireAlive(hosted);
     if (hosted.vifs.has(devid)) {
       throw new ToolstackError('EEXIST', `the domain ${hosted.config.name} has a vif ${devid} already`);
     }
@@ -741,9 +816,9 @@ export class Host {
     }
   }
 
-  private unlessLate(work: Promise<void>): Promise<void> {
+  private unlessLate(work: Promise<void>, timeoutMs = GONE_TIMEOUT_MS): Promise<void> {
     return new Promise((resolve, reject) => {
-      const timer = this.scheduler.after(GONE_TIMEOUT_MS, resolve);
+      const timer = this.scheduler.after(timeoutMs, resolve);
       work.finally(() => this.scheduler.cancel(timer)).then(resolve, reject);
     });
   }

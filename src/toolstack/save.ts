@@ -3,6 +3,7 @@ import type { DomainConfig } from './domain-config.js';
 import { ToolstackError } from './error.js';
 import type { Host, HostedDomain } from './host.js';
 import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
+import { isSuspended, requireVifsAtRest, resumeDomain, suspendDomain } from './suspend.js';
 
 /** Why some guests of a kind cannot be saved. */
 const UNSAVABLE: Readonly<Record<string, string>> = { module: 'its module has no "save"' };
@@ -91,15 +92,26 @@ export function unsavedOf({ booted, config }: HostedDomain): string[] {
  * Suspends a domain and makes its image. It stays suspended.
  * @throws ToolstackError as `Host.suspend`, EOPNOTSUPP for a guest that cannot be saved; the domain runs on then
  */
-export async function saveDomain(host: Host, hosted: HostedDomain): Promise<DomainImage> {
+export function saveDomain(host: Host, hosted: HostedDomain): Promise<DomainImage> {
+  return host.exclusively([hosted], 'being saved', () => suspendAndSave(host, hosted));
+}
+
+async function suspendAndSave(host: Host, hosted: HostedDomain): Promise<DomainImage> {
   const save = saverOf(host, hosted);
-  await host.suspend(hosted);
+  await suspendDomain(host, hosted);
   try {
-    return { ...(await domainImage(host, hosted)), guest: await save() };
+    const image = { ...(await domainImage(host, hosted)), guest: await save() };
+    host.requireAlive(hosted);
+    return image;
   } catch (error) {
-    await host.resume(hosted, { cancelled: true });
+    await callOff(host, hosted);
     throw error;
   }
+}
+
+/** Lets a domain go on as if nothing had been, if it is still there. */
+async function callOff(host: Host, hosted: HostedDomain): Promise<void> {
+  if (isSuspended(hosted) && !host.hasEnded(hosted)) await resumeDomain(host, hosted, { cancelled: true });
 }
 
 /**
@@ -128,27 +140,33 @@ export function restoreDomain(
  * Suspends all domains of a host and makes its image. They stay suspended.
  * @throws ToolstackError as `saveDomain`, for the first domain that cannot be saved; all run on then
  */
-export async function saveHost(host: Host): Promise<HostImage> {
+export function saveHost(host: Host): Promise<HostImage> {
   const all = [...host.domains];
+  return host.exclusively(all, 'being saved', () => saveAll(host, all));
+}
+
+async function saveAll(host: Host, all: readonly HostedDomain[]): Promise<HostImage> {
   for (const hosted of all) saverOf(host, hosted);
   const domains: DomainImage[] = [];
   const suspended: HostedDomain[] = [];
   try {
     for (const hosted of all) {
-      domains.push(await saveDomain(host, hosted));
+      domains.push(await suspendAndSave(host, hosted));
       suspended.push(hosted);
     }
     const nodes = await saveNodes(host.xs, '', path => REMADE_BY_HOST.test(path));
     return { format: 'pvnet host', version: 1, bridges: host.bridgeNames, nodes, domains };
   } catch (error) {
-    await resumeAll(host, suspended);
+    for (const hosted of suspended) await callOff(host, hosted);
     throw error;
   }
 }
 
-/** Lets suspended domains go on as if nothing had been. */
+/** Lets those domains that are suspended go on as if nothing had been. @throws as `Host.resume` */
 export async function resumeAll(host: Host, domains: Iterable<HostedDomain>): Promise<void> {
-  for (const hosted of domains) await host.resume(hosted, { cancelled: true });
+  for (const hosted of domains) {
+    if (isSuspended(hosted) && !host.hasEnded(hosted)) await host.resume(hosted, { cancelled: true });
+  }
 }
 
 /** Reads the image of a host. @throws ToolstackError EINVAL for anything else */
@@ -183,38 +201,52 @@ export async function restoreHost(host: Host, image: HostImage): Promise<HostedD
  * Moves a domain, while its peers talk to it, to another host of this process. Its backends are made there first;
  * then it is suspended here, its guest goes on there, and what is left here goes. A guest of kind "netns" takes
  * its namespace along, with all that runs in it.
- * @throws ToolstackError what creating it there throws; it runs on here then, unless its guest had left already
+ * @throws ToolstackError what creating it there throws; it runs on here then, unless its guest had left already. ESRCH when
+ * it is destroyed here meanwhile: then it is nowhere. EBUSY, ESRCH as `Host.exclusively`
  */
-export async function migrateDomain(source: Host, hosted: HostedDomain, target: Host): Promise<HostedDomain> {
+export function migrateDomain(source: Host, hosted: HostedDomain, target: Host): Promise<HostedDomain> {
+  return source.exclusively([hosted], 'being migrated', () => migrate(source, hosted, target));
+}
+
+async function migrate(source: Host, hosted: HostedDomain, target: Host): Promise<HostedDomain> {
   const { booted } = hosted;
   const leave = booted?.guest.leave?.bind(booted.guest);
   const save = leave === undefined ? saverOf(source, hosted) : null;
+  requireVifsAtRest(hosted);
   const description = await domainImage(source, hosted);
   let abandon: (() => Promise<void>) | null = null;
+  let moved: HostedDomain;
   try {
-    const moved = await target.create(configOf({ ...description, guest: null }), {
+    moved = await target.create(configOf({ ...description, guest: null }), {
       uuid: description.uuid,
       async handOver({ domid }) {
-        await source.suspend(hosted);
+        await suspendDomain(source, hosted);
         const { nodes } = await domainImage(source, hosted);
         await restoreNodes(target.xs, `/local/domain/${domid}`, nodes, old =>
           old === description.domid ? domid : old,
         );
+        source.requireAlive(hosted);
         if (leave === undefined) return save!();
         const luggage = await leave();
         abandon = () => luggage.abandon();
         return luggage.state;
       },
     });
-    await source.destroy(hosted);
-    return moved;
   } catch (error) {
     if (abandon !== null) {
       await (abandon as () => Promise<void>)();
       await source.destroy(hosted);
-    } else if (hosted.domain.shutdownReason === 'suspend') await source.resume(hosted, { cancelled: true });
+    } else await callOff(source, hosted);
     throw error;
   }
+  try {
+    source.requireAlive(hosted);
+  } catch (error) {
+    await target.destroy(moved);
+    throw error;
+  }
+  await source.destroy(hosted);
+  return moved;
 }
 
 /**
@@ -222,17 +254,19 @@ export async function migrateDomain(source: Host, hosted: HostedDomain, target: 
  * @param send hands its image over and resolves when it runs there
  * @throws ToolstackError as `saveDomain`, and what `send` throws; it runs on here then
  */
-export async function sendDomain(
+export function sendDomain(
   source: Host,
   hosted: HostedDomain,
   send: (image: DomainImage) => Promise<void>,
 ): Promise<void> {
-  const image = await saveDomain(source, hosted);
-  try {
-    await send(image);
-  } catch (error) {
-    await source.resume(hosted, { cancelled: true });
-    throw error;
-  }
-  await source.destroy(hosted);
+  return source.exclusively([hosted], 'being migrated', async () => {
+    const image = await suspendAndSave(source, hosted);
+    try {
+      await send(image);
+    } catch (error) {
+      await callOff(source, hosted);
+      throw error;
+    }
+    await source.destroy(hosted);
+  });
 }

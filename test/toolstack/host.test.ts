@@ -4,7 +4,7 @@ import { addressBytes, linkLocalAddress } from '../../src/guests/echo-stack.js';
 import { sendFrame } from '../../src/guests/frames.js';
 import type { Vif } from '../../src/netback/index.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
-import { Host } from '../../src/toolstack/host.js';
+import { Host, type HostedDomain } from '../../src/toolstack/host.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
 import { buildFrame } from '../net/frames.js';
 
@@ -230,6 +230,36 @@ describe('a host with echo guests', () => {
       ['Domain-0'],
     );
     assert.throws(() => host.find('b'), /ESRCH: there is no domain "b"; there are: none/);
+  });
+
+  test('destroys a domain that is being created, at any time', async t => {
+    const host = await start(t);
+    const first = await host.create(echo('first'));
+    await host.settled(first);
+    const before = await holdings(host);
+    for (const moment of [
+      () => true,
+      (a: HostedDomain) => a.vifs.size > 0,
+      (a: HostedDomain) => a.vifs.get(0)?.status === null,
+    ]) {
+      const created = assert.rejects(host.create(echo('a')), /ESRCH: the domain a was destroyed$/);
+      while (![...host.domains].some(hosted => hosted.config.name === 'a' && moment(hosted))) {
+        await new Promise(resolve => setImmediate(resolve));
+      }
+      const a = host.find('a');
+      await assert.rejects(host.suspend(a), /EBUSY: the domain a is being created$/);
+      await host.destroy(a);
+      await created;
+      assert.deepEqual(await holdings(host), before);
+    }
+    let destroyed: Promise<void> | undefined;
+    const came = (name: string): void => {
+      if (name === 'a') destroyed = host.destroy(host.find('a'));
+    };
+    host.watchKernels({ came, went() {} });
+    await assert.rejects(host.create(echo('a')), /ESRCH: the domain a was destroyed$/);
+    await destroyed;
+    assert.deepEqual(await holdings(host), before);
   });
 
   test('reboots a domain that is asked to', async t => {

@@ -248,6 +248,94 @@ function program(hosted: HostedDomain, script: string): { child: ChildProcess; l
   return { child, lines };
 }
 
+/** Where there is a domain of that name, and whether it runs there. */
+function whereIs(name: string, ...hosts: Host[]): string[] {
+  const found = (host: Host) => [...host.domains].find(({ config }) => config.name === name);
+  return hosts.map(host => found(host)?.domain.state ?? 'none');
+}
+
+describe('one thing at a time', () => {
+  test('a domain that is being migrated is not migrated once more', async t => {
+    const [left, right, third] = [await start(t), await start(t), await start(t)];
+    const a = await create(left, echo('a', '10.0.0.1'));
+    const first = migrateDomain(left, a, right);
+    await assert.rejects(migrateDomain(left, a, third), /EBUSY: the domain a is being migrated$/);
+    const moved = await first;
+    assert.deepEqual(whereIs('a', left, right, third), ['none', 'running', 'none']);
+    await assert.rejects(migrateDomain(left, a, third), /ESRCH: the domain a is gone$/);
+
+    const send = (target: Host) =>
+      sendDomain(right, moved, async image => void (await restoreDomain(target, image)));
+    const sent = send(left);
+    await assert.rejects(send(third), /EBUSY: the domain a is being migrated$/);
+    await sent;
+    assert.deepEqual(whereIs('a', left, right, third), ['running', 'none', 'none']);
+  });
+
+  test('nothing but its end comes between a domain and its migration', async t => {
+    const [left, right] = [await start(t), await start(t)];
+    const a = await create(left, echo('a', '10.0.0.1'));
+    const refused = async () => {
+      for (const attempt of [
+        () => left.suspend(a),
+        () => left.resume(a),
+        () => left.shutdown(a),
+        () => left.shutdown(a, 'reboot'),
+        () => left.attachVif(a, a.config.vifs[0]),
+        () => left.detachVif(a, 0),
+        () => saveHost(left),
+      ]) {
+        await assert.rejects(attempt(), /EBUSY: the domain a is being migrated$/);
+      }
+    };
+    const failed = sendDomain(left, a, async () => {
+      await refused();
+      throw new Error('no way');
+    });
+    await assert.rejects(failed, /no way/);
+    assert.deepEqual(await left.settled(a), []);
+    const migrated = migrateDomain(left, a, right);
+    await refused();
+    assert.deepEqual([...(await migrated).vifs.keys()], [0]);
+  });
+
+  test('a domain that is destroyed while it is migrated is nowhere', async t => {
+    const [left, right] = [await start(t), await start(t)];
+    let a = await create(left, echo('a', '10.0.0.1'));
+    const failed = sendDomain(left, a, async () => {
+      await left.destroy(a);
+      throw new Error('no way');
+    });
+    await assert.rejects(failed, /no way/);
+    assert.deepEqual(whereIs('a', left, right), ['none', 'none']);
+
+    const isSuspended = () => a.domain.shutdownReason === 'suspend';
+    const booting = new Set<string>();
+    right.watchKernels({ came: name => booting.add(name), went: name => booting.delete(name) });
+    for (const moment of [() => true, isSuspended, () => booting.has('a')]) {
+      a = await create(left, echo('a', '10.0.0.1'));
+      const migrated = assert.rejects(migrateDomain(left, a, right), { code: 'ESRCH' });
+      while (!moment() && !left.hasEnded(a)) await new Promise(resolve => setImmediate(resolve));
+      await left.destroy(a);
+      await migrated;
+      assert.deepEqual(whereIs('a', left, right), ['none', 'none']);
+    }
+  });
+
+  test('no image is made of a domain while its vifs come and go', async t => {
+    const [left, right] = [await start(t), await start(t)];
+    const a = await create(left, echo('a', '10.0.0.1'));
+    const attached = left.attachVif(a, { ...a.config.vifs[0], devid: 1 });
+    await assert.rejects(left.suspend(a), /EBUSY: vif 1 of the domain a is being attached$/);
+    await assert.rejects(saveHost(left), { code: 'EBUSY' });
+    await attached;
+    const detached = left.detachVif(a, 1);
+    await assert.rejects(migrateDomain(left, a, right), /EBUSY: vif 1 of the domain a is being detached$/);
+    await detached;
+    assert.deepEqual([...(await migrateDomain(left, a, right)).vifs.keys()], [0]);
+  });
+});
+
 describe('live migration', () => {
   test('a TCP connection of real programs in a namespace survives', async t => {
     const obstacle = await namespaceObstacle();
