@@ -5,7 +5,7 @@ import { netbackOf } from '../netback/netback.js';
 import { ToolstackError } from '../toolstack/error.js';
 import type { Host } from '../toolstack/host.js';
 import {
-  type DomainImage,
+  parseDomainImage,
   restoreDomain,
   resumeAll,
   saveHost,
@@ -82,14 +82,16 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
     }
   });
   register('receive', async ({ file }) => {
-    const image = JSON.parse(readFileSync(String(file), 'utf8')) as DomainImage;
+    const image = parseDomainImage(readFileSync(String(file), 'utf8'), String(file));
     const hosted = await restoreDomain(host, image);
     const waiting = await host.settled(hosted);
     const notes = waiting.map(vif => `vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
     return { domid: hosted.domain.domid, notes };
   });
   register('vif-carrier', async ({ domain, devid, up }) => {
-    const { domain: xen, config } = host.find(domain);
+    const hosted = host.find(domain);
+    host.requireFree(hosted);
+    const { domain: xen, config } = hosted;
     const device = host.dom0.xenbus.backend.devices.get(`backend/vif/${xen.domid}/${devid}`);
     const netback = device === undefined ? undefined : netbackOf(device);
     if (netback === undefined) {

@@ -444,7 +444,9 @@ export class Host {
     const connected = String(XenbusState.Connected);
     const waits = await Promise.all(
       [...hosted.vifs.values()].map(async vif => {
-        if (this.waitingFor(hosted, vif) !== null) return vif;
+        const wait = this.waitingFor(hosted, vif);
+        // A link that was taken down does not come up by itself.
+        if (wait !== null && !wait.startsWith('connected, without carrier')) return vif;
         // An end in a machine's kernel shows in xenstore only.
         const { frontend, backend } = vif.paths;
         const states = await Promise.all(
@@ -471,7 +473,8 @@ export class Host {
     }
   }
 
-  private requireFree(hosted: HostedDomain): void {
+  /** @throws ToolstackError EBUSY, ESRCH as `exclusively` */
+  requireFree(hosted: HostedDomain): void {
     const { domain, config, underWay } = hosted;
     if (this.hosted.get(domain.domid) !== hosted) {
       throw new ToolstackError('ESRCH', `the domain ${config.name} is gone`);

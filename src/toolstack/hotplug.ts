@@ -7,7 +7,7 @@ import { Vif } from '../netback/vif.js';
 import type { XenStoreClient } from '../xenstore/index.js';
 import { ToolstackError } from './error.js';
 import type { VifConfig } from './vif-config.js';
-import type { VifPaths } from './vif-store.js';
+import { frontendMtu, type VifPaths } from './vif-store.js';
 
 /** Whom a vif with `antispoof` may send as. Of itself, every interface has the link-local address that follows from its MAC. */
 function sourceFilter(mac: string, { ip }: VifConfig): SourceFilter {
@@ -45,7 +45,7 @@ export async function hotplugOnline(
       device.mtu = vif.mtu;
     }
     if (vif.antispoof && device.priv instanceof Vif) device.priv.sourceFilter = sourceFilter(mac, vif);
-    await xs.write(`${paths.frontend}/mtu`, String(vif.mtu));
+    await xs.write(`${paths.frontend}/mtu`, frontendMtu(vif));
     bridge.addPort(device);
     device.open();
     await xs.write(`${paths.backend}/hotplug-status`, 'connected');

@@ -3,6 +3,7 @@ export * from './config-syntax.js';
 export * from './domain-config.js';
 export * from './domain-store.js';
 export * from './error.js';
+export * from './followed-nodes.js';
 export * from './host.js';
 export * from './hotplug.js';
 export * from './save.js';

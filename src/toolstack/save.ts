@@ -1,6 +1,7 @@
 import type { ConfigValue } from './config-syntax.js';
 import type { DomainConfig } from './domain-config.js';
 import { ToolstackError } from './error.js';
+import { checkFollowed, readFollowed } from './followed-nodes.js';
 import type { Host, HostedDomain } from './host.js';
 import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
 import { isSuspended, requireVifsAtRest, resumeDomain, suspendDomain } from './suspend.js';
@@ -33,21 +34,22 @@ export interface HostImage {
   readonly domains: readonly DomainImage[];
 }
 
-/**
- * A suspended domain without its guest's state. Its vifs are those that it has now, with the addresses that they
- * got.
- */
+/** A domain's configuration with the vifs that it has now, with the addresses that they got and what was said of them since. */
+export async function configNow({ xs }: Host, { config, vifs }: HostedDomain): Promise<DomainConfig> {
+  const all = [...vifs.values()].map(async ({ devid, mac, paths, config: vif }) => {
+    return { ...vif, devid, mac, followed: await readFollowed(xs, paths) };
+  });
+  return { ...config, vifs: await Promise.all(all) };
+}
+
+/** A suspended domain without its guest's state. */
 async function domainImage(host: Host, hosted: HostedDomain): Promise<Omit<DomainImage, 'guest'>> {
-  const { config, domain, identity, vifs } = hosted;
-  const { domid } = domain;
+  const { domid, uuid } = hosted.identity;
+  const config = await configNow(host, hosted);
   return {
     domid,
-    uuid: identity.uuid,
-    config: {
-      ...config,
-      vifs: [...vifs.values()].map(({ devid, mac, config: vif }) => ({ ...vif, devid, mac })),
-      settings: [...config.settings],
-    },
+    uuid,
+    config: { ...config, settings: [...config.settings] },
     nodes: await saveNodes(host.xs, `/local/domain/${domid}`, path => REMADE.test(path)),
   };
 }
@@ -171,19 +173,40 @@ export async function resumeAll(host: Host, domains: Iterable<HostedDomain>): Pr
 
 /** Reads the image of a host. @throws ToolstackError EINVAL for anything else */
 export function parseHostImage(text: string, name: string): HostImage {
-  let image: Partial<HostImage> | null = null;
-  try {
-    image = JSON.parse(text) as Partial<HostImage>;
-  } catch {
-    // Said below.
-  }
+  const image = parseJson(text) as Partial<HostImage> | null;
   if (image?.format !== 'pvnet host' || !Array.isArray(image.domains)) {
     throw new ToolstackError('EINVAL', `${name} is not what "pvnet save" writes`);
   }
   if (image.version !== 1) {
     throw new ToolstackError('EINVAL', `${name} is of version ${image.version}; this pvnet reads version 1`);
   }
+  for (const [index, domain] of image.domains.entries()) checkVifs(domain, `${name}: domains[${index}]`);
   return image as HostImage;
+}
+
+/** Reads the image of a domain. @throws ToolstackError EINVAL for anything else */
+export function parseDomainImage(text: string, name: string): DomainImage {
+  const image = parseJson(text) as DomainImage;
+  checkVifs(image, name);
+  return image;
+}
+
+/** @returns null for what is no JSON */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+function checkVifs(domain: DomainImage | null, where: string): void {
+  const vifs: unknown = domain?.config?.vifs;
+  if (!Array.isArray(vifs)) throw new ToolstackError('EINVAL', `${where}: it has no list of vifs`);
+  for (const [index, vif] of vifs.entries()) {
+    // Older images say nothing of them.
+    if (vif?.followed !== undefined) checkFollowed(vif.followed, `${where}: vif[${index}]`);
+  }
 }
 
 /** Creates all domains of a saved host, with the numbers that they had, on a host that has none. @throws as `create` */

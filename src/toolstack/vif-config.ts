@@ -1,5 +1,6 @@
 import { isIP } from 'node:net';
 import { ToolstackError } from './error.js';
+import type { FollowedNodes } from './followed-nodes.js';
 
 /** What a frontend may send in each interval; what xenstore's `rate` says. */
 export interface VifRate {
@@ -37,6 +38,8 @@ export interface VifConfig {
   readonly trusted: boolean;
   /** The guest may send only from its MAC address and, if it has addresses in `ip`, from those. */
   readonly antispoof: boolean;
+  /** In the place of what is said above, for a vif that goes on: a node that is missing here was missing there. */
+  readonly followed?: FollowedNodes;
 }
 
 /** libxl's defaults (xl.conf(5), libxl_nic.c). */

@@ -29,14 +29,18 @@ export interface VifIdentity {
 export async function writeVif(xs: XenStoreClient, id: VifIdentity, vif: VifConfig): Promise<void> {
   const { domid, devid, backendDomid, mac } = id;
   const paths = vifPaths(domid, devid, backendDomid);
+  const { followed } = vif;
+  const configured = vif.rate === undefined ? undefined : `${vif.rate.bytes},${vif.rate.usecs}`;
   const guestOwned = [`n${domid}`, `r${backendDomid}`];
   const backendOwned = [`n${backendDomid}`, `r${domid}`];
-  const frontend: [string, string | number][] = [
+  const frontend: [string, string | number | undefined][] = [
     ['backend-id', backendDomid],
     ['state', XenbusState.Initialising],
     ['handle', devid],
     ['mac', mac],
     ['trusted', vif.trusted ? 1 : 0],
+    ['disconnect', followed?.disconnect],
+    ['speed', followed?.speed],
   ];
   const backend: [string, string | number | undefined][] = [
     ['frontend-id', domid],
@@ -48,13 +52,14 @@ export async function writeVif(xs: XenStoreClient, id: VifIdentity, vif: VifConf
     ['mac', mac],
     ['ip', vif.ip.length === 0 ? undefined : vif.ip.map(({ address }) => address).join(' ')],
     ['gatewaydev', vif.gatewaydev],
-    ['rate', vif.rate === undefined ? undefined : `${vif.rate.bytes},${vif.rate.usecs}`],
+    ['rate', followed === undefined ? configured : followed.rate],
     ['mtu', vif.mtu === DEFAULT_MTU ? undefined : vif.mtu],
     ['vlan', vif.vlan],
     ['bridge', vif.bridge],
     ['handle', devid],
     ['type', vif.type],
     ['hotplug-status', ''],
+    ['carrier', followed?.carrier],
   ];
   await xs.transaction(async t => {
     await remove(t, paths.libxl);
@@ -67,10 +72,11 @@ export async function writeVif(xs: XenStoreClient, id: VifIdentity, vif: VifConf
     await t.setPerms(paths.frontend, guestOwned);
     await t.write(`${paths.frontend}/backend`, paths.backend);
     for (const [key, value] of frontend) {
+      if (value === undefined) continue;
       await t.write(`${paths.frontend}/${key}`, String(value));
       await t.setPerms(`${paths.frontend}/${key}`, guestOwned);
     }
-    await t.write(`${paths.frontend}/mtu`, String(vif.mtu));
+    await t.write(`${paths.frontend}/mtu`, frontendMtu(vif));
     await t.setPerms(`${paths.frontend}/mtu`, backendOwned);
 
     await remove(t, paths.backend);
@@ -83,6 +89,11 @@ export async function writeVif(xs: XenStoreClient, id: VifIdentity, vif: VifConf
       }
     }
   });
+}
+
+/** What the frontend's `mtu` says. */
+export function frontendMtu({ mtu, followed }: VifConfig): string {
+  return followed?.mtu ?? String(mtu);
 }
 
 /**

@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { describe, type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { isDeepStrictEqual } from 'node:util';
+import { netbackOf } from '../../src/netback/index.js';
 import {
   Cable,
   type DomainConfig,
@@ -9,6 +11,7 @@ import {
   type HostedDomain,
   migrateDomain,
   parseDomain,
+  parseDomainImage,
   parseHostImage,
   restoreDomain,
   restoreHost,
@@ -55,6 +58,14 @@ async function flows(receiver: string): Promise<void> {
   const before = view().received;
   await until(() => view().received > before + 20_000, `progress of ${receiver}`);
   assert.equal(view().wrongAt, -1);
+}
+
+/** What drivers make of the nodes of a domain's first vif that they follow. */
+function followed({ dom0 }: Host, { domain, booted }: HostedDomain): object {
+  const netback = netbackOf(dom0.xenbus.backend.devices.get(`backend/vif/${domain.domid}/0`)!)!;
+  const { carrier, credit } = netback.vif!;
+  const eth0 = booted!.kernel!.net.byName('eth0');
+  return { carrier, rate: credit?.rate ?? null, speed: eth0?.speed, mtu: eth0?.mtu };
 }
 
 /** Grants, mappings and so on of domain 0: the same before and after, or something leaked. */
@@ -191,6 +202,76 @@ describe('save and restore', () => {
     assert.deepEqual(unsavedOf(restored), []);
     const b = await create(again, echo('b', '10.9.0.2'));
     await b.booted!.guest.ping!('10.9.0.7', 3000);
+  });
+
+  test('what was said of a vif since it was attached holds after save and restore, and migration', async t => {
+    const host = await start(t);
+    const vif = 'ip=10.0.0.1,rate=10Mb/s,mtu=9000';
+    let a = await create(host, config('a', 'echo', vif));
+    const untouched = followed(host, a);
+    const [front, back] = ['/local/domain/1/device/vif/0', '/local/domain/0/backend/vif/1/0'];
+    const without = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
+    await resumeAll(host, host.domains);
+    await netbackOf(host.dom0.xenbus.backend.devices.get('backend/vif/1/0')!)!.setCarrier(false);
+    await host.xs.write(`${back}/rate`, '1000000,1000');
+    await host.xs.write(`${front}/speed`, '10G');
+    await host.xs.write(`${front}/mtu`, '1400');
+    // No driver understands that.
+    await host.xs.write(`${front}/disconnect`, 'perhaps');
+    const said = { carrier: false, rate: { bytes: 1_000_000, usec: 1000 }, speed: 10_000, mtu: 1400 };
+    await until(() => isDeepStrictEqual(followed(host, a), said), 'what drivers follow');
+    const image = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
+
+    const [from, to] = [await start(t), await start(t)];
+    [a] = await restoreHost(from, image);
+    assert.deepEqual(await from.settled(a), []);
+    assert.deepEqual(followed(from, a), said);
+    assert.equal(await from.xs.exists(`${front}/disconnect`), false);
+    assert.deepEqual(await from.xs.getPerms(`${front}/speed`), ['n1', 'r0']);
+    assert.match(from.waitingFor(a, a.vifs.get(0)!)!, /without carrier/);
+    await from.xs.write(`${front}/disconnect`, '1');
+    await from.xs.rm(`${back}/rate`);
+    a = await migrateDomain(from, a, to);
+    assert.deepEqual(await to.settled(a), []);
+    assert.deepEqual(followed(to, a), { ...said, rate: null });
+    assert.equal(await to.xs.read(`${front}/disconnect`), '1');
+
+    // An image of a version that did not keep them.
+    for (const { config } of without.domains) {
+      for (const each of config.vifs) delete (each as { followed?: object }).followed;
+    }
+    const other = await start(t);
+    [a] = await restoreHost(other, parseHostImage(JSON.stringify(without), 'host.pvnet'));
+    assert.deepEqual(await other.settled(a), []);
+    assert.deepEqual(followed(other, a), untouched);
+  });
+
+  test('an image with vifs that are none is refused', async t => {
+    const host = await start(t);
+    await create(host, echo('a', '10.0.0.1'));
+    const text = JSON.stringify(await saveHost(host));
+    const refused = (followed: unknown, what: RegExp) => {
+      const image = JSON.parse(text);
+      image.domains[0].config.vifs[0].followed = followed;
+      assert.throws(() => parseHostImage(JSON.stringify(image), 'x.json'), what);
+      assert.throws(() => parseDomainImage(JSON.stringify(image.domains[0]), 'd.json'), { code: 'EINVAL' });
+    };
+    refused(
+      { rate: '1,1\0' },
+      /EINVAL: x\.json: domains\[0\]: vif\[0\]: followed: rate cannot be "1,1\\u0000"$/,
+    );
+    refused({ mtu: 1500 }, /followed: mtu cannot be 1500$/);
+    refused({ state: '4' }, /followed: state cannot be "4"$/);
+    refused(null, /followed: it is no object$/);
+    refused('carrier', /followed: it is no object$/);
+    const domains = (value: unknown) => JSON.stringify({ ...JSON.parse(text), domains: value });
+    for (const value of [[null], [{}], [{ config: { vifs: {} } }]]) {
+      assert.throws(
+        () => parseHostImage(domains(value), 'x.json'),
+        /EINVAL: x\.json: domains\[0\]: it has no list of vifs$/,
+      );
+    }
+    assert.throws(() => parseDomainImage('no', 'd.json'), /EINVAL: d\.json: it has no list of vifs$/);
   });
 
   test('what cannot be saved is said, and nothing is touched', async t => {
