@@ -19,6 +19,7 @@ import type { DomainConfig } from './domain-config.js';
 import { type DomainIdentity, removeDomain, writeDomain } from './domain-store.js';
 import { ToolstackError } from './error.js';
 import { hotplugOnline } from './hotplug.js';
+import { configNow } from './save.js';
 import { type SimXenstored, startSimXenstored } from './sim-xenstored.js';
 import { resumeDomain, suspendDomain } from './suspend.js';
 import { randomMac, type VifConfig } from './vif-config.js';
@@ -85,7 +86,7 @@ export interface HostedDomain {
   underWay: string | null;
 }
 
-/** What a domain continues that ran before: on another host, or until it was saved. */
+/** What a domain continues that ran before: on another host, or until it was saved or rebooted. */
 export interface Continuation {
   /** The number that it must have; by default the next. */
   readonly domid?: number;
@@ -94,7 +95,7 @@ export interface Continuation {
    * Called when all is there but the guest, with its backends waiting. When it throws, nothing of the new domain stays.
    * @returns the `state` that the guest goes on with
    */
-  handOver(domain: Domain): Promise<unknown>;
+  handOver?(domain: Domain): Promise<unknown>;
 }
 
 interface Start {
@@ -150,6 +151,8 @@ export class Host {
   private pollerMade: Poller | null = null;
   /** Ends of domains that are under way, or over. */
   private readonly endings = new WeakMap<HostedDomain, Promise<void>>();
+  /** Domains that come back when they have ended. */
+  private readonly rebooting = new Set<HostedDomain>();
   /** Guests that are being started. */
   private readonly starts = new Map<HostedDomain, Start>();
   /** Kernels of the domains but domain 0, as soon as they run. */
@@ -372,7 +375,7 @@ export class Host {
       await writeDomain(xs, identity);
       await xs.introduce(domain.domid, hypervisor.frames.gfn[domain.storePage], domain.storePort);
       await Promise.all(config.vifs.map((vif, index) => this.attach(hosted, vif, vif.devid ?? index)));
-      const state = await continued?.handOver(domain);
+      const state = await continued?.handOver?.(domain);
       this.requireAlive(hosted);
       const booting =
         machine !== undefined
@@ -538,6 +541,11 @@ export class Host {
 
   /** Ends a domain at once, whatever is under way with it (a guest that is half started has 10 s to be there), and removes its devices and its part of xenstore. */
   destroy(hosted: HostedDomain): Promise<void> {
+    this.rebooting.delete(hosted);
+    return this.endOnce(hosted);
+  }
+
+  private endOnce(hosted: HostedDomain): Promise<void> {
     let ending = this.endings.get(hosted);
     if (ending === undefined) {
       ending = this.end(hosted).catch(error => {
@@ -590,12 +598,19 @@ export class Host {
     const hosted = this.hosted.get(domain.domid);
     if (hosted?.domain !== domain || domain.state !== 'shutdown' || domain.shutdownReason === 'suspend')
       return;
-    const again = domain.shutdownReason === 'reboot' && !this.stopping;
-    void this.destroy(hosted)
-      .then(() => (again ? this.create(hosted.config) : undefined))
-      .catch(error => {
-        this.dom0.platform.log(`toolstack: ${hosted.config.name}: ${(error as Error).message}`);
-      });
+    const ended = domain.shutdownReason === 'reboot' ? this.reboot(hosted) : this.destroy(hosted);
+    ended.catch(error => {
+      this.dom0.platform.log(`toolstack: ${hosted.config.name}: ${(error as Error).message}`);
+    });
+  }
+
+  /** Ends a domain, and creates it anew as it is now, unless somebody destroys it meanwhile. */
+  private async reboot(hosted: HostedDomain): Promise<void> {
+    this.rebooting.add(hosted);
+    const config = await configNow(this, hosted);
+    await this.endOnce(hosted);
+    if (!this.rebooting.delete(hosted) || this.stopping) return;
+    await this.create(config, { uuid: hosted.identity.uuid });
   }
 
   list(): DomainInfo[] {

@@ -34,9 +34,13 @@ export interface HostImage {
   readonly domains: readonly DomainImage[];
 }
 
-/** A domain's configuration with the vifs that it has now, with the addresses that they got and what was said of them since. */
+/**
+ * A domain's configuration with the vifs that it has now, but those that come or go, with the addresses that they got and what
+ * was said of them since.
+ */
 export async function configNow({ xs }: Host, { config, vifs }: HostedDomain): Promise<DomainConfig> {
-  const all = [...vifs.values()].map(async ({ devid, mac, paths, config: vif }) => {
+  const atRest = [...vifs.values()].filter(({ status }) => status === null);
+  const all = atRest.map(async ({ devid, mac, paths, config: vif }) => {
     return { ...vif, devid, mac, followed: await readFollowed(xs, paths) };
   });
   return { ...config, vifs: await Promise.all(all) };

@@ -276,6 +276,47 @@ describe('a host with echo guests', () => {
     assert.deepEqual(await host.settled(host.find('a')), []);
   });
 
+  test('reboots a domain as it is, not as it was created', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1', 'ip=10.1.0.1'"));
+    assert.deepEqual(await host.settled(a), []);
+    await host.detachVif(a, 0);
+    await host.attachVif(a, parseVif('ip=10.2.0.1'));
+    await host.attachVif(a, parseVif('devid=5'));
+    assert.deepEqual(await host.settled(a), []);
+    const vifs = (hosted: HostedDomain) =>
+      [...hosted.vifs.values()].map(({ devid, mac, config: { ip } }) => ({ devid, mac, ip }));
+    const before = vifs(a);
+    await host.xs.write('/local/domain/0/backend/vif/1/5/rate', '20000,1000');
+    await host.shutdown(a, 'reboot');
+    while (![...host.domains].some(({ booted }) => booted !== null)) {
+      await new Promise(resolve => setTimeout(resolve, 5));
+    }
+    const again = host.find('a');
+    assert.deepEqual(await host.settled(again), []);
+    assert.equal(again.identity.uuid, a.identity.uuid);
+    assert.deepEqual(
+      vifs(again).map(({ devid }) => devid),
+      [1, 0, 5],
+    );
+    assert.deepEqual(vifs(again), before);
+    assert.equal(await host.xs.read('/local/domain/0/backend/vif/2/5/rate'), '20000,1000');
+  });
+
+  test('does not bring back a domain that is destroyed while it reboots', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a'));
+    const rebooted = host.shutdown(a, 'reboot');
+    while (a.domain.state !== 'shutdown') await new Promise(resolve => setImmediate(resolve));
+    await host.destroy(a);
+    await rebooted;
+    await new Promise(resolve => setTimeout(resolve, 100));
+    assert.deepEqual(
+      host.list().map(({ name }) => name),
+      ['Domain-0'],
+    );
+  });
+
   test('refuses what cannot be, and nothing of it stays', async t => {
     const host = await start(t);
     const a = await host.create(echo('a'));
