@@ -9,6 +9,7 @@ import type { PacketFilter } from '../netback/filter.js';
 import { registerNetback } from '../netback/netback.js';
 import { Vif } from '../netback/vif.js';
 import type { VifInfo } from '../toolstack/host.js';
+import { publishedRings } from '../toolstack/published-rings.js';
 import { openTap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import { TapPort } from '../uplink/tap-port.js';
@@ -241,10 +242,6 @@ export class BackendDaemon {
       const name = (await xs.readOptional(`/local/domain/${domid}/name`)) ?? domid;
       if (domain !== undefined && domain !== name && domain !== domid) continue;
       const front = (key: string) => xs.readOptional(`${device.otherend}/${key}`);
-      const pair = async (tx: string, rx: string): Promise<string | null> => {
-        const both = [await front(tx), await front(rx)].filter(Boolean);
-        return both.length === 0 ? null : both.join('/');
-      };
       infos.push({
         domid: Number(domid),
         domain: name,
@@ -255,13 +252,7 @@ export class BackendDaemon {
         vif: `vif${domid}.${handle}`,
         frontendState: xenbusStateName(await device.readOtherendState()),
         backendState: xenbusStateName(device.state),
-        eventChannels:
-          (await pair('event-channel-tx', 'event-channel-rx')) ??
-          (await front('event-channel')) ??
-          (await pair('queue-0/event-channel-tx', 'queue-0/event-channel-rx')),
-        ringRefs:
-          (await pair('tx-ring-ref', 'rx-ring-ref')) ??
-          (await pair('queue-0/tx-ring-ref', 'queue-0/rx-ring-ref')),
+        ...(await publishedRings(front)),
         backendPath: `/local/domain/${backendDomid}/${device.nodename}`,
         waitingFor: device.waitingFor(),
       });

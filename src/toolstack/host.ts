@@ -19,6 +19,7 @@ import type { DomainConfig } from './domain-config.js';
 import { type DomainIdentity, removeDomain, writeDomain } from './domain-store.js';
 import { ToolstackError } from './error.js';
 import { hotplugOnline } from './hotplug.js';
+import { type PublishedRings, publishedRings } from './published-rings.js';
 import { configNow } from './save.js';
 import { type SimXenstored, startSimXenstored } from './sim-xenstored.js';
 import { resumeDomain, suspendDomain } from './suspend.js';
@@ -106,7 +107,7 @@ interface Start {
 }
 
 /** What `vif-list` shows of a vif. */
-export interface VifInfo {
+export interface VifInfo extends PublishedRings {
   readonly domid: number;
   readonly domain: string;
   readonly devid: number;
@@ -117,9 +118,6 @@ export interface VifInfo {
   readonly vif: string;
   readonly frontendState: string;
   readonly backendState: string;
-  /** As the frontend published them; null when it did not. */
-  readonly eventChannels: string | null;
-  readonly ringRefs: string | null;
   readonly backendPath: string;
   /** What it waits for, in words; null when it is connected. */
   readonly waitingFor: string | null;
@@ -882,17 +880,12 @@ export class Host {
   async vifList(hosted: HostedDomain): Promise<VifInfo[]> {
     const { xs } = this;
     const { domid } = hosted.domain;
-    const join = (values: (string | undefined)[]): string | null => values.filter(Boolean).join('/') || null;
     const stateName = (state: string | undefined): string =>
       state === undefined ? 'absent' : xenbusStateName(Number(state));
     return Promise.all(
       [...hosted.vifs.values()].map(async vif => {
         const { frontend, backend } = vif.paths;
         const read = (path: string): Promise<string | undefined> => xs.readIfExists(path);
-        const channels = [
-          await read(`${frontend}/event-channel-tx`),
-          await read(`${frontend}/event-channel-rx`),
-        ];
         return {
           domid,
           domain: hosted.config.name,
@@ -903,8 +896,7 @@ export class Host {
           vif: vif.device?.name ?? `vif${domid}.${vif.devid}`,
           frontendState: stateName(await read(`${frontend}/state`)),
           backendState: stateName(await read(`${backend}/state`)),
-          eventChannels: join(channels) ?? join([await read(`${frontend}/event-channel`)]),
-          ringRefs: join([await read(`${frontend}/tx-ring-ref`), await read(`${frontend}/rx-ring-ref`)]),
+          ...(await publishedRings(node => read(`${frontend}/${node}`))),
           backendPath: backend,
           waitingFor: this.waitingFor(hosted, vif),
         };

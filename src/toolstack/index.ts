@@ -6,6 +6,7 @@ export * from './error.js';
 export * from './followed-nodes.js';
 export * from './host.js';
 export * from './hotplug.js';
+export * from './published-rings.js';
 export * from './save.js';
 export * from './sim-xenstored.js';
 export * from './store-image.js';

@@ -202,6 +202,44 @@ describe('a host with echo guests', () => {
     }
   });
 
+  test('shows the rings that a frontend published, of the first queue where there are several', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a'));
+    assert.deepEqual(await host.settled(a), []);
+    const front = '/local/domain/1/device/vif/0';
+    const shown = async () => {
+      const [{ eventChannels, ringRefs }] = await host.vifList(a);
+      return { eventChannels, ringRefs };
+    };
+    const [flat, keys] = [
+      await shown(),
+      ['tx-ring-ref', 'rx-ring-ref', 'event-channel-tx', 'event-channel-rx'],
+    ];
+    assert.match(`${flat.eventChannels} ${flat.ringRefs}`, /^\d+\/\d+ \d+\/\d+$/);
+    for (const queue of [0, 1]) {
+      for (const key of keys) {
+        await host.xs.write(
+          `${front}/queue-${queue}/${key}`,
+          `${queue}${await host.xs.read(`${front}/${key}`)}`,
+        );
+      }
+    }
+    for (const key of keys) await host.xs.rm(`${front}/${key}`);
+    const first = (values: string | null) =>
+      values!
+        .split('/')
+        .map(value => `0${value}`)
+        .join('/');
+    assert.deepEqual(await shown(), {
+      eventChannels: first(flat.eventChannels),
+      ringRefs: first(flat.ringRefs),
+    });
+    for (const key of ['event-channel-tx', 'event-channel-rx']) await host.xs.rm(`${front}/queue-0/${key}`);
+    assert.equal((await shown()).eventChannels, null);
+    await host.xs.write(`${front}/queue-0/event-channel`, '17');
+    assert.equal((await shown()).eventChannels, '17');
+  });
+
   test('gives the backend its vifname, and takes it off the bridge under that name', async t => {
     const host = await start(t);
     const a = await host.create(echo('a', "'ip=10.0.0.1'"));
