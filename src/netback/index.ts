@@ -1,5 +1,6 @@
 export * from './control.js';
 export * from './credit.js';
+export * from './features.js';
 export * from './filter.js';
 export * from './hash.js';
 export * from './multicast.js';

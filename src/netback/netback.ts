@@ -2,30 +2,19 @@ import { ErrnoError } from '../abi/errno.js';
 import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
-import { peerHas, readPeerOffloads } from '../kernel/peer-offloads.js';
+import { featureNodes, peerHas, readPeerOffloads } from '../kernel/peer-offloads.js';
 import { GSO_TCPV4, GSO_TCPV6 } from '../net/packet.js';
 import type { GrantMapping } from '../platform/platform.js';
 import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
 import type { ControlConnection } from './control.js';
 import { parseRate } from './credit.js';
 import { FastPathModule } from './fast-path.js';
+import { NETBACK_FEATURES, type NetbackFeature } from './features.js';
 import type { QueueConnection } from './queue.js';
 import { type FrontendFeatures, Vif } from './vif.js';
 
-/** What a backend of ours offers, under its xenstore keys. */
-const FEATURES: readonly (readonly [string, number])[] = [
-  ['feature-sg', 1],
-  ['feature-gso-tcpv4', 1],
-  ['feature-gso-tcpv6', 1],
-  ['feature-ipv6-csum-offload', 1],
-  ['feature-rx-copy', 1],
-  ['feature-rx-flip', 0],
-  ['feature-split-event-channels', 1],
-  ['feature-multicast-control', 1],
-  ['feature-dynamic-multicast-control', 1],
-  ['feature-ctrl-ring', 1],
-  ['feature-xdp-headroom', 1],
-];
+/** How pages are received, which is no choice. */
+const RX_NODES = { 'feature-rx-copy': 1, 'feature-rx-flip': 0 };
 
 const MAX_HANDLE = 0xffff;
 /** Queues that a frontend may have, unless the options say otherwise. */
@@ -34,6 +23,11 @@ export const DEFAULT_MAX_QUEUES = 8;
 export interface NetbackOptions {
   /** Queues that a frontend may have: 1 … 8 is sensible. */
   maxQueues?: number;
+  /**
+   * Features that are not offered to frontends, nor taken from those that use them all the same; none. Frontends that stay
+   * connected from one backend to the next know nothing of it: what they use beyond that is dropped.
+   */
+  without?: readonly NetbackFeature[];
   /** Which vifs to serve; all. */
   match?: (device: XenbusDevice) => boolean | Promise<boolean>;
 }
@@ -65,13 +59,22 @@ export class Netback {
   private hotplugWatch: XsWatch | null = null;
   private hotplugStatus: string | undefined;
   private fatalReason = '';
+  private readonly maxQueues: number;
+  private readonly without: ReadonlySet<NetbackFeature>;
 
   constructor(
     private readonly kernel: Kernel,
     readonly xbdev: XenbusDevice,
-    private readonly maxQueues: number,
+    { maxQueues = DEFAULT_MAX_QUEUES, without = [] }: NetbackOptions,
     private readonly fastPathModule: FastPathModule | null,
-  ) {}
+  ) {
+    this.maxQueues = without.includes('multi-queue') ? 1 : maxQueues;
+    this.without = new Set(without);
+  }
+
+  private offers(feature: NetbackFeature): boolean {
+    return !this.without.has(feature);
+  }
 
   /** What the vif waits for where the two states do not say it; null when they do. */
   waitingFor(): string | null {
@@ -108,6 +111,7 @@ export class Netback {
       this.maxQueues,
       onFatal,
       this.fastPathModule,
+      this.without,
     );
     this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
     const carrier = `${xbdev.nodename}/carrier`;
@@ -121,11 +125,16 @@ export class Netback {
     await xbdev.watchPath(`${xbdev.nodename}/rate`, async path => {
       this.vif?.setRate(parseRate(await xbdev.xs.readOptional(path)));
     });
-    const published = await xbdev.publish({
-      ...Object.fromEntries(FEATURES),
-      'multi-queue-max-queues': this.maxQueues,
-    });
-    if (published) await xbdev.switchState(XenbusState.InitWait);
+    if (await xbdev.publish(this.features())) await xbdev.switchState(XenbusState.InitWait);
+  }
+
+  private features(): Record<string, number | null> {
+    const keys = NETBACK_FEATURES.filter(feature => feature !== 'multi-queue');
+    return {
+      ...featureNodes(keys, this.without),
+      ...RX_NODES,
+      'multi-queue-max-queues': this.offers('multi-queue') ? this.maxQueues : null,
+    };
   }
 
   /**
@@ -273,6 +282,7 @@ export class Netback {
   }
 
   private async readXdpHeadroom(): Promise<number> {
+    if (!this.offers('xdp-headroom')) return 0;
     const asked = await this.xbdev.readUnsigned(this.xbdev.otherend, 'xdp-headroom', 0);
     return Math.min(asked, XEN_NETIF_MAX_XDP_HEADROOM);
   }
@@ -302,6 +312,7 @@ export class Netback {
 
   private async readControl(): Promise<PublishedControl | null> {
     const { xbdev } = this;
+    if (!this.offers('ctrl-ring')) return null;
     if ((await xbdev.xs.readOptional(joinPath(xbdev.otherend, 'ctrl-ring-ref'))) === undefined) return null;
     return {
       ref: await this.readNumber(xbdev.otherend, 'ctrl-ring-ref'),
@@ -327,11 +338,16 @@ export class Netback {
     return mapping;
   }
 
-  /** What the frontend may switch on and off while it is connected. */
+  /** What the frontend may switch on and off while it is connected, and once what it may not. */
   private async followFrontend(): Promise<void> {
-    await this.follow('request-multicast-control', on => {
+    const multicast = (on: boolean) => {
       this.vif!.multicastControl = on;
-    });
+    };
+    if (this.offers('multicast-control')) {
+      const key = 'request-multicast-control';
+      if (this.offers('dynamic-multicast-control')) await this.follow(key, multicast);
+      else multicast(await peerHas(this.xbdev, key));
+    }
     await this.follow('feature-no-csum-offload', on => this.vif!.setNoCsumOffload(on));
   }
 
@@ -346,7 +362,8 @@ export class Netback {
   }
 
   private async readPorts(dir: string): Promise<[tx: number, rx: number]> {
-    if ((await this.xbdev.xs.readOptional(joinPath(dir, 'event-channel-tx'))) !== undefined) {
+    const split = (await this.xbdev.xs.readOptional(joinPath(dir, 'event-channel-tx'))) !== undefined;
+    if (split && this.offers('split-event-channels')) {
       return [await this.readNumber(dir, 'event-channel-tx'), await this.readNumber(dir, 'event-channel-rx')];
     }
     const port = await this.readNumber(dir, 'event-channel');
@@ -405,7 +422,7 @@ export function netbackDriver(kernel: Kernel, options: NetbackOptions = {}): Xen
     allowRebind: true,
     match: options.match,
     async probe(dev) {
-      const back = new Netback(kernel, dev, options.maxQueues ?? DEFAULT_MAX_QUEUES, fastPathModule);
+      const back = new Netback(kernel, dev, options, fastPathModule);
       dev.driverData = back;
       await back.probe();
     },

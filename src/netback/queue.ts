@@ -1,6 +1,7 @@
 import type { ExtraInfos } from '../abi/netif.js';
 import type { BackRing } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
+import type { PeerOffloads } from '../kernel/peer-offloads.js';
 import type { NetDevice } from '../net/device.js';
 import { NetError } from '../net/error.js';
 import type { Napi } from '../net/napi.js';
@@ -37,6 +38,8 @@ export interface QueueVif {
   readonly gsoPrefix: number;
   /** What the guest may send, on all queues; null without a bound. */
   readonly credit: CreditLimiter | null;
+  /** The offloads that are taken from the guest; null for all. */
+  readonly taken: PeerOffloads | null;
   /** Bytes to leave before the data of each rx page. */
   readonly xdpHeadroom: number;
   /** Pages held by packets that wait for the guest, on all its queues. */

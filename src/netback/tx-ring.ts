@@ -6,6 +6,7 @@ import {
   NETTXF_MORE_DATA,
 } from '../abi/netif.js';
 import { BackRing } from '../abi/ring.js';
+import { takesPacket } from '../kernel/peer-offloads.js';
 import type { Napi } from '../net/napi.js';
 import {
   CHECKSUM_UNNECESSARY,
@@ -254,7 +255,8 @@ export class TxRing implements PacketOwner {
       return 0;
     }
     respondTx(responses, tx);
-    if (tx.verdict === TX_DROP) this.refuse(tx);
+    const { taken } = this.vif;
+    if (tx.verdict === TX_DROP || (taken?.sg === false && tx.slots > 1)) this.refuse(tx);
     else if (tx.infos.multicast !== 0) this.changeMulticast(tx);
     else this.build(tx);
     return tx.consumed;
@@ -354,15 +356,19 @@ export class TxRing implements PacketOwner {
     packet.release();
   }
 
-  /** @returns false when the packet claims an offload that its headers do not allow */
+  /** @returns false when the packet claims an offload that its headers do not allow, or that was not offered */
   private takeOffloads(packet: Packet, flags: number): boolean {
     const { materialiser } = this.vif.net;
     const blank = (flags & NETTXF_CSUM_BLANK) !== 0;
+    const { taken } = this.vif;
     if (packet.gsoType !== GSO_NONE) {
       if (!blank) this.stats.rxGsoChecksumFixup++;
-      return setupGso(packet, packet.gsoType, packet.gsoSize, !blank, materialiser);
+      const sound = setupGso(packet, packet.gsoType, packet.gsoSize, !blank, materialiser);
+      return sound && (taken === null || takesPacket(taken, packet));
     }
-    if (blank) return setupChecksum(packet, false, materialiser);
+    if (blank) {
+      return setupChecksum(packet, false, materialiser) && (taken === null || takesPacket(taken, packet));
+    }
     packet.checksum = CHECKSUM_UNNECESSARY;
     return true;
   }

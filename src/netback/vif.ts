@@ -1,6 +1,6 @@
 import { type ExtraInfos, RING_SIZES, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
-import { type PeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
+import { offloadsWithout, type PeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
 import { GSO_MAX_SIZE, type NetDevice, type NetDeviceOps, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
@@ -20,6 +20,7 @@ import type { Platform } from '../platform/platform.js';
 import { type ControlConnection, ControlRing, type ControlTarget } from './control.js';
 import { CreditLimiter, type Rate } from './credit.js';
 import type { FastPath, FastPathModule } from './fast-path.js';
+import type { NetbackFeature } from './features.js';
 import { FILTER_PASS, FILTER_REDIRECT, FilteredPacket, type PacketFilter } from './filter.js';
 import { HashConfig } from './hash.js';
 import { MulticastFilter } from './multicast.js';
@@ -123,6 +124,7 @@ export class Vif implements QueueVif, ControlTarget {
   sourceFilter: SourceFilter | null = null;
   /** Sees every packet, both ways. */
   filter: PacketFilter | null = null;
+  readonly taken: PeerOffloads | null;
   private readonly filtered: FilteredPacket;
   private readonly headers = new Headers();
   private control: ControlRing | null = null;
@@ -144,6 +146,7 @@ export class Vif implements QueueVif, ControlTarget {
    * @param onFatal what to do about a frontend that broke the protocol; called once a connection, from
    *   the data path, and so must put off whatever takes time
    * @param fastPathModule code for packets that need nothing but checks and copies
+   * @param without what is not taken from the guest; of it, offloads and multicast-control count here
    * @throws NetError as `register`
    */
   constructor(
@@ -155,7 +158,9 @@ export class Vif implements QueueVif, ControlTarget {
     maxQueues: number,
     private readonly onFatal: (reason: string) => void,
     readonly fastPathModule: FastPathModule | null = null,
+    private readonly without: ReadonlySet<NetbackFeature> = new Set(),
   ) {
+    this.taken = offloadsWithout(without);
     const queues = { txQueues: maxQueues, rxQueues: maxQueues };
     this.dev = net.allocEtherdev<Vif>(`vif${domid}.${handle}`, OPS, { priv: this, ...queues });
     this.filtered = new FilteredPacket(net.materialiser);
@@ -175,7 +180,7 @@ export class Vif implements QueueVif, ControlTarget {
   }
 
   get sendsPlainly(): boolean {
-    return this.carrier && this.sourceFilter === null && this.filter === null;
+    return this.carrier && this.sourceFilter === null && this.filter === null && this.taken === null;
   }
 
   get receivesPlainly(): boolean {
@@ -333,6 +338,7 @@ export class Vif implements QueueVif, ControlTarget {
   }
 
   changeMulticast(infos: ExtraInfos): boolean {
+    if (this.without.has('multicast-control')) return false;
     if (infos.multicast === XEN_NETIF_EXTRA_TYPE_MCAST_ADD) return this.multicast.add(infos.multicastAddress);
     this.multicast.delete(infos.multicastAddress);
     return true;

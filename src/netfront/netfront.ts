@@ -1,7 +1,15 @@
 import { RING_SIZES, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
-import { type PeerOffloads, peerHas, readPeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
+import {
+  featureNodes,
+  OFFLOADS,
+  offloadsWithout,
+  type PeerOffloads,
+  peerHas,
+  readPeerOffloads,
+  withoutUntaken,
+} from '../kernel/peer-offloads.js';
 import { isValidEtherAddress, type NetDevice, type NetDeviceOps, parseAddress } from '../net/device.js';
 import {
   NETIF_F_IP_CSUM,
@@ -48,6 +56,13 @@ interface BackendFeatures extends PeerOffloads {
   dynamicMulticast: boolean;
 }
 
+/**
+ * What a frontend takes and uses unless it is told otherwise, under the names that it has in xenstore: feature-sg, …, and
+ * feature-no-csum-offload for the lack of csum-offload; the last two are offered by the backend.
+ */
+export const NETFRONT_FEATURES = [...OFFLOADS, 'rx-notify', 'split-event-channels', 'ctrl-ring'] as const;
+export type NetfrontFeature = (typeof NETFRONT_FEATURES)[number];
+
 export interface NetfrontOptions {
   /** Queues that a device uses if its backend has as many: 1 … 8. Linux has one a processor. */
   maxQueues?: number;
@@ -67,6 +82,13 @@ export interface NetfrontOptions {
    * that does not know it, as Linux's since 4.9, no GSO packets come.
    */
   gsoPrefix?: boolean;
+  /** Features that are not offered to the backend, nor taken or used when it has them; none. */
+  without?: readonly NetfrontFeature[];
+  /**
+   * false trusts no backend, whatever the node `trusted` of a vif says: packets are sent from zeroed pages of their own (Linux's
+   * xen_netfront.trusted). True when absent.
+   */
+  trusted?: boolean;
 }
 
 /** Queues of a device at most; more were never useful (XENNET's and XENVIF's default bound). */
@@ -75,11 +97,10 @@ export const MAX_QUEUES = 8;
 export const QUEUE_LIMIT_MIN = 16384;
 /** The keys that tell of rings and event channels. */
 const RING_KEY = /^(queue-\d+|(tx|rx|ctrl)-ring-ref|event-channel(-(tx|rx|ctrl))?|multi-queue-num-queues)$/;
-/** What every connection offers. */
-const OFFERED = ['request-rx-copy', 'feature-rx-notify', 'feature-sg', 'feature-ipv6-csum-offload'];
-/** … and how it takes GSO packets: with an extra info each, or with a prefix. */
-const GSO_EXTRA = ['feature-gso-tcpv4', 'feature-gso-tcpv6'];
-const GSO_PREFIX = ['feature-gso-tcpv4-prefix', 'feature-gso-tcpv6-prefix'];
+/** What the backend is offered. */
+const OFFERED: readonly NetfrontFeature[] = [...OFFLOADS, 'rx-notify'];
+/** How GSO packets are taken: with an extra info each, or with a prefix. */
+const GSO_KEYS = ['feature-gso-tcpv4', 'feature-gso-tcpv6'];
 /** The nodes of the device's own directory that the toolstack may change at any time. */
 const FOLLOWED = /\/(mtu|disconnect|speed)$/;
 /** Mb/s: a number, or bit/s with the unit that Windows' frontend takes, too. */
@@ -176,6 +197,8 @@ export class Netfront implements QueueDevice {
   private multicast: MulticastFilterRequests | null = null;
   /** What `request-multicast-control` says. */
   private filtering = false;
+  private readonly without: ReadonlySet<NetfrontFeature>;
+  readonly taken: PeerOffloads | null;
   private reconfiguring: { resolve(): void; reject(error: Error): void } | null = null;
 
   constructor(
@@ -183,6 +206,8 @@ export class Netfront implements QueueDevice {
     readonly xbdev: XenbusDevice,
     private readonly options: NetfrontOptions = {},
   ) {
+    this.without = new Set(options.without);
+    this.taken = offloadsWithout(this.without);
     const maxQueues = options.maxQueues ?? 1;
     const queues = { txQueues: maxQueues, rxQueues: maxQueues };
     this.dev = kernel.net.allocEtherdev<Netfront>('eth%d', OPS, { priv: this, ...queues });
@@ -248,7 +273,8 @@ export class Netfront implements QueueDevice {
       this.backend = await this.readBackend();
       await this.readAddress();
       await this.followCarrier();
-      this.trusted = (await xbdev.readUnsigned(xbdev.nodename, 'trusted', 1)) !== 0;
+      const trusted = (await xbdev.readUnsigned(xbdev.nodename, 'trusted', 1)) !== 0;
+      this.trusted = trusted && this.options.trusted !== false;
       this.register();
       this.makeQueues(this.backend);
       if (this.backend.controlRing) this.control = this.makeControl();
@@ -575,13 +601,18 @@ export class Netfront implements QueueDevice {
     }
     return {
       ...(await readPeerOffloads(xbdev)),
-      splitEventChannels: await peerHas(xbdev, 'feature-split-event-channels'),
+      splitEventChannels: await this.uses('split-event-channels'),
       maxQueues: await xbdev.readUnsigned(xbdev.otherend, 'multi-queue-max-queues', 0),
-      controlRing: await peerHas(xbdev, 'feature-ctrl-ring'),
+      controlRing: await this.uses('ctrl-ring'),
       xdpHeadroom: await peerHas(xbdev, 'feature-xdp-headroom'),
       multicastControl: await peerHas(xbdev, 'feature-multicast-control'),
       dynamicMulticast: await peerHas(xbdev, 'feature-dynamic-multicast-control'),
     };
+  }
+
+  /** Whether both ends have a feature that the backend offers. */
+  private async uses(feature: NetfrontFeature): Promise<boolean> {
+    return !this.without.has(feature) && (await peerHas(this.xbdev, `feature-${feature}`));
   }
 
   private async readAddress(): Promise<void> {
@@ -619,9 +650,7 @@ export class Netfront implements QueueDevice {
         nodes[`${prefix}event-channel-rx`] = rxPort;
       }
     }
-    for (const key of OFFERED) nodes[key] = 1;
-    for (const key of GSO_EXTRA) nodes[key] = Number(!this.gsoPrefix);
-    if (this.gsoPrefix) for (const key of GSO_PREFIX) nodes[key] = 1;
+    Object.assign(nodes, this.offered());
     if (backend.xdpHeadroom) nodes['xdp-headroom'] = this.xdpHeadroom;
     if (this.options.multicastControl && backend.multicastControl) {
       this.filtering = isFilterable(this.dev as NetDevice);
@@ -632,6 +661,15 @@ export class Netfront implements QueueDevice {
       nodes['event-channel-ctrl'] = this.control.port;
     }
     return xbdev.publish(nodes);
+  }
+
+  private offered(): Record<string, number | null> {
+    const features = featureNodes(OFFERED, this.without);
+    const nodes = { ...features, 'request-rx-copy': 1 };
+    if (!this.gsoPrefix) return nodes;
+    const prefixes = GSO_KEYS.map(key => [`${key}-prefix`, features[key]]);
+    const extras = GSO_KEYS.map(key => [key, 0]);
+    return { ...nodes, ...Object.fromEntries([...prefixes, ...extras]) };
   }
 
   private async directory(): Promise<string[]> {

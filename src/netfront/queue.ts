@@ -1,6 +1,7 @@
 import { NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE } from '../abi/netif.js';
 import { FrontRing, initSharedRing } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
+import type { PeerOffloads } from '../kernel/peer-offloads.js';
 import type { NetDevice } from '../net/device.js';
 import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
@@ -27,6 +28,8 @@ export interface QueueDevice {
   readonly trusted: boolean;
   /** Whether GSO packets come with a prefix. */
   readonly gsoPrefix?: boolean;
+  /** The offloads that are taken from the backend; all when absent or null. */
+  readonly taken?: PeerOffloads | null;
   /** Called once, when the backend broke the protocol: the device is unusable until it reconnects. */
   broken(reason: string): void;
 }

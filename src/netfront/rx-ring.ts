@@ -1,5 +1,6 @@
 import { NETRXF_CSUM_BLANK, NETRXF_DATA_VALIDATED } from '../abi/netif.js';
 import type { FrontRing } from '../abi/ring.js';
+import { takesPacket } from '../kernel/peer-offloads.js';
 import type { NetDevice } from '../net/device.js';
 import { ETH_HLEN } from '../net/flags.js';
 import type { Napi } from '../net/napi.js';
@@ -101,7 +102,7 @@ export class RxRing {
       if (this.code !== null) work += this.receiveShort(this.code, rspProd, budget - work);
       if (work === budget || ring.rspCons === rspProd || this.stopped) break;
       work++;
-      if (this.code === null || !this.takeLong(this.code, rspProd)) this.takeAny(rspProd);
+      if (this.code === null || this.oneSlot || !this.takeLong(this.code, rspProd)) this.takeAny(rspProd);
     }
     if (work > 0) this.aim((ring.reqProdPvt - rspProd) | 0);
     return work;
@@ -279,7 +280,8 @@ export class RxRing {
     const available = (rspProd - ring.rspCons) | 0;
     readRxPacket(ring, ring.rspCons, available, response, this.device.gsoPrefix);
     if (!this.revoke(response.consumed)) return;
-    const packet = response.reason === '' ? this.build() : null;
+    const sound = response.reason === '' && (!this.oneSlot || response.slots === 1);
+    const packet = sound ? this.build() : null;
     this.recycle(ring.rspCons, response.consumed);
     ring.rspCons = (ring.rspCons + response.consumed) | 0;
     const { flags, infos } = response;
@@ -354,17 +356,30 @@ export class RxRing {
     return this.device.net.materialiser.pull(packet, Math.min(packet.length, RX_PULL_BYTES));
   }
 
-  /** @returns false when the packet claims an offload that its headers do not allow */
+  /** The backend was told that packets of several slots are not taken. */
+  private get oneSlot(): boolean {
+    return this.device.taken?.sg === false;
+  }
+
+  private isTaken(packet: Packet): boolean {
+    const taken = this.device.taken ?? null;
+    return taken === null || takesPacket(taken, packet);
+  }
+
+  /** @returns false when the packet claims an offload that its headers do not allow, or that was not offered */
   private takeGso(packet: Packet, flags: number, gsoType: number, gsoSize: number): boolean {
     if (gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
     const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
     if (!blank) this.stats.rxGsoChecksumFixup++;
-    return setupGso(packet, gsoType, gsoSize, !blank, this.device.net.materialiser);
+    const sound = setupGso(packet, gsoType, gsoSize, !blank, this.device.net.materialiser);
+    return sound && this.isTaken(packet);
   }
 
-  /** @returns false when the packet has no checksum where one is said to be blank */
+  /** @returns false when the packet has no checksum where one is said to be blank, or blank ones were not offered to be taken */
   private takeChecksum(packet: Packet, flags: number): boolean {
-    if ((flags & NETRXF_CSUM_BLANK) !== 0) return setupChecksum(packet, false, this.device.net.materialiser);
+    if ((flags & NETRXF_CSUM_BLANK) !== 0) {
+      return setupChecksum(packet, false, this.device.net.materialiser) && this.isTaken(packet);
+    }
     if ((flags & NETRXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
     return true;
   }

@@ -3,7 +3,7 @@ import { describe, test } from 'node:test';
 import { XenbusState } from '../../src/abi/index.js';
 import { formatAddress, NETDEV_TX_OK, type NetDevice, parseAddress } from '../../src/net/index.js';
 import { buildFrame } from '../net/frames.js';
-import { type GuestDomain, Host } from '../support/host.js';
+import { Host } from '../support/host.js';
 import { bytesOf, packetFrom } from '../support/packets.js';
 
 const { Initialising, InitWait, Connected, Closing, Closed } = XenbusState;
@@ -270,7 +270,7 @@ describe('several queues', () => {
     const guest = await host.createGuest('evil', null);
     await host.addVif(guest);
     await host.until(() => host.states(guest)[1] === InitWait);
-    await publish(host, guest, { 'multi-queue-num-queues': '3' });
+    await host.publishFrontend(guest, { 'multi-queue-num-queues': '3' });
     await host.until(() => host.states(guest)[1] === Closing);
   });
 });
@@ -329,7 +329,7 @@ describe('what a hostile or broken frontend writes to xenstore', () => {
       await host.addVif(guest);
       await host.until(() => host.states(guest)[1] === InitWait);
       const before = host.allHoldings() as Record<string, { mapped: number; ports: number }>;
-      await publish(host, guest, keys);
+      await host.publishFrontend(guest, keys);
       await host.until(() => host.states(guest)[1] === Closing);
       const error = await host.run(
         host.xs.read(`/local/domain/0/error/backend/vif/${guest.domain.domid}/0/error`),
@@ -343,27 +343,3 @@ describe('what a hostile or broken frontend writes to xenstore', () => {
     });
   }
 });
-
-/** Writes what a frontend publishes, with some keys changed, and goes to Connected. */
-async function publish(host: Host, guest: GuestDomain, changed: Record<string, string>): Promise<void> {
-  const { platform } = guest.domain;
-  const ring = () => String(platform.grants.grantAccess(0, platform.memory.allocPage(), false));
-  const port = () => String(platform.events.allocUnbound(0));
-  const keys = {
-    'tx-ring-ref': ring(),
-    'rx-ring-ref': ring(),
-    'event-channel-tx': port(),
-    'event-channel-rx': port(),
-    'request-rx-copy': '1',
-    'feature-rx-notify': '1',
-    ...changed,
-    state: String(Connected),
-  };
-  await host.run(
-    host.xs.transaction(async t => {
-      for (const [key, value] of Object.entries(keys)) {
-        if (value !== '') await t.write(`${host.frontPath(guest)}/${key}`, value);
-      }
-    }),
-  );
-}

@@ -89,6 +89,30 @@ export class Host extends SimHost {
     return [...net.devices].at(-1)!;
   }
 
+  /** Writes what a frontend publishes, with some keys changed, and goes to Connected; for a guest without netfront. */
+  async publishFrontend(guest: GuestDomain, changed: Readonly<Record<string, string>>): Promise<void> {
+    const { platform } = guest.domain;
+    const ring = () => String(platform.grants.grantAccess(0, platform.memory.allocPage(), false));
+    const port = () => String(platform.events.allocUnbound(0));
+    const keys = {
+      'tx-ring-ref': ring(),
+      'rx-ring-ref': ring(),
+      'event-channel-tx': port(),
+      'event-channel-rx': port(),
+      'request-rx-copy': '1',
+      'feature-rx-notify': '1',
+      ...changed,
+      state: String(XenbusState.Connected),
+    };
+    await this.run(
+      this.xs.transaction(async t => {
+        for (const [key, value] of Object.entries(keys)) {
+          if (value !== '') await t.write(`${this.frontPath(guest)}/${key}`, value);
+        }
+      }),
+    );
+  }
+
   backPath(guest: GuestDomain, devid = 0): string {
     return this.backDir(this.vif(guest, devid));
   }

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import type { FrontRing } from '../../src/abi/ring.js';
+import type { PeerOffloads } from '../../src/kernel/index.js';
 import { DoubleFetchMemory, HostileBackend, HostileFrontend } from '../../src/mock/index.js';
 import {
   NETIF_F_ALL_TSO,
@@ -9,7 +10,12 @@ import {
   type NetDevice,
   type Packet,
 } from '../../src/net/index.js';
-import { type FrontendFeatures, type QueueConnection, Vif } from '../../src/netback/index.js';
+import {
+  type FrontendFeatures,
+  type NetbackFeature,
+  type QueueConnection,
+  Vif,
+} from '../../src/netback/index.js';
 import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/netfront/index.js';
 import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
 import type { Domain, DomainOptions } from '../../src/platform/sim/index.js';
@@ -67,13 +73,17 @@ export class Attacker {
       queues?: number;
       /** false: TCP data is not put together, and so may take the fast path. */
       gro?: boolean;
+      /** What its backend does not take. */
+      without?: readonly NetbackFeature[];
     } = {},
   ) {
     this.domain = path.hypervisor.createDomain(options.domain);
     const { platform, irqs, net } = path.dom0;
     const onFatal = (reason: string) => this.fatal.push(reason);
     const { domid } = this.domain;
-    this.vif = new Vif(platform, irqs, net, domid, 0, options.queues ?? 1, onFatal, path.fastPathModule);
+    const { queues = 1 } = options;
+    const without = new Set(options.without);
+    this.vif = new Vif(platform, irqs, net, domid, 0, queues, onFatal, path.fastPathModule, without);
     this.vif.dev.mtu = options.mtu ?? 9000;
     if (options.gro === false) this.vif.dev.wantedFeatures &= ~NETIF_F_GRO;
     path.bridge.addPort(this.vif.dev as NetDevice);
@@ -206,6 +216,8 @@ export class Victim {
       trusted?: boolean;
       /** true for a frontend that takes GSO packets with a prefix. */
       gsoPrefix?: boolean;
+      /** The offloads that the frontend takes; all when absent. */
+      taken?: PeerOffloads | null;
       /** The rings' first index. */
       start?: number;
     } = {},
@@ -246,7 +258,7 @@ export class Victim {
 
   connect(): HostileBackend {
     const { dom, dev, path, broken } = this;
-    const { split = true, trusted = true, gsoPrefix, start = 0 } = this.options;
+    const { split = true, trusted = true, gsoPrefix, taken, start = 0 } = this.options;
     this.granted = new GrantedPool(dom.platform, dom.reclaimer, 0, 512);
     this.queue = new FrontQueue(
       {
@@ -256,6 +268,7 @@ export class Victim {
         backendId: 0,
         trusted,
         gsoPrefix,
+        taken,
         broken: reason => broken.push(reason),
       },
       0,
