@@ -325,7 +325,7 @@ export class RxRing {
       }
       if (slots[i] === 1) {
         const word = ring.slot(at) >>> 2;
-        i32[word] = this.requests[at & (ring.size - 1)];
+        i32[word] = this.requests[at & (ring.size - 1)] & 0xffff;
         i32[word + 1] = rxChecksumFlags(packet) | (packet.length << 16);
       } else respondRx(ring, packet, at, slots[i], this.requests, xdpHeadroom, gsoPrefix);
       at = (at + slots[i]) | 0;

@@ -7,14 +7,14 @@ import {
 } from '../../src/abi/index.js';
 import { RpcRegistry } from '../../src/cli/rpc.js';
 import { registerVifMethods, vifsOf } from '../../src/cli/vif-methods.js';
-import { ControlRing, HashConfig, StaticGrants } from '../../src/netback/index.js';
+import { ControlRing, HashConfig, StaticGrants, type Vif } from '../../src/netback/index.js';
 import { Control } from '../../src/netfront/control.js';
 import { Netfront } from '../../src/netfront/index.js';
 import { PAGE_SHIFT } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath, type Dom } from '../support/data-path.js';
 import { Host } from '../support/host.js';
-import { packetFrom } from '../support/packets.js';
+import { bytesOf, packetFrom } from '../support/packets.js';
 
 const key = Uint8Array.from({ length: 40 }, (_, i) => i * 5 + 1);
 
@@ -236,4 +236,31 @@ test('a guest without an event channel left for a control ring connects all the 
   assert.equal(front.queues.length, 2, 'two with two channels each');
   assert.match(guest.domain.dmesg.join('\n'), /eth0: no control ring: .*no event channel left/);
   await assert.rejects(host.run(front.setHash({ flags: 15, key })), /EOPNOTSUPP/);
+});
+
+test('a guest with static grants gets packets of one slot, too', async () => {
+  const host = await Host.boot(70);
+  const guest = await host.createGuest('a', { staticGrants: true });
+  const other = await host.createGuest('b');
+  const eth0 = await host.connectVif(guest);
+  const peer = await host.connectVif(other);
+  await host.scheduler.runFor(10);
+  const [grants] = (host.dom0.net.byName('vif1.0')!.priv as Vif).staticGrants;
+  assert.ok(grants.size > 0);
+  const got: Uint8Array[] = [];
+  eth0.rxHandler = packet => {
+    got.push(bytesOf(packet));
+    packet.release();
+  };
+  const addresses = { source: [...peer.address], destination: [...eth0.address] };
+  for (const length of [10, 1000]) {
+    const frame = buildFrame({
+      ...addresses,
+      payload: new Uint8Array(length).fill(length & 0xff),
+      udp: true,
+    });
+    peer.xmit(packetFrom(peer, frame));
+    await host.scheduler.runFor(10);
+    assert.deepEqual(got.pop(), frame);
+  }
 });
