@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { resolve } from 'node:path';
+import { NETFRONT_FEATURES } from '../netfront/features.js';
 import type { Command } from './command.js';
 import { parseNumber, table } from './command.js';
 import type { HostMethods } from './host-methods.js';
@@ -11,11 +12,18 @@ type Result<N extends keyof HostMethods> = HostMethods[N]['result'];
 
 const PING_INTERVAL_MS = 1000;
 
+/** For the --help of the commands that read domain files. */
+export const DOMAIN_FILE_HELP =
+  'Files are in xl’s syntax: name, memory, vif = [ … ], guest = "echo", "netns", "linux" or "module:./file.js", and\n' +
+  'netfront = "max_queues=N,without=FEATURE…,static_grants,multicast_control,gso_prefix,trusted=0" for the guest’s\n' +
+  `end of its vifs; the features are ${NETFRONT_FEATURES.join(', ')}.`;
+
 /** The commands that talk to a host which runs. */
 export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
   create: {
     usage: 'FILE…',
     summary: 'Creates the domains that the files describe.',
+    details: DOMAIN_FILE_HELP,
     arguments: [1, Number.POSITIVE_INFINITY],
     async run({ positionals, host, show }) {
       const client = await host();

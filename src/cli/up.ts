@@ -9,6 +9,7 @@ import { formatXenbusTrace } from '../xenbus/index.js';
 import { serveSocket } from '../xenstore/node/index.js';
 import type { Command, Invocation, OptionHelp } from './command.js';
 import { registerConsoleMethods } from './console.js';
+import { DOMAIN_FILE_HELP } from './domain-commands.js';
 import { registerHostMethods } from './host-methods.js';
 import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
@@ -210,9 +211,7 @@ async function serve(
 export const UP_COMMAND: Command = {
   usage: '[FILE…]',
   summary: 'Starts a simulated Xen host with the domains that the files describe; Ctrl-C shuts it down.',
-  details:
-    'Files are in xl’s syntax: name, memory, vif = [ … ], and guest = "echo", "netns" or "module:./file.js".\n' +
-    'Bridges that a vif names are made when they are first needed.',
+  details: `${DOMAIN_FILE_HELP}\nBridges that a vif names are made when they are first needed.`,
   options: OPTIONS,
   arguments: [0, Number.POSITIVE_INFINITY],
   run(invocation) {

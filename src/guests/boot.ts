@@ -1,6 +1,6 @@
 import { ErrnoError } from '../abi/errno.js';
 import { bootKernel, type Kernel } from '../kernel/kernel.js';
-import { registerNetfront } from '../netfront/netfront.js';
+import { type NetfrontOptions, registerNetfront } from '../netfront/netfront.js';
 import type { Domain } from '../platform/sim/domain.js';
 import type { VifConfig } from '../toolstack/vif-config.js';
 import type { Poller } from '../uplink/poller.js';
@@ -13,6 +13,7 @@ export interface BootOptions {
   argument: string;
   vif(devid: number): VifConfig | undefined;
   poller(): Poller;
+  readonly netfront?: NetfrontOptions;
   trace?: XenbusTrace;
   /** What the guest continues; see `GuestOptions.state`. */
   state?: unknown;
@@ -66,7 +67,7 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
       return stopped;
     },
   };
-  await registerNetfront(kernel);
+  await registerNetfront(kernel, options.netfront);
   const resume = await watchShutdown(domain, kernel, guest);
   return { kernel, guest, resume };
 }

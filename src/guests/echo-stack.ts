@@ -17,6 +17,13 @@ export const ECHO_PORT = 7;
 const ETH = 14;
 const BROADCAST = Uint8Array.of(255, 255, 255, 255, 255, 255);
 
+const ALL_NODES_ETHER = Uint8Array.of(0x33, 0x33, 0, 0, 0, 1);
+
+/** @param low the last three octets of the address that is asked for */
+function solicitedNodeEther(low: Uint8Array): Uint8Array {
+  return Uint8Array.of(0x33, 0x33, 0xff, ...low);
+}
+
 /** Bytes of an IPv4 or IPv6 address in its text form. @throws RangeError for anything else */
 export function addressBytes(text: string): Uint8Array {
   if (isIPv4(text)) return Uint8Array.from(text.split('.').map(Number));
@@ -93,6 +100,12 @@ export class EchoStack {
     this.v6 = all.find(address => address.length === 16 && address !== this.linkLocal) ?? null;
   }
 
+  /** The groups that are listened to, as Ethernet addresses. */
+  get groups(): Uint8Array[] {
+    const v6 = [...this.own.values()].filter(({ length }) => length === 16);
+    return [ALL_NODES_ETHER, ...v6.map(address => solicitedNodeEther(address.subarray(13)))];
+  }
+
   /** Takes a frame that has arrived. Transport checksums are not looked at: the device vouches for them. */
   receive(frame: Uint8Array): void {
     if (frame.length < ETH || (frame[6] & 1) !== 0) return;
@@ -106,8 +119,7 @@ export class EchoStack {
   announce(): void {
     if (this.v4 !== null) this.sendArp(1, BROADCAST, this.v4, new Uint8Array(6), this.v4);
     for (const address of this.own.values()) {
-      if (address.length === 16)
-        this.advertise(Uint8Array.of(0x33, 0x33, 0, 0, 0, 1), ALL_NODES, address, 0x20);
+      if (address.length === 16) this.advertise(ALL_NODES_ETHER, ALL_NODES, address, 0x20);
     }
   }
 
@@ -205,7 +217,7 @@ export class EchoStack {
       this.answered++;
       // The unspecified address asks whether ours is taken: everybody hears the answer.
       if (from.every(octet => octet === 0)) {
-        this.advertise(Uint8Array.of(0x33, 0x33, 0, 0, 0, 1), ALL_NODES, target, 0x20);
+        this.advertise(ALL_NODES_ETHER, ALL_NODES, target, 0x20);
       } else this.advertise(sender, from, target, 0x60);
       return;
     }
@@ -284,7 +296,7 @@ export class EchoStack {
     message.set(this.mac, 26);
     const low = to.subarray(13);
     const group = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, ...low);
-    this.sendIp(Uint8Array.of(0x33, 0x33, 0xff, ...low), from, group, IPPROTO_ICMPV6, message);
+    this.sendIp(solicitedNodeEther(low), from, group, IPPROTO_ICMPV6, message);
     return waiting;
   }
 

@@ -29,6 +29,8 @@ export async function startEcho(options: GuestOptions): Promise<Guest> {
       const stack = new EchoStack(device.address, addresses, frame => sendFrame(device, frame));
       stack.answered = answered.get(devid) ?? 0;
       stacks.set(device, stack);
+      // For a backend that passes on no other groups.
+      for (const group of stack.groups) device.addMulticast(group);
       devids.set(device, devid);
       device.rxHandler = packet => {
         const bytes = packetBytes(packet, device);

@@ -1,4 +1,5 @@
 export * from './control.js';
+export * from './features.js';
 export * from './granted-pool.js';
 export * from './multicast.js';
 export * from './netfront.js';

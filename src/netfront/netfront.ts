@@ -36,6 +36,7 @@ import {
   type XsWatch,
 } from '../xenbus/index.js';
 import { Control, type HashSettings } from './control.js';
+import type { NetfrontFeature } from './features.js';
 import { GrantedPool } from './granted-pool.js';
 import { isFilterable, MulticastFilterRequests } from './multicast.js';
 import { Queue, type QueueDevice } from './queue.js';
@@ -55,13 +56,6 @@ interface BackendFeatures extends PeerOffloads {
   /** It follows changes of `request-multicast-control`, too. */
   dynamicMulticast: boolean;
 }
-
-/**
- * What a frontend takes and uses unless it is told otherwise, under the names that it has in xenstore: feature-sg, …, and
- * feature-no-csum-offload for the lack of csum-offload; the last two are offered by the backend.
- */
-export const NETFRONT_FEATURES = [...OFFLOADS, 'rx-notify', 'split-event-channels', 'ctrl-ring'] as const;
-export type NetfrontFeature = (typeof NETFRONT_FEATURES)[number];
 
 export interface NetfrontOptions {
   /** Queues that a device uses if its backend has as many: 1 … 8. Linux has one a processor. */

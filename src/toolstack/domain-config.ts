@@ -1,7 +1,9 @@
 import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import type { NetfrontOptions } from '../netfront/netfront.js';
 import { type ConfigSetting, type ConfigValue, parseConfigSyntax } from './config-syntax.js';
 import { ToolstackError } from './error.js';
+import { parseNetfront } from './netfront-config.js';
 import { parseVif, type VifConfig } from './vif-config.js';
 
 /** What runs in a domain: `guest = "kind"` or `guest = "kind:argument"`. */
@@ -30,6 +32,8 @@ export interface DomainConfig {
   readonly memory: number;
   readonly guest: GuestSpec;
   readonly vifs: readonly VifConfig[];
+  /** Of all other guests: what their kernel's netfront does. */
+  readonly netfront?: NetfrontOptions;
   /** Of a guest of kind "linux". */
   readonly linux?: LinuxSpec;
   /** Settings that xl knows and pvnet has no use for, with their lines; what the user may want to hear. */
@@ -44,7 +48,7 @@ const DEFAULT_LINUX_MEMORY_MIB = 128;
 const DEFAULT_GUEST = 'echo';
 /** The kinds of guests that there are, with an argument or without. */
 const KINDS: Record<string, boolean> = { echo: false, netns: false, module: true, linux: false };
-const USED = ['name', 'memory', 'guest', 'vif'];
+const USED = ['name', 'memory', 'guest', 'vif', 'netfront'];
 const USED_BY_LINUX = [
   'kernel',
   'ramdisk',
@@ -110,6 +114,7 @@ export function parseDomain(text: string, file: string): DomainConfig {
     name: name.text,
     memory: memory?.value.kind === 'number' ? memory.value.number : defaultMemory,
     guest,
+    netfront: parseNetfrontOf(guest, string('netfront'), file, fail),
     linux: isLinux ? parseLinux(settings, string, file, fail) : undefined,
     vifs: parseVifs(settings.get('vif'), file, fail),
     ignored: [...settings.values()]
@@ -169,6 +174,24 @@ function parseGuest(
     fail(given.setting, `it needs a file, as in guest = "${kind}:./file.js"`);
   if (!KINDS[kind] && colon >= 0) fail(given.setting, `"${kind}" takes nothing behind a colon`);
   return { kind, argument: argument === '' ? '' : resolve(dirname(file), argument) };
+}
+
+function parseNetfrontOf(
+  { kind }: GuestSpec,
+  given: { setting: ConfigSetting; text: string } | null,
+  file: string,
+  fail: Fail,
+): NetfrontOptions | undefined {
+  if (given === null) return undefined;
+  const { setting, text } = given;
+  if (kind === 'linux') {
+    fail(setting, 'a guest of kind "linux" has Linux\'s own, as in extra = "xen_netfront.max_queues=1"');
+  }
+  const options = parseNetfront(text, `${file}:${setting.line}: netfront`);
+  if (kind === 'netns' && options.multicastControl) {
+    fail(setting, 'multicast_control: a namespace ("netns") does not tell netfront which groups it wants');
+  }
+  return options;
 }
 
 function parseVifs(setting: ConfigSetting | undefined, file: string, fail: Fail): VifConfig[] {

@@ -384,6 +384,7 @@ export class Host {
               argument: config.guest.argument,
               vif: devid => hosted.vifs.get(devid)?.config,
               poller: this.poller,
+              netfront: config.netfront,
               trace: this.options.trace,
               state,
               onKernel: kernel => this.kernelCame(hosted, kernel),

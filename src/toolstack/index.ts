@@ -6,6 +6,7 @@ export * from './error.js';
 export * from './followed-nodes.js';
 export * from './host.js';
 export * from './hotplug.js';
+export * from './netfront-config.js';
 export * from './published-rings.js';
 export * from './save.js';
 export * from './sim-xenstored.js';

@@ -40,6 +40,23 @@ describe('a domain file', () => {
     );
   });
 
+  test('says what its netfront does', () => {
+    const of = (netfront: string) => parseDomain(`name = "a"\n${netfront}`, 'a.cfg');
+    const all =
+      'max_queues=4, without=sg gso-tcpv4,static_grants,multicast_control=1,gso_prefix=0,trusted=0,';
+    const { netfront, ignored } = of(`netfront = "${all}"`);
+    assert.deepEqual(netfront, {
+      maxQueues: 4,
+      without: ['sg', 'gso-tcpv4'],
+      staticGrants: true,
+      multicastControl: true,
+      gsoPrefix: false,
+      trusted: false,
+    });
+    assert.deepEqual(ignored, []);
+    assert.equal(of('').netfront, undefined);
+  });
+
   test('finds a module beside itself', () => {
     const { guest } = parseDomain('name="m"\nguest="module:./counter.js"', '/etc/pvnet/m.cfg');
     assert.deepEqual(guest, { kind: 'module', argument: '/etc/pvnet/counter.js' });
@@ -94,6 +111,24 @@ driver_domain = 1
     ["name = 'a'\nguest = 'module'", /f\.cfg:2: guest: it needs a file/],
     ["name = 'a'\nguest = 'echo:1'", /f\.cfg:2: guest: "echo" takes nothing behind a colon/],
     ["name = 'a'\nmemory = 'b'", /f\.cfg:2: memory: it is a number of MiB/],
+    ["name = 'a'\nnetfront = 4", /f\.cfg:2: netfront: it is a string/],
+    [
+      "name = 'a'\nnetfront = 'queues=4'",
+      /f\.cfg:2: netfront: "queues": no netfront has that; there are max_queues/,
+    ],
+    ["name = 'a'\nnetfront = 'max_queues=9'", /netfront: max_queues: "9" is no number from 1 to 8/],
+    ["name = 'a'\nnetfront = 'max_queues'", /netfront: max_queues: "" is no number from 1 to 8/],
+    ["name = 'a'\nnetfront = 'trusted=no'", /netfront: trusted: "no" is neither 0 nor 1/],
+    ["name = 'a'\nnetfront = 'trusted,trusted=1'", /netfront: trusted: it is given twice/],
+    ["name = 'a'\nnetfront = 'without=sg tso'", /without: "tso" is no feature .*; there are sg, gso-tcpv4/],
+    [
+      "name = 'a'\nguest = 'linux'\nnetfront = ''",
+      /f\.cfg:3: netfront: a guest of kind "linux" has Linux's own/,
+    ],
+    [
+      "name = 'a'\nguest = 'netns'\nnetfront = 'multicast_control'",
+      /f\.cfg:3: netfront: multicast_control: a namespace/,
+    ],
     ["name = '7'", /f\.cfg:1: name: "7" is no name/],
     ["name = 'a'\nmemory = 12ab", /f\.cfg:2: memory: there is "a" where a value should be/],
   ];

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, type TestContext, test } from 'node:test';
 import { addressBytes, linkLocalAddress } from '../../src/guests/echo-stack.js';
 import { sendFrame } from '../../src/guests/frames.js';
+import { NETIF_F_TSO, NETIF_F_TSO6 } from '../../src/net/index.js';
 import type { Vif } from '../../src/netback/index.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host, type HostedDomain } from '../../src/toolstack/host.js';
@@ -87,6 +88,35 @@ describe('a host with echo guests', () => {
     await new Promise(resolve => setTimeout(resolve, 100));
     assert.equal(stats.spoofed, 5, 'two IPv6 addresses that are not its own');
     assert.ok((await b.booted!.guest.ping!('10.0.0.1')) >= 0);
+  });
+
+  test('gives a guest the netfront that its file asks for', async t => {
+    const host = await start(t);
+    const options = 'max_queues=4,static_grants,multicast_control,gso_prefix,without=gso-tcpv6 rx-notify';
+    const vif = 'ip=10.0.0.1 fd00::1,mac=00:16:3e:01:02:03';
+    const text = `name = "a"\nguest = "echo"\nvif = [ "${vif}" ]\nnetfront = "${options}"`;
+    const a = await host.create(parseDomain(text, 'a.cfg'));
+    const b = await host.create(echo('b', "'ip=10.0.0.2 fd00::2'"));
+    assert.deepEqual([await host.settled(a), await host.settled(b)], [[], []]);
+    const front = '/local/domain/1/device/vif/0';
+    const keys = ['multi-queue-num-queues', 'request-multicast-control', 'feature-gso-tcpv4-prefix'];
+    assert.deepEqual(await Promise.all(keys.map(key => host.xs.read(`${front}/${key}`))), ['4', '1', '1']);
+    for (const key of ['feature-gso-tcpv6-prefix', 'feature-rx-notify']) {
+      assert.equal(await host.xs.readIfExists(`${front}/${key}`), undefined, key);
+    }
+    const { priv, features } = host.dom0.net.byName('vif1.0')!;
+    const backend = priv as Vif;
+    assert.equal(backend.queues.length, 4);
+    assert.deepEqual([features & NETIF_F_TSO, features & NETIF_F_TSO6], [NETIF_F_TSO, 0]);
+    assert.equal(backend.rxNotify, false);
+    for (const address of ['10.0.0.2', 'fd00::2', 'fe80::216:3eff:fe01:203']) {
+      const [from, to] = address.startsWith('fe80') ? [b, address] : [a, address];
+      assert.ok((await from.booted!.guest.ping!(to)) >= 0, address);
+    }
+    // To the group that its own address is asked for by, after which there is none that it did not ask for.
+    assert.ok((await b.booted!.guest.ping!('fd00::1')) >= 0);
+    assert.equal(backend.multicastControl, true);
+    for (const { size } of backend.staticGrants) assert.ok(size > 0);
   });
 
   test('writes to xenstore what libxl writes', async t => {
