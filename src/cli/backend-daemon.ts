@@ -1,12 +1,9 @@
 import { spawn } from 'node:child_process';
-import { resolve } from 'node:path';
-import { pathToFileURL } from 'node:url';
 import { parseXenbusState, XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
 import { NETDEV_REGISTER, NETDEV_UNREGISTER } from '../net/notifier.js';
-import type { PacketFilter } from '../netback/filter.js';
-import { registerNetback } from '../netback/netback.js';
+import { type NetbackOptions, registerNetback } from '../netback/netback.js';
 import { Vif } from '../netback/vif.js';
 import type { VifInfo } from '../toolstack/host.js';
 import { publishedRings } from '../toolstack/published-rings.js';
@@ -15,7 +12,7 @@ import { TapFace } from '../uplink/tap-face.js';
 import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice } from '../xenbus/index.js';
 import { type LinuxHost, openLinuxHost, untilEnded } from './linux-host.js';
-import { CliError, type RpcRegistry } from './rpc.js';
+import type { RpcRegistry } from './rpc.js';
 import { registerVifMethods, type VifCounters, vifsOf } from './vif-methods.js';
 import { matchesVif } from './vif-pattern.js';
 
@@ -31,9 +28,7 @@ export interface BackendOptions {
   bridge?: string;
   /** Vifs to serve, one match is enough; all when empty. See `matchesVif`. */
   match: readonly string[];
-  /** A module that exports `filter`, a PacketFilter. */
-  filter?: string;
-  maxQueues?: number;
+  netback?: NetbackOptions;
   log: (line: string) => void;
 }
 
@@ -50,14 +45,12 @@ export class BackendDaemon {
   private constructor(
     private readonly host: LinuxHost,
     private readonly options: BackendOptions,
-    private readonly filter: PacketFilter | null,
   ) {}
 
   /** @throws ErrnoError that says what the machine lacks, or what is wrong with an option */
   static async start(options: BackendOptions): Promise<BackendDaemon> {
-    const filter = options.filter === undefined ? null : await loadFilter(options.filter);
     const host = await openLinuxHost('backend', options.log);
-    const daemon = new BackendDaemon(host, options, filter);
+    const daemon = new BackendDaemon(host, options);
     await daemon.serve();
     return daemon;
   }
@@ -68,7 +61,7 @@ export class BackendDaemon {
 
   private async serve(): Promise<void> {
     const { kernel, poller } = this.host;
-    const { bridge: name, maxQueues } = this.options;
+    const { bridge: name, netback } = this.options;
     if (name !== undefined) {
       const tap = openTap(name);
       this.bridge = new Bridge(this.net, name);
@@ -82,12 +75,12 @@ export class BackendDaemon {
       name: 'backend',
       notifierCall: (event, device) => {
         if (!(device.priv instanceof Vif)) return;
-        if (event === NETDEV_REGISTER) this.added(device, device.priv);
+        if (event === NETDEV_REGISTER) this.added(device);
         else if (event === NETDEV_UNREGISTER) this.removed(device);
       },
     });
     const match = (device: XenbusDevice): Promise<boolean> => this.isOurs(device.nodename);
-    await registerNetback(kernel, { maxQueues, match });
+    await registerNetback(kernel, { ...netback, match });
     await this.takeOver();
   }
 
@@ -105,8 +98,7 @@ export class BackendDaemon {
   }
 
   /** A vif's device appears, before its state says so to the toolstack. */
-  private added(device: NetDevice, vif: Vif): void {
-    vif.filter = this.filter;
+  private added(device: NetDevice): void {
     if (this.bridge !== null) {
       this.bridge.addPort(device);
       return;
@@ -284,18 +276,4 @@ export class BackendDaemon {
     );
     registry.register('interrupts', () => ({ text: this.host.kernel.irqs.interrupts() }));
   }
-}
-
-async function loadFilter(file: string): Promise<PacketFilter> {
-  const path = resolve(file);
-  let module: { filter?: unknown };
-  try {
-    module = await import(pathToFileURL(path).href);
-  } catch (error) {
-    throw new CliError('EINVAL', `--filter ${path}: ${(error as Error).message}`);
-  }
-  if (typeof module.filter !== 'function') {
-    throw new CliError('EINVAL', `--filter ${path}: it has to export a function named "filter"`);
-  }
-  return module.filter as PacketFilter;
 }

@@ -1,11 +1,12 @@
+import { antispoof } from './antispoof.js';
 import { BackendDaemon } from './backend-daemon.js';
-import type { Command } from './command.js';
-import { parseNumber } from './command.js';
-import { CliError, defaultControlSocket, RpcRegistry, RpcServer } from './rpc.js';
+import { type Command, UsageError } from './command.js';
+import { NETBACK_OPTIONS, readNetbackOptions } from './netback-options.js';
+import { defaultControlSocket, RpcRegistry, RpcServer } from './rpc.js';
 
 /** `pvnet backend`: serves other domains' vifs on a real Xen host. */
 export const BACKEND_COMMAND: Command = {
-  usage: '[--bridge NAME | --tap] [--match PATTERN]… [--filter FILE.js]',
+  usage: '[--bridge NAME | --tap] [--match PATTERN]… [--antispoof] [--filter FILE.js]',
   summary: 'Serves the vifs of other domains on a real Xen host, in place of xen-netback.',
   details: [
     'Runs in dom0 or a driver domain, as root, without xen-netback. With --tap (the default) each vif is a TAP',
@@ -24,20 +25,27 @@ export const BACKEND_COMMAND: Command = {
       value: 'PATTERN',
       help: 'only vifs of these domains (web*), of bridge=NAME or named vif=vif3.*',
     },
-    filter: { type: 'string', value: 'FILE', help: 'a module whose function "filter" sees each packet' },
-    queues: { type: 'string', value: 'N', help: 'queues that a vif may have (8)' },
+    antispoof: { type: 'boolean', help: 'guests may send only from the mac and the ip of their vifs' },
+    ...NETBACK_OPTIONS,
   },
   arguments: [0, 0],
-  async run({ flag, option, options, print }) {
+  async run(invocation) {
+    const { flag, option, options, print } = invocation;
     if (flag('tap') && option('bridge') !== undefined) {
-      throw new CliError('EINVAL', 'a vif is a port of --bridge or has a --tap, not both');
+      throw new UsageError('a vif is a port of --bridge or has a --tap, not both');
     }
-    const queues = option('queues');
+    const netback = await readNetbackOptions(invocation);
+    const { prepare } = netback;
+    if (flag('antispoof')) {
+      netback.prepare = async (vif, device) => {
+        await prepare?.(vif, device);
+        await antispoof(vif, device);
+      };
+    }
     const daemon = await BackendDaemon.start({
       bridge: option('bridge'),
       match: options('match'),
-      filter: option('filter'),
-      maxQueues: queues === undefined ? undefined : parseNumber(queues, '--queues', 1, 8),
+      netback,
       log: line => void process.stderr.write(`${line}\n`),
     });
     const registry = new RpcRegistry();

@@ -1,7 +1,10 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util';
-import { CliError, defaultControlSocket, RpcClient } from './rpc.js';
+import { defaultControlSocket, RpcClient } from './rpc.js';
 
 type OptionKinds = NonNullable<ParseArgsConfig['options']>;
+
+/** Arguments that a command does not take: one sentence that says why. */
+export class UsageError extends Error {}
 
 /** An option of a command. */
 export interface OptionHelp {
@@ -39,7 +42,7 @@ export interface Command {
   readonly passThrough?: boolean;
   /** Positional arguments: how many at least and at most. */
   readonly arguments: readonly [min: number, max: number];
-  /** @returns the exit status */
+  /** @returns the exit status @throws UsageError, with which the status is 2; others with 1 */
   run(invocation: Invocation): Promise<number>;
 }
 
@@ -107,6 +110,9 @@ export async function runCommand(name: string, command: Command, args: string[])
         return client;
       },
     });
+  } catch (error) {
+    if (error instanceof UsageError) return misused(name, error.message);
+    throw error;
   } finally {
     (client as RpcClient | null)?.close();
   }
@@ -139,11 +145,11 @@ export function table(headings: readonly string[], rows: readonly (readonly (str
     .join('\n');
 }
 
-/** A whole number in a range out of an argument. @throws CliError EINVAL */
+/** A whole number in a range out of an argument. @throws UsageError */
 export function parseNumber(text: string, what: string, low: number, high: number): number {
   const value = Number(text);
   if (!/^[0-9]+$/.test(text) || value < low || value > high) {
-    throw new CliError('EINVAL', `${what} "${text}": it is a number from ${low} to ${high}`);
+    throw new UsageError(`${what} "${text}": it is a number from ${low} to ${high}`);
   }
   return value;
 }

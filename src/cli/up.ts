@@ -7,12 +7,13 @@ import { parseHostImage, restoreHost } from '../toolstack/save.js';
 import { runProgram } from '../uplink/namespace.js';
 import { formatXenbusTrace } from '../xenbus/index.js';
 import { serveSocket } from '../xenstore/node/index.js';
-import type { Command, Invocation, OptionHelp } from './command.js';
+import { type Command, type Invocation, type OptionHelp, UsageError } from './command.js';
 import { registerConsoleMethods } from './console.js';
 import { DOMAIN_FILE_HELP } from './domain-commands.js';
 import { registerHostMethods } from './host-methods.js';
 import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
+import { NETBACK_OPTIONS, readNetbackOptions } from './netback-options.js';
 import { CliError, defaultControlSocket, prepareSocketPath, RpcRegistry, RpcServer } from './rpc.js';
 import { registerVifMethods, vifsOf } from './vif-methods.js';
 
@@ -31,8 +32,7 @@ interface UplinkOption {
 function parseUplink(text: string): UplinkOption {
   const match = /^([^=,\s]+)=([^=,\s]+)(?:,(\S+))?$/.exec(text);
   if (match === null) {
-    throw new CliError(
-      'EINVAL',
+    throw new UsageError(
       `--uplink ${text}: it is BRIDGE=TAP or BRIDGE=TAP,ADDRESS/PREFIX, as xenbr0=tap0,10.0.0.254/24`,
     );
   }
@@ -160,6 +160,7 @@ const OPTIONS: Readonly<Record<string, OptionHelp>> = {
     value: 'BRIDGE=TAP[,ADDR]',
     help: 'connect a bridge with this machine by a TAP',
   },
+  ...NETBACK_OPTIONS,
   trace: { type: 'boolean', help: 'print what the buses do' },
 };
 
@@ -170,14 +171,16 @@ const OPTIONS: Readonly<Record<string, OptionHelp>> = {
  */
 async function serve(
   name: string,
-  { flag, option, options, print }: Invocation,
+  invocation: Invocation,
   populate: (host: Host) => Promise<readonly HostedDomain[]>,
 ): Promise<number> {
+  const { flag, option, options, print } = invocation;
   const uplinks = options('uplink').map(parseUplink);
+  const netback = await readNetbackOptions(invocation);
   const running = await startHost({
     controlSocket: option('socket'),
     xenstoredSocket: option('xenstored'),
-    host: flag('trace') ? { trace: event => print(formatXenbusTrace(event)) } : {},
+    host: { netback, trace: flag('trace') ? event => print(formatXenbusTrace(event)) : undefined },
   });
   const { host, controlSocket, xenstoredSocket } = running;
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, running.end);

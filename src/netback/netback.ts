@@ -28,6 +28,8 @@ export interface NetbackOptions {
    * connected from one backend to the next know nothing of it: what they use beyond that is dropped.
    */
   without?: readonly NetbackFeature[];
+  /** Called with each vif before its frontend hears of it, to set its filters; what it throws is why the vif is not served. */
+  prepare?: (vif: Vif, device: XenbusDevice) => void | Promise<void>;
   /** Which vifs to serve; all. */
   match?: (device: XenbusDevice) => boolean | Promise<boolean>;
 }
@@ -65,9 +67,10 @@ export class Netback {
   constructor(
     private readonly kernel: Kernel,
     readonly xbdev: XenbusDevice,
-    { maxQueues = DEFAULT_MAX_QUEUES, without = [] }: NetbackOptions,
+    private readonly options: NetbackOptions,
     private readonly fastPathModule: FastPathModule | null,
   ) {
+    const { maxQueues = DEFAULT_MAX_QUEUES, without = [] } = options;
     this.maxQueues = without.includes('multi-queue') ? 1 : maxQueues;
     this.without = new Set(without);
   }
@@ -114,6 +117,7 @@ export class Netback {
       this.without,
     );
     this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
+    await this.options.prepare?.(this.vif, xbdev);
     const carrier = `${xbdev.nodename}/carrier`;
     // What the operator set before the driver was here, and what any tool writes later.
     const followCarrier = async () => {

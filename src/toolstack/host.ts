@@ -5,7 +5,7 @@ import { bootKernel, type Kernel } from '../kernel/kernel.js';
 import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
 import { NETDEV_REGISTER } from '../net/notifier.js';
-import { registerNetback } from '../netback/netback.js';
+import { type NetbackOptions, registerNetback } from '../netback/netback.js';
 import { describeError } from '../platform/errors.js';
 import type { Domain } from '../platform/sim/domain.js';
 import { EventLoopScheduler } from '../platform/sim/event-loop-scheduler.js';
@@ -47,6 +47,8 @@ export interface HostOptions {
    * go on. Without it the error is an uncaught one.
    */
   onError?: (domain: Domain, error: unknown) => void;
+  /** What domain 0's netback offers, and does with each vif. */
+  netback?: NetbackOptions;
   /** Machine memory. */
   memoryBytes?: number;
   random?: () => number;
@@ -227,7 +229,7 @@ export class Host {
     await this.dom0.xenbus.ready;
     await this.xs.write('/local/domain/0/name', 'Domain-0');
     await this.xs.write('/local/domain/0/domid', '0');
-    await registerNetback(this.dom0);
+    await registerNetback(this.dom0, this.options.netback);
     hypervisor.onDomainChange(changed => this.domainChanged(changed));
     this.dom0.net.registerNotifier({
       name: 'toolstack',

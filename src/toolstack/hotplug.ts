@@ -9,11 +9,11 @@ import { ToolstackError } from './error.js';
 import type { VifConfig } from './vif-config.js';
 import { frontendMtu, type VifPaths } from './vif-store.js';
 
-/** Whom a vif with `antispoof` may send as. Of itself, every interface has the link-local address that follows from its MAC. */
-function sourceFilter(mac: string, { ip }: VifConfig): SourceFilter {
+/** Whom a vif with `antispoof` may send as; with no IP addresses, under any. Of itself, every interface has the link-local address that follows from its MAC. */
+export function sourceFilter(mac: string, addresses: readonly string[]): SourceFilter {
   const address = parseAddress(mac);
-  if (ip.length === 0) return new SourceFilter({ macs: [address] });
-  const all = ip.map(each => addressBytes(each.address));
+  if (addresses.length === 0) return new SourceFilter({ macs: [address] });
+  const all = addresses.map(addressBytes);
   return new SourceFilter({
     macs: [address],
     ipv4: all.filter(({ length }) => length === 4),
@@ -44,7 +44,12 @@ export async function hotplugOnline(
       device.ops.changeMtu?.(device, vif.mtu);
       device.mtu = vif.mtu;
     }
-    if (vif.antispoof && device.priv instanceof Vif) device.priv.sourceFilter = sourceFilter(mac, vif);
+    if (vif.antispoof && device.priv instanceof Vif) {
+      device.priv.sourceFilter = sourceFilter(
+        mac,
+        vif.ip.map(({ address }) => address),
+      );
+    }
     await xs.write(`${paths.frontend}/mtu`, frontendMtu(vif));
     bridge.addPort(device);
     device.open();

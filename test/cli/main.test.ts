@@ -96,6 +96,34 @@ describe('pvnet', () => {
     assert.equal(await end, 0);
   });
 
+  test('has a backend as its options say, with a filter that sees each packet', async t => {
+    const cwd = folder(t);
+    for (const [name, ip] of Object.entries({ a: '10.0.0.1', b: '10.0.0.2' })) {
+      const settings = `name = "${name}"\nvif = [ 'ip=${ip}' ]\nnetfront = "max_queues=4"\n`;
+      writeFileSync(join(cwd, `${name}.cfg`), settings);
+    }
+    writeFileSync(
+      join(cwd, 'filter.mjs'),
+      // No ICMP.
+      'export const filter = packet => Number(packet.u16(12) === 0x0800 && packet.u8(23) === 1);',
+    );
+    const options = ['--max-queues', '2', '--without', 'sg,gso-tcpv4', '--without', 'ctrl-ring'];
+    const { child } = await up(t, cwd, ...options, '--filter', 'filter.mjs', 'a.cfg', 'b.cfg');
+    const store = (...args: string[]) =>
+      pvnet(cwd, 'xenstore', ...args, '--socket', join(cwd, 'c-xenstored.sock'));
+    assert.equal(pvnet(cwd, 'ping', 'a', '10.0.0.2', '-c', '1').status, 1);
+    const dropped = JSON.parse(pvnet(cwd, 'stats', '--json').stdout).map(
+      ({ counters }: { counters: { filterDrops: number } }) => counters.filterDrops,
+    );
+    assert.deepEqual(dropped, [1, 0]);
+    const listed = store('ls', '/local/domain/0/backend/vif/1/0').stdout;
+    assert.match(listed, /^multi-queue-max-queues = "2"$/m);
+    assert.match(listed, /^feature-gso-tcpv6 = "1"$/m);
+    assert.doesNotMatch(listed, /feature-(sg|gso-tcpv4|ctrl-ring)/);
+    child.kill('SIGINT');
+    assert.equal(await ended(child), 0);
+  });
+
   test('a guest whose handler throws harms no other, and its log says so', async t => {
     const cwd = folder(t);
     writeFileSync(
@@ -223,7 +251,18 @@ describe('pvnet', () => {
     [['list', 'x'], 2, /"x" is one argument too many/],
     [['list', '--frob'], 2, /--frob/],
     [['list'], 1, /no pvnet host runs there; start one with "pvnet up FILE"/],
-    [['up', '--uplink', 'x'], 1, /--uplink x: it is BRIDGE=TAP/],
+    [
+      ['up', '--without', 'sg,tso'],
+      2,
+      /^pvnet up: --without: "tso" is no feature .*; there are sg, gso-tcpv4/,
+    ],
+    [['up', '--max-queues', 'x'], 2, /^pvnet up: --max-queues "x": it is a number from 1 to 8/],
+    [['backend', '--max-queues', '9'], 2, /^pvnet backend: --max-queues "9": it is a number from 1 to 8/],
+    [['backend', '--bridge', 'b', '--tap'], 2, /^pvnet backend: a vif is a port of --bridge or has a --tap/],
+    [['up', '--filter', 'no.mjs'], 1, /^pvnet up: EINVAL: --filter .*\/no\.mjs: Cannot find module/],
+    [['backend', '--help'], 0, /--without FEATURE.* sg, gso-tcpv4.*multi-queue/],
+    [['create', '--help'], 0, /netfront = "max_queues=N.*\n.*features are sg, .*rx-notify/],
+    [['up', '--uplink', 'x'], 2, /--uplink x: it is BRIDGE=TAP/],
   ];
   for (const [args, expected, message] of usage) {
     test(`pvnet ${args.join(' ')}`, t => {

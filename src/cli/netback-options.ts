@@ -1,0 +1,62 @@
+import { resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { NETBACK_FEATURES } from '../netback/features.js';
+import type { PacketFilter } from '../netback/filter.js';
+import { DEFAULT_MAX_QUEUES, type NetbackOptions } from '../netback/netback.js';
+import { parseFeatures } from '../toolstack/netfront-config.js';
+import { type Invocation, type OptionHelp, parseNumber, UsageError } from './command.js';
+import { CliError } from './rpc.js';
+
+/** Queues that `--max-queues` gives at most: Linux's netfront uses no more unless it is told to. */
+const MAX_QUEUES = 8;
+
+/** The options of the commands that have a netback. */
+export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
+  'max-queues': { type: 'string', value: 'N', help: `queues that a vif may have (${DEFAULT_MAX_QUEUES})` },
+  without: {
+    type: 'string',
+    multiple: true,
+    value: 'FEATURE[,…]',
+    help: `features that vifs do not have: ${NETBACK_FEATURES.join(', ')}`,
+  },
+  filter: { type: 'string', value: 'FILE', help: 'a module whose function "filter" sees each packet' },
+};
+
+/**
+ * What `NETBACK_OPTIONS` ask for.
+ * @throws UsageError; CliError EINVAL for a filter that cannot be had
+ */
+export async function readNetbackOptions({ option, options }: Invocation): Promise<NetbackOptions> {
+  const queues = option('max-queues');
+  const maxQueues = queues === undefined ? undefined : parseNumber(queues, '--max-queues', 1, MAX_QUEUES);
+  const names = options('without').flatMap(list => list.split(','));
+  let without: NetbackOptions['without'];
+  try {
+    without = parseFeatures(names, NETBACK_FEATURES);
+  } catch (error) {
+    throw new UsageError(`--without: ${(error as Error).message}`);
+  }
+  const file = option('filter');
+  const filter = file === undefined ? null : await loadFilter(file);
+  return {
+    maxQueues,
+    without,
+    prepare(vif) {
+      vif.filter = filter;
+    },
+  };
+}
+
+async function loadFilter(file: string): Promise<PacketFilter> {
+  const path = resolve(file);
+  let module: { filter?: unknown };
+  try {
+    module = await import(pathToFileURL(path).href);
+  } catch (error) {
+    throw new CliError('EINVAL', `--filter ${path}: ${(error as Error).message}`);
+  }
+  if (typeof module.filter !== 'function') {
+    throw new CliError('EINVAL', `--filter ${path}: it has to export a function named "filter"`);
+  }
+  return module.filter as PacketFilter;
+}
