@@ -606,9 +606,9 @@ export class NetDevice<Priv = unknown> {
   }
 
   /** A queue was stopped: somebody looks later whether it still is (dev_watchdog). */
-  watchQueue(): void {
+  watchQueue(delayMs = this.watchdogMs): void {
     if (this.watchdog !== null || this.ops.txTimeout === undefined) return;
-    this.watchdog = this.net.scheduler.after(this.watchdogMs, () => {
+    this.watchdog = this.net.scheduler.after(delayMs, () => {
       this.watchdog = null;
       this.checkQueues();
     });
@@ -617,12 +617,13 @@ export class NetDevice<Priv = unknown> {
   private checkQueues(): void {
     if (!this.running || !this.present || !this.carrierOk) return;
     const now = this.net.scheduler.now();
-    let again = false;
+    let next = Number.POSITIVE_INFINITY;
     for (let i = 0; i < this.realNumTxQueues; i++) {
       const queue = this.txQueues[i];
       if (!queue.stopped) continue;
-      again = true;
       const waited = now - queue.stoppedAt;
+      // A whole millisecond at least: what a sum of fractions has lost must not make the timer fire again at once.
+      next = Math.min(next, waited < this.watchdogMs ? Math.ceil(this.watchdogMs - waited) : this.watchdogMs);
       if (waited < this.watchdogMs) continue;
       queue.timeouts++;
       this.net.log(
@@ -631,7 +632,7 @@ export class NetDevice<Priv = unknown> {
       queue.stoppedAt = now;
       this.ops.txTimeout?.(this, i);
     }
-    if (again) this.watchQueue();
+    if (next < Number.POSITIVE_INFINITY) this.watchQueue(next);
   }
 
   /** One more, or one less, wants all frames. @throws RangeError below zero */
