@@ -62,7 +62,7 @@ export class Netback {
   private hotplugStatus: string | undefined;
   private fatalReason = '';
   private readonly maxQueues: number;
-  private readonly without: ReadonlySet<NetbackFeature>;
+  private readonly without: Set<NetbackFeature>;
 
   constructor(
     private readonly kernel: Kernel,
@@ -73,6 +73,8 @@ export class Netback {
     const { maxQueues = DEFAULT_MAX_QUEUES, without = [] } = options;
     this.maxQueues = without.includes('multi-queue') ? 1 : maxQueues;
     this.without = new Set(without);
+    // The change of a request that is not looked at.
+    if (without.includes('multicast-control')) this.without.add('dynamic-multicast-control');
   }
 
   private offers(feature: NetbackFeature): boolean {

@@ -6,6 +6,7 @@ import { NETIF_F_TSO, NETIF_F_TSO6 } from '../../src/net/index.js';
 import type { Vif } from '../../src/netback/index.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host, type HostedDomain } from '../../src/toolstack/host.js';
+import { parseHostImage, restoreHost, saveHost } from '../../src/toolstack/save.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
 import { buildFrame } from '../net/frames.js';
 
@@ -117,6 +118,12 @@ describe('a host with echo guests', () => {
     assert.ok((await b.booted!.guest.ping!('fd00::1')) >= 0);
     assert.equal(backend.multicastControl, true);
     for (const { size } of backend.staticGrants) assert.ok(size > 0);
+
+    const image = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
+    const again = await start(t);
+    const [restored] = await restoreHost(again, image);
+    assert.deepEqual(await again.settled(restored), []);
+    assert.equal((again.dom0.net.byName('vif1.0')!.priv as Vif).queues.length, 4, 'restored');
   });
 
   test('writes to xenstore what libxl writes', async t => {
