@@ -13,6 +13,7 @@ const MAX_QUEUES = 8;
 /** The options of the commands that have a netback. */
 export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
   'max-queues': { type: 'string', value: 'N', help: `queues that a vif may have (${DEFAULT_MAX_QUEUES})` },
+  queues: { type: 'string', value: 'N', help: 'the same, as it was called first' },
   without: {
     type: 'string',
     multiple: true,
@@ -27,7 +28,7 @@ export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
  * @throws UsageError; CliError EINVAL for a filter that cannot be had
  */
 export async function readNetbackOptions({ option, options }: Invocation): Promise<NetbackOptions> {
-  const queues = option('max-queues');
+  const queues = option('max-queues') ?? option('queues');
   const maxQueues = queues === undefined ? undefined : parseNumber(queues, '--max-queues', 1, MAX_QUEUES);
   const names = options('without').flatMap(list => list.split(','));
   let without: NetbackOptions['without'];

@@ -407,6 +407,23 @@ describe('transmit queues', () => {
     assert.equal(timeouts.length, 1);
   });
 
+  test('the watchdog: a queue that stays stopped is reported each time, at whatever fraction of a millisecond', () => {
+    for (let us = 0; us < 1000; us += 7) {
+      const { net, scheduler } = new TestKernel();
+      const device = net.allocEtherdev('eth%d', { startXmit: () => 0, txTimeout: () => {} });
+      device.watchdogMs = 30_000;
+      net.register(device);
+      device.open();
+      scheduler.advance(us / 1000);
+      const [queue] = device.txQueues;
+      queue.stop();
+      for (let i = 1; i <= 3; i++) {
+        scheduler.advance(30_001);
+        assert.equal(queue.timeouts, i, `stopped at ${us} µs`);
+      }
+    }
+  });
+
   test('byte queue limit: stops the queue, grows when the device runs dry, never loses count', () => {
     const kernel = new TestKernel();
     const device = kernel.device('eth%d', { txQueueLen: 1000 });
