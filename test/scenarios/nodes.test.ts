@@ -54,6 +54,16 @@ const front = (s: Scene) =>
 const back = (s: Scene) =>
   netbackOf(s.host.dom0.xenbus.backend.devices.get(`backend/vif/${s.guest.domain.domid}/0`)!)!;
 
+/** The backend closes, and both ends connect anew. @param closed called in between */
+async function reconnect(s: Scene, closed: () => Promise<unknown> = async () => {}): Promise<void> {
+  const { host, guest } = s;
+  const { xbdev } = back(s);
+  await host.run(xbdev.switchState(XenbusState.Closing));
+  await host.until(() => xbdev.state === XenbusState.Closed);
+  await closed();
+  await host.until(() => host.states(guest).every(state => state === Connected));
+}
+
 describe("a frontend follows the nodes of its own and its backend's directory", () => {
   test('mtu: at the start, when it changes, within what the backend takes', async () => {
     const s = await scene(1, { front: { mtu: 9000 } });
@@ -71,15 +81,11 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
     await host.until(() => eth0.mtu === 65535);
 
     // A backend that lost feature-sg takes less; one that has it again as much as was wanted.
-    const { xbdev } = back(s);
     for (const [sg, mtu] of [
       ['0', 1500],
       ['1', 65535],
     ] as const) {
-      await host.run(xbdev.switchState(XenbusState.Closing));
-      await host.until(() => xbdev.state === XenbusState.Closed);
-      await host.run(host.xs.write(`${host.backPath(guest)}/feature-sg`, sg));
-      await host.until(() => host.states(guest).every(state => state === Connected));
+      await reconnect(s, () => host.run(host.xs.write(`${host.backPath(guest)}/feature-sg`, sg)));
       assert.equal(eth0.mtu, mtu);
     }
   });
@@ -198,26 +204,23 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
 
   test('a frontend without feature-sg cuts the MTU of its vif; one that has it again gets what was wanted', async () => {
     const s = await scene(25);
-    const { host, guest, vif } = s;
-    const { xbdev } = back(s);
+    const { vif } = s;
     const { publish } = XenbusDevice.prototype;
-    const reconnect = async (sg: number) => {
+    const reconnectWith = async (sg: number) => {
       XenbusDevice.prototype.publish = function (nodes) {
         return publish.call(this, 'request-rx-copy' in nodes ? { ...nodes, 'feature-sg': sg } : nodes);
       };
-      await host.run(xbdev.switchState(XenbusState.Closing));
-      await host.until(() => xbdev.state === XenbusState.Closed);
-      await host.until(() => host.states(guest).every(state => state === Connected));
+      await reconnect(s);
     };
     try {
       assert.equal(vif.dev.mtu, 9600);
-      await reconnect(0);
+      await reconnectWith(0);
       assert.equal(vif.dev.mtu, 1500);
-      await reconnect(1);
+      await reconnectWith(1);
       assert.equal(vif.dev.mtu, 9600);
-      await reconnect(0);
+      await reconnectWith(0);
       vif.dev.setMtu(1400);
-      await reconnect(1);
+      await reconnectWith(1);
       assert.equal(vif.dev.mtu, 1400, 'the operator has spoken since');
     } finally {
       XenbusDevice.prototype.publish = publish;
@@ -235,16 +238,10 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
     eth0.open();
     await arrives(s, eth0, peer);
     await arrives(s, peer, eth0);
-    const reconnect = async () => {
-      const { xbdev } = back(s);
-      await host.run(xbdev.switchState(XenbusState.Closing));
-      await host.until(() => xbdev.state === XenbusState.Closed);
-      await host.until(() => host.states(guest).every(state => state === Connected));
-    };
-    await reconnect();
+    await reconnect(s);
     assert.deepEqual(eth0.address, own);
     await host.run(host.xs.write(`${host.frontPath(guest)}/mac`, '00:16:3e:00:00:99'));
-    await reconnect();
+    await reconnect(s);
     assert.deepEqual([...eth0.address], [0, 0x16, 0x3e, 0, 0, 0x99]);
   });
 
