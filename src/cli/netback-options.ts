@@ -3,12 +3,10 @@ import { pathToFileURL } from 'node:url';
 import { NETBACK_FEATURES } from '../netback/features.js';
 import type { PacketFilter } from '../netback/filter.js';
 import { DEFAULT_MAX_QUEUES, type NetbackOptions } from '../netback/netback.js';
+import { MAX_QUEUES } from '../netfront/netfront.js';
 import { parseFeatures } from '../toolstack/netfront-config.js';
 import { type Invocation, type OptionHelp, parseNumber, UsageError } from './command.js';
 import { CliError } from './rpc.js';
-
-/** Queues that `--max-queues` gives at most: Linux's netfront uses no more unless it is told to. */
-const MAX_QUEUES = 8;
 
 /** The options of the commands that have a netback. */
 export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
@@ -28,8 +26,9 @@ export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
  * @throws UsageError; CliError EINVAL for a filter that cannot be had
  */
 export async function readNetbackOptions({ option, options }: Invocation): Promise<NetbackOptions> {
-  const queues = option('max-queues') ?? option('queues');
-  const maxQueues = queues === undefined ? undefined : parseNumber(queues, '--max-queues', 1, MAX_QUEUES);
+  const name = option('max-queues') === undefined ? 'queues' : 'max-queues';
+  const queues = option(name);
+  const maxQueues = queues === undefined ? undefined : parseNumber(queues, `--${name}`, 1, MAX_QUEUES);
   const names = options('without').flatMap(list => list.split(','));
   let without: NetbackOptions['without'];
   try {

@@ -47,8 +47,12 @@ export function offloadsWithout(without: ReadonlySet<string>): PeerOffloads | nu
 
 const headers = new Headers();
 
-/** Whether an end that takes only these may get a packet whose offloads have been set up; of how many slots is no matter here. */
-export function takesPacket(taken: PeerOffloads, packet: Packet): boolean {
+/**
+ * Whether an end that takes only these, or all without a word, may get a packet whose offloads have been set up; of how many
+ * slots is no matter here.
+ */
+export function takesPacket(taken: PeerOffloads | null | undefined, packet: Packet): boolean {
+  if (taken === null || taken === undefined) return true;
   const { gsoType, checksum } = packet;
   if (gsoType !== GSO_NONE) return gsoType === GSO_TCPV4 ? taken.gsoTcpv4 : taken.gsoTcpv6;
   if (checksum !== CHECKSUM_PARTIAL) return true;

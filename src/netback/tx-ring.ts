@@ -364,11 +364,9 @@ export class TxRing implements PacketOwner {
     if (packet.gsoType !== GSO_NONE) {
       if (!blank) this.stats.rxGsoChecksumFixup++;
       const sound = setupGso(packet, packet.gsoType, packet.gsoSize, !blank, materialiser);
-      return sound && (taken === null || takesPacket(taken, packet));
+      return sound && takesPacket(taken, packet);
     }
-    if (blank) {
-      return setupChecksum(packet, false, materialiser) && (taken === null || takesPacket(taken, packet));
-    }
+    if (blank) return setupChecksum(packet, false, materialiser) && takesPacket(taken, packet);
     packet.checksum = CHECKSUM_UNNECESSARY;
     return true;
   }

@@ -361,24 +361,20 @@ export class RxRing {
     return this.device.taken?.sg === false;
   }
 
-  private isTaken(packet: Packet): boolean {
-    const taken = this.device.taken ?? null;
-    return taken === null || takesPacket(taken, packet);
-  }
-
   /** @returns false when the packet claims an offload that its headers do not allow, or that was not offered */
   private takeGso(packet: Packet, flags: number, gsoType: number, gsoSize: number): boolean {
     if (gsoType === GSO_NONE) return this.takeChecksum(packet, flags);
     const blank = (flags & NETRXF_CSUM_BLANK) !== 0;
     if (!blank) this.stats.rxGsoChecksumFixup++;
     const sound = setupGso(packet, gsoType, gsoSize, !blank, this.device.net.materialiser);
-    return sound && this.isTaken(packet);
+    return sound && takesPacket(this.device.taken, packet);
   }
 
   /** @returns false when the packet has no checksum where one is said to be blank, or blank ones were not offered to be taken */
   private takeChecksum(packet: Packet, flags: number): boolean {
     if ((flags & NETRXF_CSUM_BLANK) !== 0) {
-      return setupChecksum(packet, false, this.device.net.materialiser) && this.isTaken(packet);
+      const sound = setupChecksum(packet, false, this.device.net.materialiser);
+      return sound && takesPacket(this.device.taken, packet);
     }
     if ((flags & NETRXF_DATA_VALIDATED) !== 0) packet.checksum = CHECKSUM_UNNECESSARY;
     return true;
