@@ -107,6 +107,8 @@ export function requestClose(xs: XenStoreClient, paths: VifPaths, force: boolean
     if (force) await remove(t, paths.frontend);
     if (state === undefined) return false;
     await t.write(`${paths.backend}/online`, '0');
+    // No driver has taken it up yet, and none does that is not Initialising: nobody would close it.
+    if (state === String(XenbusState.Initialising)) return false;
     if (state === String(XenbusState.Closed)) return false;
     await t.write(`${paths.backend}/state`, String(XenbusState.Closing));
     return true;

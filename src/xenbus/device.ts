@@ -453,8 +453,12 @@ export class XenbusDevice {
     if (next === this.state) return true;
     if (this.gone) return false;
     let written: boolean;
+    let mustClose = false;
     try {
-      written = await this.#storeState(next, current => this.#isOurs(current));
+      written = await this.#storeState(next, current => {
+        mustClose = this.#isToClose(current, next);
+        return !mustClose && this.#isOurs(current);
+      });
     } catch (error) {
       const doing = `writing new state ${xenbusStateName(next)}`;
       if (next === XenbusState.Closing || depth === 0) {
@@ -466,7 +470,7 @@ export class XenbusDevice {
       return false;
     }
     if (written) this.#setState(next);
-    else this.#isLost = true;
+    else if (!mustClose) this.#isLost = true;
     return written;
   }
 
@@ -489,6 +493,18 @@ export class XenbusDevice {
   #isOurs(stored: string | undefined): boolean {
     if (stored === undefined || this.gone) return false;
     return parseXenbusState(stored) !== XenbusState.Initialising || this.state === XenbusState.Initialising;
+  }
+
+  /**
+   * Whether the toolstack has asked a backend to close that is on its way up. It does so in the backend's own `state`, for the
+   * frontend to see; written over, that would be lost.
+   */
+  #isToClose(stored: string, next: XenbusState): boolean {
+    const { Closing, Closed } = XenbusState;
+    const closes = (state: XenbusState) => state === Closing || state === Closed;
+    return (
+      this.side === 'backend' && parseXenbusState(stored) === Closing && !closes(this.state) && !closes(next)
+    );
   }
 
   #setState(next: XenbusState): void {

@@ -193,6 +193,21 @@ describe('either end may come, go and come back at any time', () => {
     await host.until(() => host.states(guest)[1] === Closed);
   });
 
+  test('a close while the backend is on its way up is not written over', async () => {
+    const host = await Host.boot(41);
+    const guest = await host.createGuest('a');
+    const vif = { type: 'vif', front: guest, back: host.dom0 };
+    // From when netback has its interface to when both ends are connected.
+    for (const steps of [0, 25, 50, 75, 100, 125, 150, 200, 250]) {
+      await host.addVif(guest);
+      await host.hotplug(guest);
+      let step = 0;
+      await host.until(() => step++ === steps);
+      assert.ok(await host.unplug(vif), `after ${steps} steps`);
+      await host.until(() => host.states(guest).every(state => state === -1));
+    }
+  });
+
   test('a guest that is destroyed in the middle of traffic leaves nothing in dom0', async () => {
     const host = await Host.boot(34);
     const [guest, other] = [await host.createGuest('a'), await host.createGuest('b')];

@@ -239,6 +239,22 @@ describe('a host with echo guests', () => {
     }
   });
 
+  test('detaches at once a vif that its backend has not seen yet', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+    await host.settled(a);
+    const before = await holdings(host);
+    const attached = [1, 2, 3].map(devid => host.attachVif(a, parseVif(`devid=${devid}`)));
+    const refused = assert.rejects(attached[2], /ENODEV: vif 3 of the domain a was detached/);
+    const begun = performance.now();
+    // Domain 0's bus looks at one after another.
+    await host.detachVif(a, 3);
+    assert.ok(performance.now() - begun < 5000);
+    await refused;
+    for (const devid of await Promise.all(attached.slice(0, 2))) await host.detachVif(a, devid);
+    assert.deepEqual(await holdings(host), before);
+  });
+
   test('shows the rings that a frontend published, of the first queue where there are several', async t => {
     const host = await start(t);
     const a = await host.create(echo('a'));
