@@ -62,8 +62,10 @@ export function registerHostMethods(registry: RpcRegistry, host: Host, down: () 
   register('vif-attach', async ({ domain, vif }) => {
     const hosted = host.find(domain);
     const devid = await host.attachVif(hosted, parseVif(String(vif)));
+    const attached = hosted.vifs.get(devid)!;
     await host.settled(hosted);
-    return { devid, waitingFor: host.waitingFor(hosted, hosted.vifs.get(devid)!) };
+    host.mustStay(hosted, attached);
+    return { devid, waitingFor: host.waitingFor(hosted, attached) };
   });
   register('vif-detach', async ({ domain, devid, force }) => {
     await host.detachVif(host.find(domain), devid, force === true);

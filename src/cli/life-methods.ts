@@ -5,11 +5,11 @@ import { netbackOf } from '../netback/netback.js';
 import { ToolstackError } from '../toolstack/error.js';
 import type { Host } from '../toolstack/host.js';
 import {
+  type HostImage,
   parseDomainImage,
   restoreDomain,
-  resumeAll,
-  saveHost,
   sendDomain,
+  storeHost,
   unsavedOf,
 } from '../toolstack/save.js';
 import { RpcClient, type RpcRegistry } from './rpc.js';
@@ -46,21 +46,16 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
   register('save', async ({ file, leaveRunning }) => {
     const domains = [...host.domains];
     const notes = domains.flatMap(unsavedOf);
-    const image = await saveHost(host);
-    try {
-      writeFileSync(String(file), `${JSON.stringify(image)}\n`, { mode: 0o600 });
-    } catch (error) {
-      await resumeAll(host, domains);
-      throw new ToolstackError(
-        'EIO',
-        `${file} cannot be written (${(error as NodeJS.ErrnoException).code}); all goes on`,
-      );
-    }
-    if (leaveRunning) await resumeAll(host, domains);
-    else {
-      await Promise.all(domains.map(hosted => host.destroy(hosted)));
-      down();
-    }
+    const write = (image: HostImage): void => {
+      try {
+        writeFileSync(String(file), `${JSON.stringify(image)}\n`, { mode: 0o600 });
+      } catch (error) {
+        const { code } = error as NodeJS.ErrnoException;
+        throw new ToolstackError('EIO', `${file} cannot be written (${code}); all goes on`);
+      }
+    };
+    await storeHost(host, write, leaveRunning ? 'go on' : 'end');
+    if (!leaveRunning) down();
     return { domains: domains.map(({ config }) => config.name), notes };
   });
   register('migrate', async ({ domain, to }) => {

@@ -739,9 +739,11 @@ export class Host {
     vif.status = null;
   }
 
-  /** @throws ToolstackError ENODEV for a vif that is being attached, and somebody has detached it */
-  private mustStay({ config }: HostedDomain, { devid, ending }: AttachedVif): void {
+  /** @throws ToolstackError ENODEV for a vif that is being attached, and somebody has detached it; ESRCH with its domain */
+  mustStay(hosted: HostedDomain, { devid, ending }: AttachedVif): void {
     if (ending === null) return;
+    this.requireAlive(hosted);
+    const { config } = hosted;
     throw new ToolstackError(
       'ENODEV',
       `vif ${devid} of the domain ${config.name} was detached while it was being attached`,

@@ -120,6 +120,10 @@ async function callOff(host: Host, hosted: HostedDomain): Promise<void> {
   if (isSuspended(hosted) && !host.hasEnded(hosted)) await resumeDomain(host, hosted, { cancelled: true });
 }
 
+async function callOffAll(host: Host, all: readonly HostedDomain[]): Promise<void> {
+  await Promise.all(all.map(hosted => callOff(host, hosted)));
+}
+
 /**
  * Creates a domain that continues a saved one.
  * @param options.keepDomid whether it must have the number that it had
@@ -163,9 +167,44 @@ async function saveAll(host: Host, all: readonly HostedDomain[]): Promise<HostIm
     const nodes = await saveNodes(host.xs, '', path => REMADE_BY_HOST.test(path));
     return { format: 'pvnet host', version: 1, bridges: host.bridgeNames, nodes, domains };
   } catch (error) {
-    for (const hosted of suspended) await callOff(host, hosted);
+    await callOffAll(host, suspended);
     throw error;
   }
+}
+
+/**
+ * Saves a host and then lets its domains go on, or destroys them. Until that is done nothing else comes between.
+ * @param store puts the image where it is to stay
+ * @throws ToolstackError as `saveDomain`, EBUSY when a domain came meanwhile that is to be destroyed without being saved; what
+ * `store` throws. All run on then
+ */
+export function storeHost(
+  host: Host,
+  store: (image: HostImage) => void | Promise<void>,
+  then: 'go on' | 'end',
+): Promise<void> {
+  const all = [...host.domains];
+  return host.exclusively(all, 'being saved', async () => {
+    const image = await saveAll(host, all);
+    try {
+      if (then === 'end') requireNoMore(host, all);
+      await store(image);
+    } catch (error) {
+      await callOffAll(host, all);
+      throw error;
+    }
+    if (then === 'go on') await callOffAll(host, all);
+    else await Promise.all(all.map(hosted => host.destroy(hosted)));
+  });
+}
+
+function requireNoMore(host: Host, all: readonly HostedDomain[]): void {
+  const added = [...host.domains].find(hosted => !all.includes(hosted));
+  if (added === undefined) return;
+  throw new ToolstackError(
+    'EBUSY',
+    `the domain ${added.config.name} was created meanwhile, and is not saved`,
+  );
 }
 
 /** Lets those domains that are suspended go on as if nothing had been. @throws as `Host.resume` */
