@@ -164,8 +164,8 @@ export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
     options: { count: { type: 'string', short: 'c', value: 'N', help: 'how many times (3)' } },
     arguments: [2, 2],
     async run({ positionals: [domain, address], host, option, show }) {
-      const client = await host();
       const count = parseNumber(option('count') ?? '3', 'the count', 1, 1_000_000);
+      const client = await host();
       let answered = 0;
       for (let i = 1; i <= count; i++) {
         if (i > 1) await new Promise(done => setTimeout(done, PING_INTERVAL_MS));

@@ -1,7 +1,6 @@
 import { resolve } from 'node:path';
-import { type Command, parseNumber } from './command.js';
+import { type Command, parseNumber, UsageError } from './command.js';
 import type { LifeMethods } from './life-methods.js';
-import { CliError } from './rpc.js';
 
 type Result<N extends keyof LifeMethods> = LifeMethods[N]['result'];
 
@@ -66,7 +65,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [1, 1],
     async run({ positionals: [domain], option, host, show }) {
       const to = option('to');
-      if (to === undefined) throw new CliError('EINVAL', 'say with --to which host gets the domain');
+      if (to === undefined) throw new UsageError('say with --to which host gets the domain');
       const client = await host();
       const moved = await client.call<Result<'migrate'>>('migrate', { domain, to: resolve(to) });
       show(moved, ({ domid, notes }) => [`${domain} is domain ${domid} there`, ...notes].join('\n'));
@@ -78,8 +77,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     summary: 'Takes the link of a vif down, or lets it be up again.',
     arguments: [3, 3],
     async run({ positionals: [domain, devid, state], host }) {
-      if (state !== 'up' && state !== 'down')
-        throw new CliError('EINVAL', `"${state}" is neither up nor down`);
+      if (state !== 'up' && state !== 'down') throw new UsageError(`"${state}" is neither up nor down`);
       const params = { domain, devid: parseNumber(devid, 'DEVID', 0, DEVIDS_MAX), up: state === 'up' };
       await (await host()).call('vif-carrier', params);
       return 0;

@@ -3,7 +3,7 @@ import { cachedFiles, cacheFolder } from '../guests/linux/files.js';
 import { keepSnapshot, lacksSnapshot, linuxOf } from '../guests/linux/kind.js';
 import { parseDomain } from '../toolstack/domain-config.js';
 import { Host } from '../toolstack/host.js';
-import type { Command } from './command.js';
+import { type Command, UsageError } from './command.js';
 import { CliError } from './rpc.js';
 
 /** The two kinds of guests that are booted once, so that later ones go on from there. */
@@ -76,7 +76,7 @@ export const LINUX_COMMAND: Command = {
         return there ? 0 : 1;
       }
       default:
-        throw new CliError('EINVAL', `"${what}": it is "fetch" or "status"`);
+        throw new UsageError(`"${what}": it is "fetch" or "status"`);
     }
   },
 };

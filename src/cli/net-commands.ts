@@ -1,8 +1,7 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
-import type { Command, Invocation } from './command.js';
+import { type Command, type Invocation, UsageError } from './command.js';
 import type { NetMethods } from './net-methods.js';
 import type { Printed } from './printed.js';
-import { CliError } from './rpc.js';
 
 async function run<N extends keyof NetMethods>(
   { host }: Invocation,
@@ -15,10 +14,10 @@ async function run<N extends keyof NetMethods>(
   return status;
 }
 
-/** @throws CliError EINVAL for what is not DOMAIN:PATH */
+/** @throws UsageError for what is not DOMAIN:PATH */
 function domainAndPath(text: string): { domain: string; path: string } {
   const colon = text.indexOf(':');
-  if (colon <= 0) throw new CliError('EINVAL', `"${text}": it is DOMAIN:PATH, as Domain-0:/proc/net/dev`);
+  if (colon <= 0) throw new UsageError(`"${text}": it is DOMAIN:PATH, as Domain-0:/proc/net/dev`);
   return { domain: text.slice(0, colon), path: text.slice(colon + 1) || '/' };
 }
 
@@ -87,7 +86,7 @@ export const NET_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [1, 1],
     async run({ positionals: [domain], host, option }) {
       const path = option('write');
-      if (path === undefined) throw new CliError('EINVAL', 'where to? -w FILE');
+      if (path === undefined) throw new UsageError('where to? -w FILE');
       const client = await host();
       const file = openSync(path, 'w');
       try {

@@ -164,19 +164,19 @@ const OPTIONS: Readonly<Record<string, OptionHelp>> = {
   trace: { type: 'boolean', help: 'print what the buses do' },
 };
 
+/** Creates the domains of a host. */
+type Populate = (host: Host) => Promise<readonly HostedDomain[]>;
+
 /**
  * Runs a host until it is told to end, as a command does.
- * @param populate creates its domains
+ * @param read reads the files that are given, once the options are known to be right
  * @returns the exit status
  */
-async function serve(
-  name: string,
-  invocation: Invocation,
-  populate: (host: Host) => Promise<readonly HostedDomain[]>,
-): Promise<number> {
+async function serve(name: string, invocation: Invocation, read: () => Populate): Promise<number> {
   const { flag, option, options, print } = invocation;
   const uplinks = options('uplink').map(parseUplink);
   const netback = await readNetbackOptions(invocation);
+  const populate = read();
   const running = await startHost({
     controlSocket: option('socket'),
     xenstoredSocket: option('xenstored'),
@@ -211,6 +211,31 @@ async function serve(
   return status;
 }
 
+function readDomains(files: readonly string[]): Populate {
+  const configs = files.map(readDomainFile);
+  for (const config of configs) for (const note of config.ignored) process.stderr.write(`${note}\n`);
+  return async host => {
+    const created: HostedDomain[] = [];
+    for (const config of configs) {
+      const hosted = await host.create(config);
+      await host.settled(hosted);
+      created.push(hosted);
+    }
+    return created;
+  };
+}
+
+function readImage(file: string): Populate {
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new CliError('ENOENT', `${file} cannot be read (${(error as NodeJS.ErrnoException).code})`);
+  }
+  const image = parseHostImage(text, file);
+  return host => restoreHost(host, image);
+}
+
 export const UP_COMMAND: Command = {
   usage: '[FILE…]',
   summary: 'Starts a simulated Xen host with the domains that the files describe; Ctrl-C shuts it down.',
@@ -218,17 +243,7 @@ export const UP_COMMAND: Command = {
   options: OPTIONS,
   arguments: [0, Number.POSITIVE_INFINITY],
   run(invocation) {
-    const configs = invocation.positionals.map(readDomainFile);
-    for (const config of configs) for (const note of config.ignored) process.stderr.write(`${note}\n`);
-    return serve('up', invocation, async host => {
-      const created: HostedDomain[] = [];
-      for (const config of configs) {
-        const hosted = await host.create(config);
-        await host.settled(hosted);
-        created.push(hosted);
-      }
-      return created;
-    });
+    return serve('up', invocation, () => readDomains(invocation.positionals));
   },
 };
 
@@ -239,14 +254,6 @@ export const RESTORE_COMMAND: Command = {
   options: OPTIONS,
   arguments: [1, 1],
   run(invocation) {
-    const [file] = invocation.positionals;
-    let text: string;
-    try {
-      text = readFileSync(file, 'utf8');
-    } catch (error) {
-      throw new CliError('ENOENT', `${file} cannot be read (${(error as NodeJS.ErrnoException).code})`);
-    }
-    const image = parseHostImage(text, file);
-    return serve('restore', invocation, host => restoreHost(host, image));
+    return serve('restore', invocation, () => readImage(invocation.positionals[0]));
   },
 };

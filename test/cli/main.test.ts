@@ -263,6 +263,16 @@ describe('pvnet', () => {
     [['backend', '--help'], 0, /--without FEATURE.* sg, gso-tcpv4.*multi-queue/],
     [['create', '--help'], 0, /netfront = "max_queues=N.*\n.*features are sg, .*rx-notify/],
     [['up', '--uplink', 'x'], 2, /--uplink x: it is BRIDGE=TAP/],
+    // What is wrong with the command line is said before any file is read, or any host is asked.
+    [['up', 'no.cfg', '--uplink', 'x'], 2, /^pvnet up: --uplink x: it is BRIDGE=TAP/],
+    [['restore', 'no.pvnet', '--max-queues', '9'], 2, /^pvnet restore: --max-queues "9": it is a number/],
+    [['restore', 'no.pvnet'], 1, /^pvnet restore: ENOENT: no\.pvnet cannot be read \(ENOENT\)/],
+    [['migrate', 'a'], 2, /^pvnet migrate: say with --to which host gets the domain/],
+    [['vif-carrier', 'a', '0', 'off'], 2, /^pvnet vif-carrier: "off" is neither up nor down/],
+    [['ping', 'a', '10.0.0.1', '-c', '0'], 2, /^pvnet ping: the count "0": it is a number from 1/],
+    [['cat', '/proc/interrupts'], 2, /^pvnet cat: "\/proc\/interrupts": it is DOMAIN:PATH/],
+    [['nlmon', 'a'], 2, /^pvnet nlmon: where to\? -w FILE/],
+    [['linux', 'boot'], 2, /^pvnet linux: "boot": it is "fetch" or "status"/],
   ];
   for (const [args, expected, message] of usage) {
     test(`pvnet ${args.join(' ')}`, t => {
