@@ -1,6 +1,7 @@
 import { ErrnoError } from '../abi/errno.js';
 import type { NetDevice } from '../net/device.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
+import { list, object, optional, tuple, whole } from '../toolstack/checks.js';
 import { addressBytes, EchoStack } from './echo-stack.js';
 import { packetBytes, sendFrame } from './frames.js';
 import { type Guest, type GuestOptions, watchVifs } from './guest.js';
@@ -9,6 +10,10 @@ import { type Guest, type GuestOptions, watchVifs } from './guest.js';
 interface EchoState {
   readonly answered: readonly (readonly [devid: number, count: number])[];
 }
+
+export const checkEchoState = optional(
+  object({ answered: list(tuple(whole(0, 0xffff), whole(0, Number.MAX_SAFE_INTEGER))) }),
+);
 
 /** How long a ping waits for its answer. */
 const PING_TIMEOUT_MS = 1000;

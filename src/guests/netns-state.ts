@@ -1,3 +1,5 @@
+import { isIP } from 'node:net';
+import { bool, list, object, optional, string, whole } from '../toolstack/checks.js';
 import type { NetworkNamespace } from '../uplink/namespace.js';
 
 /** How often, and in what intervals, routes are tried whose interface has no carrier yet. */
@@ -21,6 +23,28 @@ export interface SavedInterface {
 export interface SavedNamespace {
   readonly interfaces: readonly SavedInterface[];
 }
+
+/** They become lines of input to `ip`, so they may be nothing else. */
+function isAddress(text: string): boolean {
+  const match = /^(\S+?)(?: peer (\S+?))?\/[0-9]{1,3}(?: nodad| brd (\S+))?$/.exec(text);
+  return match?.slice(1).every(each => each === undefined || isIP(each) !== 0) === true;
+}
+
+const isRoute = (text: string) => /^[A-Za-z0-9][^\s"'\\#]*( +[^\s"'\\#]+)*$/.test(text);
+const routes = list(string(isRoute, 'a route'));
+
+export const checkSavedNamespace = optional(
+  object({
+    interfaces: list(
+      object({
+        devid: whole(0, 0xffff),
+        up: bool,
+        addresses: list(string(isAddress, 'an address, as "10.0.0.1/24 brd 10.0.0.255"')),
+        routes: object({ 4: routes, 6: routes }),
+      }),
+    ),
+  }),
+);
 
 /** Fields of `ip -json address` (iproute2, ipaddress.c) that are used. */
 interface ShownLink {

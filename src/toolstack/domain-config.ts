@@ -42,12 +42,22 @@ export interface DomainConfig {
   readonly settings: ReadonlyMap<string, ConfigValue>;
 }
 
+/** MiB that a domain may have: Xen's own limit; an emulated PC has less than 2 GiB. */
+export function memoryMax(kind: string): number {
+  return kind === 'linux' ? 2047 : 1 << 24;
+}
+
 const DEFAULT_MEMORY_MIB = 64;
 /** A Linux kernel with an initramfs needs more. */
 const DEFAULT_LINUX_MEMORY_MIB = 128;
 const DEFAULT_GUEST = 'echo';
-/** The kinds of guests that there are, with an argument or without. */
-const KINDS: Record<string, boolean> = { echo: false, netns: false, module: true, linux: false };
+/** The kinds of guests that there are: true for those with an argument. */
+export const GUEST_ARGUMENTS: Readonly<Record<string, boolean>> = {
+  echo: false,
+  netns: false,
+  module: true,
+  linux: false,
+};
 const USED = ['name', 'memory', 'guest', 'vif', 'netfront'];
 const USED_BY_LINUX = [
   'kernel',
@@ -96,23 +106,24 @@ export function parseDomain(text: string, file: string): DomainConfig {
   const name = string('name');
   if (name === null)
     throw new ToolstackError('EINVAL', `${file}: name: it is missing, as in name = "guest1"`);
-  if (!/^[A-Za-z0-9_.+-]{1,64}$/.test(name.text) || /^[0-9]+$/.test(name.text)) {
+  if (!isDomainName(name.text)) {
     fail(
       name.setting,
       `"${name.text}" is no name: 1 to 64 letters, digits and "_.+-", and not a number, which would be a domid`,
     );
   }
   const memory = settings.get('memory');
-  if (memory !== undefined && (memory.value.kind !== 'number' || memory.value.number < 1)) {
-    fail(memory, 'it is a number of MiB, as in memory = 64');
-  }
   const guest = parseGuest(string('guest'), file, fail);
+  const mib = memory?.value.kind === 'number' ? memory.value.number : 0;
+  if (memory !== undefined && (mib < 1 || mib > memoryMax(guest.kind))) {
+    fail(memory, `it is a number of MiB up to ${memoryMax(guest.kind)}, as in memory = 64`);
+  }
   const isLinux = guest.kind === 'linux';
   const used = isLinux ? [...USED, ...USED_BY_LINUX] : USED;
   const defaultMemory = isLinux ? DEFAULT_LINUX_MEMORY_MIB : DEFAULT_MEMORY_MIB;
   return {
     name: name.text,
-    memory: memory?.value.kind === 'number' ? memory.value.number : defaultMemory,
+    memory: memory === undefined ? defaultMemory : mib,
     guest,
     netfront: parseNetfrontOf(guest, string('netfront'), file, fail),
     linux: isLinux ? parseLinux(settings, string, file, fail) : undefined,
@@ -122,6 +133,10 @@ export function parseDomain(text: string, file: string): DomainConfig {
       .map(({ key, line }) => `${file}:${line}: ${key}: pvnet has no use for it`),
     settings: new Map([...settings].map(([key, { value }]) => [key, value])),
   };
+}
+
+export function isDomainName(text: string): boolean {
+  return /^[A-Za-z0-9_.+-]{1,64}$/.test(text) && !/^[0-9]+$/.test(text);
 }
 
 function parseLinux(
@@ -164,15 +179,15 @@ function parseGuest(
   const colon = given.text.indexOf(':');
   const kind = colon < 0 ? given.text : given.text.slice(0, colon);
   const argument = colon < 0 ? '' : given.text.slice(colon + 1);
-  if (!(kind in KINDS)) {
+  if (!Object.hasOwn(GUEST_ARGUMENTS, kind)) {
     fail(
       given.setting,
       `"${given.text}" is no kind of guest; there are "echo", "netns", "linux" and "module:./file.js"`,
     );
   }
-  if (KINDS[kind] && argument === '')
+  if (GUEST_ARGUMENTS[kind] && argument === '')
     fail(given.setting, `it needs a file, as in guest = "${kind}:./file.js"`);
-  if (!KINDS[kind] && colon >= 0) fail(given.setting, `"${kind}" takes nothing behind a colon`);
+  if (!GUEST_ARGUMENTS[kind] && colon >= 0) fail(given.setting, `"${kind}" takes nothing behind a colon`);
   return { kind, argument: argument === '' ? '' : resolve(dirname(file), argument) };
 }
 

@@ -1,5 +1,5 @@
 import type { XenStoreClient } from '../xenstore/index.js';
-import { ToolstackError } from './error.js';
+import { object, optional, string } from './checks.js';
 import type { VifPaths } from './vif-store.js';
 
 /**
@@ -47,17 +47,11 @@ export async function readFollowed(xs: XenStoreClient, paths: VifPaths): Promise
   return Object.fromEntries(found);
 }
 
-/**
- * Checks those of an image.
- * @param where what the message starts with
- * @throws ToolstackError EINVAL for what `readFollowed` does not give
- */
-export function checkFollowed(followed: unknown, where: string): void {
-  if (typeof followed !== 'object' || followed === null) {
-    throw new ToolstackError('EINVAL', `${where}: followed: it is no object`);
-  }
-  for (const [key, value] of Object.entries(followed)) {
-    if (isValue(key, value)) continue;
-    throw new ToolstackError('EINVAL', `${where}: followed: ${key} cannot be ${JSON.stringify(value)}`);
-  }
-}
+/** Checks those of an image: no more than `readFollowed` gives. */
+export const checkFollowed = object(
+  Object.fromEntries(
+    Object.entries(VALUES).map(([key, values]) => {
+      return [key, optional(string(text => values.test(text), 'a value that drivers understand'))];
+    }),
+  ),
+);

@@ -305,6 +305,13 @@ export class Host {
     return bridge;
   }
 
+  /** Takes a bridge away that has no ports. */
+  async removeBridge(name: string): Promise<void> {
+    const { net } = this.dom0;
+    const found = net.byName(name);
+    if (found instanceof Bridge && found.portList.length === 0) await net.unregister(found as NetDevice);
+  }
+
   /** The names of the bridges in domain 0, whoever made them. */
   get bridgeNames(): string[] {
     return [...this.dom0.net.devices].filter(device => device instanceof Bridge).map(({ name }) => name);
@@ -333,10 +340,15 @@ export class Host {
    */
   async create(config: DomainConfig, continued?: Continuation): Promise<HostedDomain> {
     const { name } = config;
-    const taken =
-      this.creating.has(name) || [...this.hosted.values()].some(other => other.config.name === name);
+    const others = [...this.hosted.values()];
+    const taken = this.creating.has(name) || others.some(other => other.config.name === name);
     if (taken || name === 'Domain-0')
       throw new ToolstackError('EEXIST', `there is a domain "${name}" already`);
+    const same = others.find(({ identity: { uuid } }) => uuid === continued?.uuid);
+    if (same !== undefined) {
+      const { config, identity } = same;
+      throw new ToolstackError('EEXIST', `the domain ${config.name} has the uuid ${identity.uuid} already`);
+    }
     this.creating.add(name);
     try {
       return await this.build(config, continued);

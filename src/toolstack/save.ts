@@ -1,17 +1,23 @@
+import { shown } from './checks.js';
 import type { ConfigValue } from './config-syntax.js';
 import type { DomainConfig } from './domain-config.js';
 import { ToolstackError } from './error.js';
-import { checkFollowed, readFollowed } from './followed-nodes.js';
+import { readFollowed } from './followed-nodes.js';
 import type { Host, HostedDomain } from './host.js';
-import { restoreNodes, type SavedNode, saveNodes } from './store-image.js';
+import { checkDomainImage, checkHostImage } from './image-check.js';
+import {
+  REMADE,
+  REMADE_BY_HOST,
+  renewPermissions,
+  restoreNodes,
+  type SavedNode,
+  saveNodes,
+  takeBackNodes,
+} from './store-image.js';
 import { isSuspended, requireVifsAtRest, resumeDomain, suspendDomain } from './suspend.js';
 
 /** Why some guests of a kind cannot be saved. */
 const UNSAVABLE: Readonly<Record<string, string>> = { module: 'its module has no "save"' };
-/** What a domain's home has that the toolstack makes anew. */
-const REMADE = /^\/(device|backend|error|vm|name|domid|memory|cpu|control\/shutdown)(\/|$)/;
-/** What else of xenstore is made anew with its domains. */
-const REMADE_BY_HOST = /^\/(libxl|vm|local\/domain\/\d+)(\/|$)/;
 
 /** A domain that was suspended, as plain JSON. */
 export interface DomainImage {
@@ -138,12 +144,16 @@ export function restoreDomain(
     domid: options.keepDomid ? image.domid : undefined,
     uuid: image.uuid,
     async handOver({ domid }) {
-      await restoreNodes(host.xs, `/local/domain/${domid}`, image.nodes, old =>
-        old === image.domid ? domid : old,
-      );
+      const domidNow = options.keepDomid ? undefined : elsewhere(image.domid, domid);
+      await restoreNodes(host.xs, `/local/domain/${domid}`, image.nodes, domidNow);
       return image.guest;
     },
   });
+}
+
+/** The numbers of domains on another host, for one that had moved there: its neighbours are others. */
+function elsewhere(before: number, now: number): (domid: number) => number | null {
+  return domid => (domid === before ? now : domid === 0 ? 0 : null);
 }
 
 /**
@@ -217,20 +227,21 @@ export async function resumeAll(host: Host, domains: Iterable<HostedDomain>): Pr
 /** Reads the image of a host. @throws ToolstackError EINVAL for anything else */
 export function parseHostImage(text: string, name: string): HostImage {
   const image = parseJson(text) as Partial<HostImage> | null;
-  if (image?.format !== 'pvnet host' || !Array.isArray(image.domains)) {
+  if (image?.format !== 'pvnet host') {
     throw new ToolstackError('EINVAL', `${name} is not what "pvnet save" writes`);
   }
   if (image.version !== 1) {
-    throw new ToolstackError('EINVAL', `${name} is of version ${image.version}; this pvnet reads version 1`);
+    const version = shown(image.version);
+    throw new ToolstackError('EINVAL', `${name} is of version ${version}; this pvnet reads version 1`);
   }
-  for (const [index, domain] of image.domains.entries()) checkVifs(domain, `${name}: domains[${index}]`);
-  return image as HostImage;
+  checkHostImage(image, name);
+  return image;
 }
 
 /** Reads the image of a domain. @throws ToolstackError EINVAL for anything else */
 export function parseDomainImage(text: string, name: string): DomainImage {
-  const image = parseJson(text) as DomainImage;
-  checkVifs(image, name);
+  const image = parseJson(text);
+  checkDomainImage(image, name);
   return image;
 }
 
@@ -243,24 +254,33 @@ function parseJson(text: string): unknown {
   }
 }
 
-function checkVifs(domain: DomainImage | null, where: string): void {
-  const vifs: unknown = domain?.config?.vifs;
-  if (!Array.isArray(vifs)) throw new ToolstackError('EINVAL', `${where}: it has no list of vifs`);
-  for (const [index, vif] of vifs.entries()) {
-    // Older images say nothing of them.
-    if (vif?.followed !== undefined) checkFollowed(vif.followed, `${where}: vif[${index}]`);
-  }
-}
-
-/** Creates all domains of a saved host, with the numbers that they had, on a host that has none. @throws as `create` */
+/**
+ * Creates all domains of a saved host, with the numbers that they had, on a host that has none. When anything fails nothing of
+ * them stays.
+ * @throws as `create`
+ */
 export async function restoreHost(host: Host, image: HostImage): Promise<HostedDomain[]> {
-  for (const bridge of image.bridges) host.bridge(bridge);
-  await restoreNodes(host.xs, '', image.nodes);
+  const { xs } = host;
+  const bridges = new Set(host.bridgeNames);
+  const nodes = await saveNodes(xs, '', path => REMADE_BY_HOST.test(path));
   const restored: HostedDomain[] = [];
-  for (const domain of image.domains) {
-    restored.push(await restoreDomain(host, domain, { keepDomid: true }));
+  try {
+    for (const bridge of image.bridges) host.bridge(bridge);
+    await restoreNodes(xs, '', image.nodes);
+    for (const domain of image.domains) {
+      restored.push(await restoreDomain(host, domain, { keepDomid: true }));
+    }
+    await renewPermissions(xs, '', image.nodes, [0]);
+    for (const { domid, nodes } of image.domains) {
+      await renewPermissions(xs, `/local/domain/${domid}`, nodes, [0, domid]);
+    }
+    return restored;
+  } catch (error) {
+    for (const hosted of restored) await host.destroy(hosted);
+    await takeBackNodes(xs, '', nodes, image.nodes);
+    for (const name of host.bridgeNames.filter(name => !bridges.has(name))) await host.removeBridge(name);
+    throw error;
   }
-  return restored;
 }
 
 /**
@@ -288,9 +308,8 @@ async function migrate(source: Host, hosted: HostedDomain, target: Host): Promis
       async handOver({ domid }) {
         await suspendDomain(source, hosted);
         const { nodes } = await domainImage(source, hosted);
-        await restoreNodes(target.xs, `/local/domain/${domid}`, nodes, old =>
-          old === description.domid ? domid : old,
-        );
+        const domidNow = elsewhere(description.domid, domid);
+        await restoreNodes(target.xs, `/local/domain/${domid}`, nodes, domidNow);
         source.requireAlive(hosted);
         if (leave === undefined) return save!();
         const luggage = await leave();

@@ -47,8 +47,9 @@ export const DEFAULT_BRIDGE = 'xenbr0';
 export const DEFAULT_SCRIPT = '/etc/xen/scripts/vif-bridge';
 export const DEFAULT_MTU = 1500;
 const DEFAULT_MODEL = 'rtl8139';
-const MTU_MIN = 68;
-const MTU_MAX = 65535;
+export const MTU_MIN = 68;
+export const MTU_MAX = 65535;
+export const DEVID_MAX = 0xffff;
 /** xl's interval when a rate names none: 50 ms. */
 const DEFAULT_RATE_USECS = 50_000;
 const UINT32_MAX = 0xffff_ffff;
@@ -107,7 +108,7 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     given.set(key as Key, trimmed.slice(equals + 1).trim());
   }
   const interfaceName = (key: Key, value: string): string =>
-    /^[^\s/:]{1,15}$/.test(value)
+    isInterfaceName(value)
       ? value
       : fail(key, `"${value}" is no interface name: 1 to 15 characters, no space, slash or colon`);
   const number = (key: Key, low: number, high: number): number => {
@@ -149,10 +150,15 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     gatewaydev: given.get('gatewaydev'),
     forwarddev: given.get('forwarddev'),
     vlan: given.get('vlan'),
-    devid: given.has('devid') ? number('devid', 0, 0xffff) : undefined,
+    devid: given.has('devid') ? number('devid', 0, DEVID_MAX) : undefined,
     trusted: truth('trusted', true),
     antispoof: truth('antispoof', false),
   };
+}
+
+/** What Linux takes (dev_valid_name), but for "." and "..". */
+export function isInterfaceName(text: string): boolean {
+  return /^[^\s/:]{1,15}$/.test(text);
 }
 
 /** xl takes a name without a slash from its scripts directory. */

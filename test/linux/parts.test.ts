@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { deflateSync } from 'node:zlib';
 import { CONTROL_BYTES, ControlBlock, WORD } from '../../src/guests/linux/control-block.js';
 import { cpio, S_IFDIR, S_IFREG } from '../../src/guests/linux/cpio.js';
 import { LinuxGuestError } from '../../src/guests/linux/files.js';
@@ -51,6 +52,30 @@ test('a saved guest is read as it was written, and nothing else is', async () =>
   }
   await assert.rejects(savedFromJson({ ...json, v86: 'another' }), LinuxGuestError);
   await assert.rejects(savedFromJson({}), LinuxGuestError);
+  await assert.rejects(savedFromJson(null), LinuxGuestError);
+  for (const [key, value, message] of [
+    ['memoryMib', '64', 'memoryMib: "64" is not a whole number from 1 to 4294967295'],
+    [
+      'hypercalls',
+      { callback: 1, vector: 256, balloonedPages: [] },
+      'hypercalls: vector: 256 is not a whole number',
+    ],
+    [
+      'hypercalls',
+      { callback: 1, vector: 1, balloonedPages: {} },
+      'hypercalls: balloonedPages: an object is not a list',
+    ],
+    ['vifs', undefined, 'vifs: it is missing'],
+    ['machine', Buffer.from('no').toString('base64'), 'machine: it is damaged (incorrect header check)'],
+    [
+      'machine',
+      deflateSync(Buffer.alloc(400 << 20)).toString('base64'),
+      'machine: it is damaged (Cannot create a Buffer',
+    ],
+  ] as const) {
+    const refused = (error: Error) => error.message.startsWith(`EINVAL: the saved guest: ${message}`);
+    await assert.rejects(savedFromJson({ ...json, [key]: value }), refused, message);
+  }
 });
 
 describe('an emulated PC’s RAM', () => {

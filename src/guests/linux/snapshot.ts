@@ -3,6 +3,7 @@ import { existsSync, readFileSync, renameSync, statSync, writeFileSync } from 'n
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { deflate as deflateCallback, inflate as inflateCallback } from 'node:zlib';
+import { list, object, shown, string, whole } from '../../toolstack/checks.js';
 import { cacheFolder, LinuxGuestError, requireFiles } from './files.js';
 import type { SavedLinux } from './guest.js';
 import { ourArchive } from './initramfs.js';
@@ -10,18 +11,25 @@ import { V86_VERSION } from './v86-module.js';
 
 const deflate: (bytes: Uint8Array, options: { level: number }) => Promise<Buffer> =
   promisify(deflateCallback);
-const inflate: (bytes: Uint8Array) => Promise<Buffer> = promisify(inflateCallback);
+const inflate: (bytes: Uint8Array, options: { maxOutputLength: number }) => Promise<Buffer> =
+  promisify(inflateCallback);
 
 /** Of the file; a file of another is not read. */
 const FORMAT = 1;
 const MAGIC = 'pvnet saved linux';
 const LENGTH_BYTES = 4;
+/** What a saved machine has beside its memory. */
+const MACHINE_MIB_MAX = 256;
+const UINT32_MAX = 0xffff_ffff;
 
 interface Header extends Omit<SavedLinux, 'machine'> {
   readonly magic: string;
   readonly format: number;
   readonly v86: string;
 }
+
+/** v86's state in it is compressed, and base64. */
+type SavedJson = Header & { readonly machine: string };
 
 /** A saved guest as the bytes of a file: the length of a JSON header, the header, v86's state. */
 export function encodeSaved(saved: SavedLinux): Uint8Array {
@@ -68,17 +76,42 @@ export async function savedAsJson(saved: SavedLinux): Promise<unknown> {
   return { magic: MAGIC, format: FORMAT, v86: V86_VERSION, ...rest, machine: compressed.toString('base64') };
 }
 
-/** @throws LinuxGuestError EINVAL for what is not from `savedAsJson` of this version */
-export async function savedFromJson(json: unknown): Promise<SavedLinux> {
-  const { magic, format, v86, machine, ...rest } = json as Partial<Header> & { machine?: string };
-  if (magic !== MAGIC || format !== FORMAT || v86 !== V86_VERSION || typeof machine !== 'string') {
+const SAVED = object({
+  magic: string(),
+  format: whole(FORMAT, FORMAT),
+  v86: string(),
+  memoryMib: whole(1, UINT32_MAX),
+  hypercalls: object({
+    callback: whole(0, 2 ** 64),
+    vector: whole(0, 0xff),
+    balloonedPages: list(whole(0, UINT32_MAX)),
+  }),
+  vifs: list(whole(0, 0xffff)),
+  machine: string(),
+});
+
+/** @throws LinuxGuestError EINVAL for what is not from `savedAsJson` of this version; ToolstackError EINVAL for what is damaged */
+export function checkSavedLinux(json: unknown, where: string): asserts json is SavedJson {
+  const { magic, format, v86 } = Object(json) as Partial<SavedJson>;
+  if (magic !== MAGIC || format !== FORMAT || v86 !== V86_VERSION) {
     throw new LinuxGuestError(
       'EINVAL',
-      `it is no Linux guest that this version of pvnet has saved (v86 ${v86})`,
+      `${where}: it is no Linux guest that this version of pvnet has saved (v86 ${shown(v86)})`,
     );
   }
-  const saved = rest as Omit<SavedLinux, 'machine'>;
-  return { ...saved, machine: await inflate(Buffer.from(machine, 'base64')) };
+  SAVED(json, where);
+}
+
+/** @throws as `checkSavedLinux` */
+export async function savedFromJson(json: unknown, where = 'the saved guest'): Promise<SavedLinux> {
+  checkSavedLinux(json, where);
+  const { magic, format, v86, machine, ...rest } = json;
+  const maxOutputLength = (rest.memoryMib + MACHINE_MIB_MAX) * 2 ** 20;
+  try {
+    return { ...rest, machine: await inflate(Buffer.from(machine, 'base64'), { maxOutputLength }) };
+  } catch (error) {
+    throw new LinuxGuestError('EINVAL', `${where}: machine: it is damaged (${(error as Error).message})`);
+  }
 }
 
 /**
