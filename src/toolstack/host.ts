@@ -688,6 +688,13 @@ export class Host {
       throw new ToolstackError('EEXIST', `the domain ${hosted.config.name} has a vif ${devid} already`);
     }
     const driver = this.driverDomain(config.backend);
+    if (driver !== null && config.antispoof) {
+      const { name } = driver.config;
+      throw new ToolstackError(
+        'EOPNOTSUPP',
+        `antispoof: the backend in ${name} is not ours to set a filter in`,
+      );
+    }
     const backendDomid = driver?.domain.domid ?? 0;
     const mac = config.mac ?? randomMac(() => this.hypervisor.random());
     const paths = vifPaths(domid, devid, backendDomid);
@@ -738,16 +745,13 @@ export class Host {
       vif.writing = this.online(vif, `vif${domid}.${devid}`);
       await vif.writing;
     } else {
-      if (config.antispoof) {
-        const { name } = driver.config;
-        throw new ToolstackError(
-          'EOPNOTSUPP',
-          `antispoof: the backend in ${name} is not ours to set a filter in`,
-        );
-      }
       await this.hotplugElsewhere(driver, paths);
     }
     this.mustStay(hosted, vif);
+    if (driver !== null && this.hasEnded(driver)) {
+      const { name } = driver.config;
+      throw new ToolstackError('ENODEV', `vif ${domid}.${devid}: its backend's domain, ${name}, is gone`);
+    }
     vif.status = null;
   }
 

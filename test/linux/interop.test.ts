@@ -39,6 +39,60 @@ describe('Linux guests', { skip: NO_LINUX }, () => {
     await sh(driver, 'while ls /sys/class/net | grep -q ^vif; do sleep 0.1; done');
   });
 
+  test('vifs come and go whose backend is in a driver domain, which may go, too', async t => {
+    const host = await startHost(t);
+    const echo = await host.create(domain('echo', 'guest = "echo"', "vif = ['ip=10.0.0.1']"));
+    await host.settled(echo);
+    // Notes of errors stay with their domain.
+    const held = () => ({ ...holdings(host), nodes: 0 });
+    const alone = held();
+    let driver = await host.create(domain('driver', 'guest = "linux"', 'driver_domain = 1'));
+    await driver.booted!.guest.settled();
+    const vif = (more: string) => parseVif(`devid=1,backend=driver,${more}`);
+    // The first vif makes what stays, as the bridge.
+    await host.attachVif(echo, vif('ip=10.0.1.1'));
+    assert.deepEqual(await host.settled(echo), []);
+    assert.match(
+      await sh(driver, 'ip addr add 10.0.1.2/24 dev xenbr0; ping -c 2 -i 0.1 10.0.1.1'),
+      / 0% pack/,
+    );
+    await host.detachVif(echo, 1);
+    const gone = 'while ls /sys/class/net | grep -q ^vif; do sleep 0.1; done';
+    await sh(driver, gone);
+    const before = held();
+
+    await assert.rejects(
+      host.attachVif(echo, vif('antispoof')),
+      /EOPNOTSUPP: antispoof: the backend in driver is not ours to set a filter in$/,
+    );
+    for (const pause of [0, 20]) {
+      const refused = assert.rejects(host.attachVif(echo, vif('')), /ENODEV: vif 1 .* was detached while it/);
+      await new Promise(resolve => setTimeout(resolve, pause));
+      const begun = performance.now();
+      await host.detachVif(echo, 1);
+      await refused;
+      assert.ok(performance.now() - begun < 8000, `after ${pause} ms`);
+    }
+    await sh(driver, gone);
+    assert.deepEqual(held(), before);
+    assert.equal(await host.xs.exists(`/local/domain/${driver.domain.domid}/backend`), false);
+
+    await host.attachVif(echo, vif('ip=10.0.1.1'));
+    assert.deepEqual(await host.settled(echo), []);
+    await host.destroy(driver);
+    assert.match(host.waitingFor(echo, echo.vifs.get(1)!)!, /waiting for the backend/);
+    await host.detachVif(echo, 1);
+    driver = await host.create(domain('driver', 'guest = "linux"', 'driver_domain = 1'));
+    const failed = assert.rejects(
+      host.attachVif(echo, vif('')),
+      /ENODEV: vif 1\.1: its backend's domain, driver, is gone$/,
+    );
+    while ((await host.xs.readIfExists(echo.vifs.get(1)!.paths.backend)) === undefined);
+    await host.destroy(driver);
+    await failed;
+    assert.deepEqual(held(), alone);
+  });
+
   test('one guest’s xen-netfront and another’s xen-netback carry traffic, grants mapped across', async t => {
     const host = await startHost(t);
     const driver = await host.create(domain('driver', 'guest = "linux"', 'driver_domain = 1'));
