@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { lstatSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { netbackOf } from '../netback/netback.js';
@@ -26,6 +26,19 @@ export interface LifeMethods {
   'vif-carrier': { params: { domain: string; devid: number; up: boolean }; result: null };
 }
 
+/** Writes a file that only this user may read. One of that name stays as it was until the new one is complete. */
+function writePrivate(file: string, text: string): void {
+  const there = lstatSync(file, { throwIfNoEntry: false });
+  const unfinished = there === undefined || there.isFile() ? `${file}.${process.pid}` : file;
+  try {
+    writeFileSync(unfinished, text, { mode: 0o600 });
+    if (unfinished !== file) renameSync(unfinished, file);
+  } catch (error) {
+    if (unfinished !== file) rmSync(unfinished, { force: true });
+    throw error;
+  }
+}
+
 /** Registers what the commands of a domain's life call. @param down ends the host */
 export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () => void): void {
   const register = <N extends keyof LifeMethods>(
@@ -48,10 +61,10 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
     const notes = domains.flatMap(unsavedOf);
     const write = (image: HostImage): void => {
       try {
-        writeFileSync(String(file), `${JSON.stringify(image)}\n`, { mode: 0o600 });
+        writePrivate(String(file), `${JSON.stringify(image)}\n`);
       } catch (error) {
-        const { code } = error as NodeJS.ErrnoException;
-        throw new ToolstackError('EIO', `${file} cannot be written (${code}); all goes on`);
+        const { code, message } = error as NodeJS.ErrnoException;
+        throw new ToolstackError('EIO', `${file} cannot be written (${code ?? message}); all goes on`);
       }
     };
     await storeHost(host, write, leaveRunning ? 'go on' : 'end');

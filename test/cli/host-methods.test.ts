@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -64,6 +64,8 @@ test('nothing comes between the image of a host that goes on and its domains goi
   const folder = mkdtempSync(join(tmpdir(), 'pvnet-save-'));
   t.after(() => rmSync(folder, { recursive: true, force: true }));
   const file = join(folder, 'host.pvnet');
+  // What is written over was for all to read.
+  writeFileSync(file, 'an older image', { mode: 0o644 });
   const all = [await served.create('a'), await served.create('b'), await served.create('c')];
   let saving = true;
   const saved = served.call('save', { file, leaveRunning: true }).finally(() => {
@@ -78,6 +80,8 @@ test('nothing comes between the image of a host that goes on and its domains goi
     }
     await soon();
   }
+  assert.deepEqual(readdirSync(folder), ['host.pvnet']);
+  assert.equal(statSync(file).mode & 0o777, 0o600);
   assert.deepEqual(await saved, { domains: ['a', 'b', 'c'], notes: [] });
   assert.ok(attempts > 3);
   assert.equal(parseHostImage(readFileSync(file, 'utf8'), file).domains.length, 3);
