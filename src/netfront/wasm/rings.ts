@@ -11,11 +11,12 @@ import {
   PAGE_SHIFT,
   PAGE_SIZE,
   RING_MASK,
+  RING_SIZE as RING_SLOTS,
   RSP_NULL,
   rxSlot,
   txSlot,
 } from '../../abi/wasm/netif';
-import { end, grant } from '../../platform/wasm/grants';
+import { endAll, grantAll } from '../../platform/wasm/grants';
 import { fetch32 } from '../../platform/wasm/shared';
 import {
   FRAGMENT_BYTES,
@@ -166,14 +167,32 @@ function take(block: usize, id: u32, first: u32): void {
  * @param posts the second page
  * @returns how many, at RING_INDEX and the others; the next response is of another kind when there are less than there could be
  */
-export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i32 {
-  const ring = <usize>word(block + RING_RX);
-  const record = <usize>word(block + RING_RECORD);
-  let cons = <u32>word(block + RING_RX_RSP_CONS);
-  let out = block;
-  let count = 0;
-  for (; count < limit && cons !== rspProd; count++) {
-    const slot = cons & RING_MASK;
+export function receive(block: usize, posts: usize, rspProd: u32, limit: u32): u32 {
+  const start = <u32>word(block + RING_RX_RSP_CONS);
+  const wanted = min(limit, rspProd - start);
+  const straight = min(wanted, RING_SLOTS - (start & RING_MASK));
+  let count = receiveStraight(block, posts, start, straight, block);
+  // Lists by slot begin anew.
+  if (count === straight && count < wanted)
+    count += receiveStraight(block, posts, start + count, wanted - count, block + (count << 2));
+  store<u32>(block + RING_RX_RSP_CONS, start + count);
+  return count;
+}
+
+/** @param count responses in slots in a row @param out where the first packet goes, as `block` */
+function receiveStraight(block: usize, posts: usize, start: u32, count: u32, out: usize): u32 {
+  const first = start & RING_MASK;
+  const usual = readShort(<usize>word(block + RING_RX), posts, first, count, out);
+  const list = posts + (first << 2);
+  const ended = <u32>endAll(word(block + RING_RECORD), list + RING_GREFS, usual);
+  for (let i: u32 = 0; i < ended; i++) store<i32>(list + RING_POSTED + (i << 2), -1);
+  return ended;
+}
+
+/** Reads responses up to the first that is not a packet of one slot. @returns how many */
+function readShort(ring: usize, posts: usize, first: u32, count: u32, out: usize): u32 {
+  for (let i: u32 = 0; i < count; i++, out += 4) {
+    const slot = first + i;
     const word0 = fetch32(rxSlot(ring, slot));
     const word1 = fetch32(rxSlot(ring, slot) + 4);
     const offset = <i32>(word0 >>> 16);
@@ -183,17 +202,12 @@ export function receive(block: usize, posts: usize, rspProd: u32, limit: i32): i
       bytes < <i32>ETH_HLEN ||
       <u32>(offset + bytes) > PAGE_SIZE
     )
-      break;
-    if (!end(record, word(posts + RING_GREFS + (slot << 2)))) break;
+      return i;
     store<i32>(out + RING_INDEX, word(posts + RING_POSTED + (slot << 2)));
     store<i32>(out + RING_DATA, (word(posts + RING_PAGES + (slot << 2)) << PAGE_SHIFT) + offset);
     store<i32>(out + RING_LENGTH, bytes);
     store<u32>(out + RING_SHORT_FLAGS, word1 & 0xffff);
-    store<i32>(posts + RING_POSTED + (slot << 2), -1);
-    out += 4;
-    cons++;
   }
-  store<u32>(block + RING_RX_RSP_CONS, cons);
   return count;
 }
 
@@ -244,7 +258,7 @@ export function receiveLong(block: usize, posts: usize, fragments: usize, rspPro
   }
   // Otherwise its headers have to be brought together.
   if (size < <i32>ETH_HLEN || first < min(size, PULL_BYTES)) return 0;
-  if (!endAll(word(block + RING_RECORD), posts, start, next)) return 0;
+  if (!endSlots(word(block + RING_RECORD), posts + RING_GREFS, start & RING_MASK, next)) return 0;
   store<i32>(block + RING_PAGE, word(posts + RING_POSTED + ((start & RING_MASK) << 2)));
   store<i32>(block + RING_OFFSET, offset);
   store<i32>(block + RING_BYTES, first);
@@ -257,28 +271,39 @@ export function receiveLong(block: usize, posts: usize, fragments: usize, rspPro
 }
 
 /** Only then are the pages safe from the backend. @returns false when it still uses one: it is broken */
-function endAll(record: usize, posts: usize, start: u32, count: u32): bool {
-  for (let i: u32 = 0; i < count; i++) {
-    if (!end(record, word(posts + RING_GREFS + (((start + i) & RING_MASK) << 2)))) return false;
-  }
-  return true;
+function endSlots(record: usize, grefs: usize, first: u32, count: u32): bool {
+  const straight = min(count, RING_SLOTS - first);
+  if (<u32>endAll(record, grefs + (first << 2), straight) < straight) return false;
+  return straight === count || <u32>endAll(record, grefs, count - straight) === count - straight;
 }
 
 /** Posts the `count` pages at RING_TO_POST, each granted to the backend. Publishes nothing. */
-export function post(block: usize, posts: usize, count: i32): void {
+export function post(block: usize, posts: usize, count: u32): void {
+  const start = <u32>word(block + RING_RX_REQ_PROD);
+  const straight = min(count, RING_SLOTS - (start & RING_MASK));
+  const entries = posts + RING_TO_POST;
+  postStraight(block, posts, start & RING_MASK, entries, straight);
+  postStraight(block, posts, 0, entries + straight * RING_ENTRY, count - straight);
+  store<u32>(block + RING_RX_REQ_PROD, start + count);
+}
+
+function postStraight(block: usize, posts: usize, first: u32, entry: usize, count: u32): void {
   const ring = <usize>word(block + RING_RX);
-  const record = <usize>word(block + RING_RECORD);
-  const backend = word(block + RING_BACKEND);
-  let prod = <u32>word(block + RING_RX_REQ_PROD);
-  for (let i = 0; i < count; i++, prod++) {
-    const slot = prod & RING_MASK;
-    const entry = posts + RING_TO_POST + i * RING_ENTRY;
-    const gref = word(posts + RING_GREFS + (slot << 2));
-    grant(record, gref, backend, word(entry + 4), false);
-    store<i32>(posts + RING_POSTED + (slot << 2), word(entry));
-    store<i32>(posts + RING_PAGES + (slot << 2), word(entry + 8));
-    store<u32>(rxSlot(ring, slot), slot);
-    store<i32>(rxSlot(ring, slot) + 4, gref);
+  const list = posts + (first << 2);
+  grantAll(
+    word(block + RING_RECORD),
+    word(block + RING_BACKEND),
+    list + RING_GREFS,
+    entry + 4,
+    RING_ENTRY,
+    count,
+  );
+  for (let i: u32 = 0; i < count; i++, entry += RING_ENTRY) {
+    const at = list + (i << 2);
+    const slot = rxSlot(ring, first + i);
+    store<i32>(at + RING_POSTED, word(entry));
+    store<i32>(at + RING_PAGES, word(entry + 8));
+    store<u32>(slot, first + i);
+    store<i32>(slot + 4, word(at + RING_GREFS));
   }
-  store<u32>(block + RING_RX_REQ_PROD, prod);
 }

@@ -261,17 +261,29 @@ function copyPinned(
   return dest !== 0;
 }
 
-/** `Grants.grant` of a version 1 table, for a page whose guest frame number is known. Flags last. */
-export function grant(record: usize, gref: u32, domid: i32, gfn: u32, readonly: bool): void {
-  const at = entryAt(record, gref);
-  store<u32>(at + 4, gfn);
-  store<i32>(at, (domid << 16) | (readonly ? GTF_permit_access | GTF_readonly : GTF_permit_access));
+/** `Grants.grant` of a version 1 table, to write, for pages whose guest frame numbers are known. Flags last. */
+export function grantAll(
+  record: usize,
+  domid: i32,
+  grefs: usize,
+  gfns: usize,
+  stride: usize,
+  count: i32,
+): void {
+  const head = (domid << 16) | GTF_permit_access;
+  for (let i = 0; i < count; i++, grefs += 4, gfns += stride) {
+    const at = entryAt(record, load<u32>(grefs));
+    store<u32>(at + 4, load<u32>(gfns));
+    store<i32>(at, head);
+  }
 }
 
-/** `Grants.end` of a version 1 table. @returns false while the peer has the page mapped or pinned */
-export function end(record: usize, gref: u32): bool {
-  const at = entryAt(record, gref);
-  if ((load<i32>(at) & (GTF_reading | GTF_writing)) !== 0) return false;
-  store<i32>(at, 0);
-  return true;
+/** `Grants.end` of a version 1 table. @returns the number of the first that the peer has mapped or pinned, or `count` */
+export function endAll(record: usize, grefs: usize, count: i32): i32 {
+  for (let i = 0; i < count; i++, grefs += 4) {
+    const at = entryAt(record, load<u32>(grefs));
+    if ((load<i32>(at) & (GTF_reading | GTF_writing)) !== 0) return i;
+    store<i32>(at, 0);
+  }
+  return count;
 }
