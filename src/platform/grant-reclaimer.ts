@@ -22,7 +22,10 @@ export class GrantReclaimer {
   /** Ends the grant and frees the page, now or when the peer lets go. */
   end(gref: number, page: number): void {
     if (this.tryEnd(gref, page)) return;
-    this.platform.log(`the peer still uses grant ${gref}: its page is kept until it does not`);
+    // A peer that uses one may use hundreds: one line is for all.
+    if (this.waiting.length === 0) {
+      this.platform.log(`the peer still uses grant ${gref}: its page is kept until it does not`);
+    }
     this.waiting.push({ gref, page });
     this.timer ??= this.platform.scheduler.after(RETRY_MS, () => this.retry());
   }
