@@ -1,8 +1,8 @@
 import { PAGE_SHIFT } from '../platform/memory.js';
 import type { GrantMapping, Platform } from '../platform/platform.js';
 
-/** Static grants that a queue may have at most: two rings of pages. */
-export const STATIC_GRANTS_MAX = 512;
+/** Static grants that a queue may have at most: a ring of pages that the guest receives into, and two that it sends from. */
+export const STATIC_GRANTS_MAX = 768;
 
 /**
  * Pages that a frontend asked to keep mapped (ADD_GREF_MAPPING): moving a packet from or to one of them

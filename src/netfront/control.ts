@@ -116,25 +116,28 @@ export class Control {
     await this.must(T.SET_HASH_FLAGS, settings.flags);
   }
 
+  /** Pages of one queue that the backend keeps mapped if it is asked to; 0 when it maps none. */
+  async mappableGrants(queue: number): Promise<number> {
+    const { status, data } = await this.request(XEN_NETIF_CTRL_TYPE.GET_GREF_MAPPING_SIZE, queue);
+    return status === XEN_NETIF_CTRL_STATUS.SUCCESS ? data : 0;
+  }
+
   /**
-   * Has the backend keep pages mapped that it may read, for packets of one queue: moving those costs it no grant operation.
-   * @param take gives at most so many references, all granted until the connection ends
-   * @returns how many there are @throws EINVAL when the backend refuses them
+   * Has the backend keep pages mapped for packets of one queue: moving those costs it no grant operation.
+   * @param grefs all granted until the connection ends @param readonly whether it may read them only
+   * @throws EINVAL when the backend refuses them
    */
-  async mapGrants(queue: number, take: (count: number) => readonly number[]): Promise<number> {
+  async mapGrants(queue: number, grefs: readonly number[], readonly: boolean): Promise<void> {
     const T = XEN_NETIF_CTRL_TYPE;
-    const { status, data } = await this.request(T.GET_GREF_MAPPING_SIZE, queue);
-    if (status !== XEN_NETIF_CTRL_STATUS.SUCCESS) return 0;
-    const grefs = take(data);
+    const flags = readonly ? XEN_NETIF_CTRLF_GREF_READONLY : 0;
     for (let at = 0; at < grefs.length; at += GREFS_PER_LIST) {
       const list = grefs.slice(at, at + GREFS_PER_LIST);
       // struct xen_netif_gref: the reference, then flags and a status of 16 bits each.
-      const words = Uint32Array.from(list.flatMap(gref => [gref, XEN_NETIF_CTRLF_GREF_READONLY]));
+      const words = Uint32Array.from(list.flatMap(gref => [gref, flags]));
       await this.withPage(new Uint8Array(words.buffer), gref =>
         this.must(T.ADD_GREF_MAPPING, queue, gref, list.length),
       );
     }
-    return grefs.length;
   }
 
   destroy(): void {

@@ -1,3 +1,4 @@
+import { ErrnoError } from '../abi/errno.js';
 import { PagePool } from '../net/page-pool.js';
 import type { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import type { Platform } from '../platform/platform.js';
@@ -5,7 +6,8 @@ import type { Platform } from '../platform/platform.js';
 /**
  * Pages that are granted to the backend when they are first used, and stay so until the connection ends: those that
  * a frontend sends from, read-only. Sending costs no grant operation then, and the backend never sees more than
- * packets that were sent to it. Where a grant is tied to its page, those that it receives into, too.
+ * packets that were sent to it. Those that it receives into, too, where a grant is tied to its page, or the backend
+ * keeps them mapped.
  */
 export class GrantedPool {
   readonly pages: PagePool;
@@ -59,6 +61,18 @@ export class GrantedPool {
     } finally {
       for (const index of indexes) this.pages.free(index);
     }
+  }
+
+  /**
+   * Makes and grants all pages.
+   * @returns their references, of those in use, too @throws ENOSPC when the grant table is full, ENOMEM
+   */
+  grantAll(): number[] {
+    const { limit } = this.pages;
+    this.grantAhead(limit);
+    const grefs = Array.from(this.grefs).filter(gref => gref !== 0);
+    if (grefs.length < limit) throw new ErrnoError('ENOMEM', `only ${grefs.length} of ${limit} pages`);
+    return grefs;
   }
 
   /** Gives all pages back: those in use when their packets are released, or the backend lets go of them. */

@@ -61,8 +61,9 @@ export interface NetfrontOptions {
   /** Queues that a device uses if its backend has as many: 1 … 8. Linux has one a processor. */
   maxQueues?: number;
   /**
-   * Has a backend with a control ring keep the pages mapped that packets are sent from: memory that is taken at once, 2 MiB
-   * a queue, for a backend that then copies without grant operations. Not where the backend is not trusted.
+   * Has a backend with a control ring keep the pages mapped that packets are sent from and received into: memory that is
+   * taken at once, 2 and 1 MiB a queue, for a backend that then copies without grant operations. What is received is copied
+   * once more here. A backend that is not trusted gets only the pages to receive into, which hold nothing but what it wrote.
    */
   staticGrants?: boolean;
   /**
@@ -324,17 +325,17 @@ export class Netfront implements QueueDevice {
     if (first && this.options.staticGrants) void this.mapGrants();
   }
 
-  /** Each queue's share of the pages that packets are sent from. */
+  /** Has the backend map the pages of each queue, as many as it has room for. */
   private async mapGrants(): Promise<void> {
-    const { control, txPool, queues } = this;
-    if (control === null || txPool === null || !this.trusted) return;
+    const { control, txPool, trusted } = this;
+    if (control === null || txPool === null) return;
     try {
-      for (const { index } of queues) {
-        await control.mapGrants(index, count => txPool.grantAhead(Math.min(count, TX_PAGES_PER_QUEUE)));
-      }
+      for (const queue of this.queues) await mapQueue(queue, control, trusted ? txPool : null);
     } catch (error) {
-      // Packets go all the same, by grants.
-      this.platform.log(`${this.dev.name}: static grants: ${(error as Error).message}`);
+      // Packets go all the same, by grants; a connection that has ended is nothing to tell of.
+      if (this.control === control) {
+        this.platform.log(`${this.dev.name}: static grants: ${(error as Error).message}`);
+      }
     }
   }
 
@@ -679,6 +680,26 @@ export class Netfront implements QueueDevice {
     const { backend } = this;
     if (backend === null) return features;
     return withoutUntaken(features, backend);
+  }
+}
+
+/**
+ * A queue's share of the pages that packets are sent from, and all that it receives into: those last, and only if there is
+ * room, as they cost a copy here.
+ * @param txPool null when none of the former are to be mapped
+ */
+async function mapQueue(queue: Queue, control: Control, txPool: GrantedPool | null): Promise<void> {
+  const { index } = queue;
+  const room = await control.mappableGrants(index);
+  const sent = txPool?.grantAhead(Math.min(room, TX_PAGES_PER_QUEUE)) ?? [];
+  await control.mapGrants(index, sent, true);
+  if (room - sent.length < queue.rxPages) return;
+  let mapped = false;
+  try {
+    await control.mapGrants(index, queue.offerRxPages(), false);
+    mapped = true;
+  } finally {
+    queue.rxPagesMapped(mapped);
   }
 }
 

@@ -268,6 +268,21 @@ export class Queue implements Rings {
     this.tx.flush();
   }
 
+  /** Pages to receive into, for the backend to map: `RxRing.offerPages`. */
+  offerRxPages(): readonly number[] {
+    return this.rx.offerPages();
+  }
+
+  /** Whether the backend has mapped what was offered. */
+  rxPagesMapped(mapped: boolean): void {
+    this.rx.pagesMapped(mapped);
+  }
+
+  /** Pages that are posted at most. */
+  get rxPages(): number {
+    return this.rx.ring.size;
+  }
+
   /**
    * Asks the backend to pass on what is sent to a group, or no longer to.
    * @returns false when there is no room on the ring, or no memory

@@ -28,12 +28,17 @@ export class RxRing {
   /** Pages of received packets. */
   private readonly pool: PagePool;
   /**
-   * Where a grant is tied to its page: the pages that are posted. They stay the backend's to write, so what it
-   * received is copied out of them. Null where a page's grant ends when it is answered.
+   * Where a grant is tied to its page, or the backend keeps pages mapped: those that are posted. They stay the backend's to
+   * write, so what was received is copied out of them before anybody looks at it. Null where a page's grant ends when it
+   * is answered.
    */
-  private readonly granted: GrantedPool | null;
+  private granted: GrantedPool | null;
+  /** Pages that the backend is being asked to map. */
+  private offered: GrantedPool | null = null;
   /** Pages to post: those of `granted` or of `pool`. */
-  private readonly pages: PagePool;
+  private pages: PagePool;
+  /** By slot of the ring: 1 when the page posted there is one of `granted`. */
+  private readonly stays: Uint8Array;
   private target = RX_TARGET_MIN;
   /** What the device's program sees: packets of one slot, and one of another kind. */
   private shown: XdpBuffs | null = null;
@@ -44,7 +49,7 @@ export class RxRing {
   private stopped = false;
 
   /**
-   * @param code the loops over slots in WebAssembly; null where the ring lies elsewhere
+   * @param code the loops over slots in WebAssembly, for pages whose grants end; null where the ring lies elsewhere
    * @param notify hears of requests that were published, and whether the backend wanted to be told
    * @param onBroken the backend broke the protocol
    */
@@ -53,7 +58,7 @@ export class RxRing {
     readonly ring: FrontRing,
     private readonly napi: Napi,
     private readonly books: SlotBooks,
-    private readonly code: RingCode | null,
+    private code: RingCode | null,
     private readonly stats: QueueStats,
     private readonly notify: (wanted: boolean) => void,
     private readonly onBroken: (reason: string) => void,
@@ -64,6 +69,38 @@ export class RxRing {
       ? null
       : new GrantedPool(platform, reclaimer, backendId, ring.size, false);
     this.pages = this.granted?.pages ?? this.pool;
+    this.stays = new Uint8Array(ring.size);
+  }
+
+  /**
+   * Makes and grants pages for the whole ring, which the backend is to be asked to map: `pagesMapped` tells what it said.
+   * @returns their references; none when the ring is stopped @throws ENOSPC, ENOMEM; nothing stays behind then
+   */
+  offerPages(): readonly number[] {
+    if (this.stopped) return [];
+    const { platform, reclaimer, backendId } = this.device;
+    const pool = this.granted ?? new GrantedPool(platform, reclaimer, backendId, this.ring.size, false);
+    this.offered = pool;
+    try {
+      return pool.grantAll();
+    } catch (error) {
+      this.pagesMapped(false);
+      throw error;
+    }
+  }
+
+  /** Posts the pages that were offered from now on, or takes them back. What is posted already is received as before. */
+  pagesMapped(mapped: boolean): void {
+    const { offered } = this;
+    this.offered = null;
+    if (offered === null || offered === this.granted) return;
+    if (!mapped) {
+      offered.retire();
+      return;
+    }
+    this.granted = offered;
+    this.pages = offered.pages;
+    this.code = null;
   }
 
   /** From now on nothing is written or read. */
@@ -78,12 +115,15 @@ export class RxRing {
   destroy(): void {
     const { platform, reclaimer } = this.device;
     if (this.refillTimer !== null) platform.scheduler.cancel(this.refillTimer);
+    this.pagesMapped(false);
     const { posted, grefs } = this.books;
     for (let slot = 0; slot < posted.length; slot++) {
-      if (this.granted !== null) {
-        if (posted[slot] >= 0) this.pages.free(posted[slot]);
-      } else if (posted[slot] < 0) platform.grants.free(grefs[slot]);
-      else reclaimer.end(grefs[slot], this.pool.pages[posted[slot]]);
+      const index = posted[slot];
+      const stays = index >= 0 && this.stays[slot] === 1;
+      if (stays) this.pages.free(index);
+      if (!platform.grants.regrantable) continue;
+      if (index < 0 || stays) platform.grants.free(grefs[slot]);
+      else reclaimer.end(grefs[slot], this.pool.pages[index]);
     }
     this.granted?.retire();
     this.pool.retire(page => platform.memory.freePage(page));
@@ -289,13 +329,13 @@ export class RxRing {
     else this.give(packet, flags, infos.gsoType, infos.gsoSize);
   }
 
-  /** Ends the grants of the next slots: only then are their pages safe from the backend. */
+  /** Ends the grants of the next slots, but for those that stay: only then are their pages safe from the backend. */
   private revoke(count: number): boolean {
-    if (this.granted !== null) return true;
     const { ring } = this;
     const { grants } = this.device.platform;
     for (let i = 0; i < count; i++) {
       const slot = (ring.rspCons + i) & (ring.size - 1);
+      if (this.stays[slot] === 1) continue;
       const gref = this.books.grefs[slot];
       if (grants.end(gref)) continue;
       this.onBroken(`the backend answered rx request ${slot} and still uses its grant ${gref}`);
@@ -339,14 +379,14 @@ export class RxRing {
   /** The index in `pool` of a page with what the backend put into the one posted at `slot`; -1 without one left. */
   private takePage(slot: number, offset: number, bytes: number): number {
     const { posted } = this.books;
-    const granted = posted[slot];
-    if (this.granted === null) {
+    const taken = posted[slot];
+    if (this.stays[slot] === 0) {
       posted[slot] = -1;
-      return granted;
+      return taken;
     }
     const index = this.pool.alloc();
     if (index < 0) return -1;
-    const from = (this.pages.pages[granted] << PAGE_SHIFT) + offset;
+    const from = (this.pages.pages[taken] << PAGE_SHIFT) + offset;
     const to = (this.pool.pages[index] << PAGE_SHIFT) + offset;
     this.device.platform.memory.memory.copy(to, from, bytes);
     return index;
@@ -385,7 +425,8 @@ export class RxRing {
     const { posted } = this.books;
     for (let i = 0; i < count; i++) {
       const slot = (start + i) & (this.ring.size - 1);
-      if (posted[slot] >= 0) this.pages.free(posted[slot]);
+      const pages = this.stays[slot] === 1 ? this.pages : this.pool;
+      if (posted[slot] >= 0) pages.free(posted[slot]);
       posted[slot] = -1;
     }
   }
@@ -406,34 +447,36 @@ export class RxRing {
   private postEach(until: number): void {
     const { ring } = this;
     const { i32 } = ring.memory;
-    const { posted, grefs } = this.books;
+    const { posted } = this.books;
     while (((until - ring.reqProdPvt) | 0) > 0) {
       const index = this.pages.alloc();
       if (index < 0) break;
       const slot = ring.reqProdPvt & (ring.size - 1);
-      if (!this.grantRx(slot, index)) break;
+      const gref = this.grantRx(slot, index);
+      if (gref === 0) break;
       posted[slot] = index;
+      this.stays[slot] = this.granted === null ? 0 : 1;
       const at = ring.slot(ring.reqProdPvt) >>> 2;
       i32[at] = slot;
-      i32[at + 1] = grefs[slot];
+      i32[at + 1] = gref;
       ring.reqProdPvt = (ring.reqProdPvt + 1) | 0;
     }
   }
 
-  /** Lets the backend write to a page at `slot`. @returns false, with the page given back, when there is no grant left */
-  private grantRx(slot: number, index: number): boolean {
+  /** Lets the backend write to a page at `slot`. @returns its reference; 0, with the page given back, when there is none left */
+  private grantRx(slot: number, index: number): number {
     const { platform, backendId } = this.device;
     const page = this.pages.pages[index];
     // Whoever had the page before may have written to it.
     if (!this.device.trusted) platform.memory.memory.zero(page << PAGE_SHIFT, PAGE_SIZE);
     if (this.granted === null) {
-      platform.grants.grant(this.books.grefs[slot], backendId, page, false);
-      return true;
+      const own = this.books.grefs[slot];
+      platform.grants.grant(own, backendId, page, false);
+      return own;
     }
     const gref = this.granted.tryGrefOf(index);
     if (gref === 0) this.pages.free(index);
-    else this.books.grefs[slot] = gref;
-    return gref !== 0;
+    return gref;
   }
 
   private refillLater(): void {

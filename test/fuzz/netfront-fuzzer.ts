@@ -137,6 +137,25 @@ export class NetfrontFuzzer {
     this.types.length = 0;
     this.queue.start();
     dev.wakeAllQueues();
+    if (draw.oneIn(2)) this.offerPages();
+  }
+
+  /** The frontend offers pages to receive into; the backend maps some, or all, and answers when it likes. */
+  private offerPages(): void {
+    const { draw, back, queue } = this;
+    for (const gref of queue.offerRxPages()) {
+      if (!draw.oneIn(10)) this.mapped.push(back.map(gref, draw.oneIn(10)));
+    }
+    if (draw.oneIn(2)) queue.rxPagesMapped(!draw.oneIn(8));
+  }
+
+  /** Writes to a page that is mapped, now that it was answered or that it was not. */
+  private scribblePages(): void {
+    const { draw, mapped } = this;
+    for (let n = draw.below(20); n > 0 && mapped.length > 0; n--) {
+      const { memory, address, readonly } = draw.of(mapped);
+      if (!readonly) memory.u8.set(draw.bytes(1 + draw.below(200)), address + draw.below(PAGE_SIZE - 200));
+    }
   }
 
   disconnect(): void {
@@ -176,6 +195,8 @@ export class NetfrontFuzzer {
     for (let n = draw.below(4); n > 0; n--) this.send();
     if (draw.oneIn(3)) this.sendFrames();
     if (this.kept.length > 0 && draw.oneIn(2)) this.kept.splice(draw.below(this.kept.length), 1)[0].release();
+    if (draw.oneIn(20)) this.queue.rxPagesMapped(!draw.oneIn(8));
+    if (draw.oneIn(4)) this.scribblePages();
     switch (draw.below(11)) {
       case 10:
         this.answerControl();

@@ -14,7 +14,7 @@ import { GSO_TCPV4, GSO_TCPV6 } from '../../src/net/index.js';
 import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
-import { Bystanders, holdings, quiet, Victim } from '../support/hostile.js';
+import { Bystanders, holdings, quiet, Victim, type VictimOptions } from '../support/hostile.js';
 import { packetFrom, partial } from '../support/packets.js';
 
 interface Scene {
@@ -27,7 +27,7 @@ interface Scene {
 async function scene(
   seed: number,
   attack: (scene: Scene) => Promise<void>,
-  options: ConstructorParameters<typeof Victim>[1] = {},
+  options: VictimOptions = {},
 ): Promise<void> {
   const path = new DataPath(seed);
   const by = new Bystanders(path);
@@ -36,6 +36,7 @@ async function scene(
   const before = holdings(path, by.domids);
   victim.connect();
   await quiet(path);
+  if (options.mapped) await victim.keepMapped();
   await attack({ path, by, victim });
   await by.check();
   victim.disconnect();
@@ -226,9 +227,19 @@ describe('XSA-376: netfront and a hostile backend: the packet is dropped', () =>
     seed: number,
     build: (victim: Victim) => void,
     errors = 1,
-    options: ConstructorParameters<typeof Victim>[1] = {},
+    options: VictimOptions = {},
   ): void {
-    test(name, () =>
+    for (const mapped of [false, true]) dropOne(name, seed, build, errors, { ...options, mapped });
+  }
+
+  function dropOne(
+    name: string,
+    seed: number,
+    build: (victim: Victim) => void,
+    errors: number,
+    options: VictimOptions,
+  ): void {
+    test(options.mapped ? `${name}, in mapped pages` : name, () =>
       scene(
         seed,
         async ({ victim }) => {

@@ -21,7 +21,7 @@ import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
 import { FreedPages } from '../support/freed-pages.js';
-import { Victim } from '../support/hostile.js';
+import { Victim, type VictimOptions } from '../support/hostile.js';
 import { bytesOf, packetFrom } from '../support/packets.js';
 
 /** Bytes of an Ethernet, IPv4 and UDP header. */
@@ -33,7 +33,7 @@ class Front {
   readonly victim: Victim;
   readonly pages: number;
 
-  constructor(options: { ringCode: boolean; trusted?: boolean }, program: XdpProgram | null = null) {
+  constructor(options: VictimOptions, program: XdpProgram | null = null) {
     this.victim = new Victim(this.path, options);
     this.victim.dev.setXdp(program);
     this.pages = this.victim.pages;
@@ -97,13 +97,17 @@ class Front {
 
 const NONE = { xdpDrops: 0, xdpTx: 0, xdpRedirects: 0, xdpAborted: 0, xdpXmit: 0 };
 
-for (const ringCode of [true, false]) {
-  const where = ringCode ? '' : ', without code in WebAssembly';
+const WAYS: readonly (readonly [where: string, how: VictimOptions])[] = [
+  ['', {}],
+  [', without code in WebAssembly', { ringCode: false }],
+  [', with pages that stay granted', { tied: true }],
+];
 
+for (const [where, how] of WAYS) {
   describe(`an XDP program of a frontend${where}`, () => {
     test('sees every frame before the stack does, and drops what it likes', async () => {
       const seen: number[] = [];
-      const front = new Front({ ringCode }, buffs => {
+      const front = new Front(how, buffs => {
         for (let i = 0; i < buffs.count; i++) {
           const { data, bytes, memory } = buffs;
           assert.equal(buffs.length(i), bytes[i]);
@@ -127,7 +131,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('passes what it says nothing about, and drops what it says nonsense about', async () => {
-      const front = new Front({ ringCode }, buffs => {
+      const front = new Front(how, buffs => {
         for (let i = 0; i < buffs.count; i++) {
           const length = buffs.length(i);
           if (length === 100) buffs.verdict[i] = XDP_ABORTED;
@@ -144,7 +148,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('sends frames back, as it has changed them', async () => {
-      const front = new Front({ ringCode }, ({ count, data, memory, verdict }) => {
+      const front = new Front(how, ({ count, data, memory, verdict }) => {
         for (let i = 0; i < count; i++) {
           memory.u8[data[i] + 50] = 0xee;
           verdict[i] = XDP_TX;
@@ -160,10 +164,10 @@ for (const ringCode of [true, false]) {
     });
 
     test('redirects frames to a device of its namespace, and to no other', async () => {
-      const other = new Front({ ringCode });
+      const other = new Front(how);
       const out: Uint8Array[] = [];
       let target = other.victim.dev;
-      const front = new Front({ ringCode }, buffs => {
+      const front = new Front(how, buffs => {
         if (buffs.length(0) === 200) buffs.redirect(0, target);
       });
       const to = front.victim.dom.net.allocEtherdev('eth%d', {
@@ -188,7 +192,7 @@ for (const ringCode of [true, false]) {
 
     test('moves both ends of a frame, within its page', async () => {
       const results: boolean[] = [];
-      const front = new Front({ ringCode }, buffs => {
+      const front = new Front(how, buffs => {
         results.push(
           // In front of the page there is nothing of ours, nor behind it.
           buffs.adjustHead(0, -101),
@@ -216,7 +220,7 @@ for (const ringCode of [true, false]) {
 
     test('sees the head of a longer packet, alone', async () => {
       const seen: number[][] = [];
-      const front = new Front({ ringCode }, buffs => {
+      const front = new Front(how, buffs => {
         for (let i = 0; i < buffs.count; i++) seen.push([buffs.count, buffs.bytes[i], buffs.length(i)]);
         if (buffs.length(0) === 9000) {
           assert.ok(!buffs.adjustTail(0, -1) && !buffs.adjustTail(0, 1));
@@ -240,7 +244,7 @@ for (const ringCode of [true, false]) {
 
     test('leaves a packet that it passes its offloads', async () => {
       const packets: Packet[] = [];
-      const front = new Front({ ringCode }, () => {});
+      const front = new Front(how, () => {});
       const { victim } = front;
       victim.dev.rxHandler = packet => packets.push(packet);
       const tcp = buildFrame({ destination: victim.mac, payload: new Uint8Array(3000) });
@@ -257,7 +261,7 @@ for (const ringCode of [true, false]) {
 
     test('that throws loses the frames that it saw, and no others', async () => {
       let left = 2;
-      const front = new Front({ ringCode }, () => {
+      const front = new Front(how, () => {
         if (left-- > 0) throw new Error('a bug');
       });
       const freed = new FreedPages(front.victim.domain);
@@ -278,7 +282,7 @@ for (const ringCode of [true, false]) {
 
     test('takes itself off in the middle, or puts another in its place', async () => {
       const seen: string[] = [];
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { dev } = front.victim;
       const second = (): void => {
         seen.push('second');
@@ -299,7 +303,7 @@ for (const ringCode of [true, false]) {
     test('destroys the queue whose frames it sees', async () => {
       for (const verdict of [XDP_PASS, XDP_DROP, XDP_TX]) {
         for (const lengths of [Array<number>(20).fill(100), [9000, 100, 9000]]) {
-          const front = new Front({ ringCode });
+          const front = new Front(how);
           const { victim } = front;
           const freed = new FreedPages(victim.domain);
           let seen = 0;
@@ -321,7 +325,7 @@ for (const ringCode of [true, false]) {
 
   describe(`frames that are sent without packets${where}`, () => {
     test('reach the backend, and their pages come back when it has answered', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { dev, granted } = front.victim;
       const frames = new XdpFrames(dev);
       front.add(frames, 60, 0x11);
@@ -343,7 +347,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('go among packets of the stack', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { dev } = front.victim;
       const frames = new XdpFrames(dev);
       dev.xmit(packetFrom(dev, front.frame(100)));
@@ -359,7 +363,7 @@ for (const ringCode of [true, false]) {
     });
 
     test("stay the sender's when the ring is full, and a wake says when to go on", async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { dev } = front.victim;
       const frames = new XdpFrames(dev);
       let wakes = 0;
@@ -383,7 +387,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('go as far as there is room, the first ones first', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { dev } = front.victim;
       const frames = new XdpFrames(dev);
       for (let i = 0; i < 250; i++) {
@@ -406,7 +410,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('are lost with their connection', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { victim, path } = front;
       const { dev } = victim;
       const freed = new FreedPages(victim.domain);
@@ -434,7 +438,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('make room for those of the next connection when they are as many as there may be', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { victim, path } = front;
       const frames = new XdpFrames(victim.dev);
       while (front.add(frames, 60, 0) >= 0);
@@ -449,7 +453,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('are not sent without a carrier, nor by a device that is down', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { dev } = front.victim;
       const frames = new XdpFrames(dev);
       front.add(frames, 60, 7);
@@ -465,7 +469,7 @@ for (const ringCode of [true, false]) {
     });
 
     test('are not answered twice: the backend is broken then', async () => {
-      const front = new Front({ ringCode });
+      const front = new Front(how);
       const { victim } = front;
       const frames = new XdpFrames(victim.dev);
       front.add(frames, 60, 7);

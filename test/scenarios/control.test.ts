@@ -107,7 +107,7 @@ describe('the control ring', () => {
     const { ask, guest, staticGrants, path } = controlRing(3);
     const entry = () => [guest.platform.grants.grantAccess(0, guest.platform.memory.allocPage(), true), 1];
     const good = [entry(), entry(), entry()];
-    assert.equal((await ask(T.GET_GREF_MAPPING_SIZE, 0)).data, 512);
+    assert.equal((await ask(T.GET_GREF_MAPPING_SIZE, 0)).data, 768);
     assert.equal((await ask(T.GET_GREF_MAPPING_SIZE, 4)).status, STATUS.INVALID_PARAMETER);
     const { mapped } = path.dom0.platform.grants;
     const bad = grantWords(guest, [...good[0], 0xfffff, 0].flat());

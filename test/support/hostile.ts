@@ -17,8 +17,8 @@ import {
   Vif,
 } from '../../src/netback/index.js';
 import { Queue as FrontQueue, GrantedPool, QUEUE_LIMIT_MIN } from '../../src/netfront/index.js';
-import type { DomainMemory, Memory, Platform } from '../../src/platform/index.js';
-import type { Domain, DomainOptions } from '../../src/platform/sim/index.js';
+import type { DomainMemory, GrantMapping, Memory, Platform } from '../../src/platform/index.js';
+import type { Domain, DomainLimits, DomainOptions } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { ALL_FEATURES, type DataPath, Dom, type Guest, tieGrants, withGrants } from './data-path.js';
 import { bytesOf, packetFrom } from './packets.js';
@@ -163,6 +163,30 @@ export class Attacker {
   }
 }
 
+/** What a victim of ours is like. */
+export interface VictimOptions {
+  split?: boolean;
+  maxPages?: number;
+  limits?: Partial<DomainLimits>;
+  /** What the frontend sees its rx ring, at `page`, through; or the page that it allocates as the so many-th. */
+  memoryOf?: (memory: Memory, page: number) => Memory;
+  watchPage?: number;
+  /** false to have TypeScript write and read all slots. */
+  ringCode?: boolean;
+  /** true for grants that are tied to their pages. */
+  tied?: boolean;
+  /** true for pages to receive into that the backend keeps mapped, from `keepMapped` on. */
+  mapped?: boolean;
+  /** false for a backend that may not see what else lies in a page. */
+  trusted?: boolean;
+  /** true for a frontend that takes GSO packets with a prefix. */
+  gsoPrefix?: boolean;
+  /** The offloads that the frontend takes; all when absent. */
+  taken?: PeerOffloads | null;
+  /** The rings' first index. */
+  start?: number;
+}
+
 /** The same platform, seen through other memory from the page on that is allocated as the `nth`. */
 export function withPage(
   platform: Platform,
@@ -200,29 +224,14 @@ export class Victim {
   queue!: FrontQueue;
   granted!: GrantedPool;
   back!: HostileBackend;
+  /** What the backend has mapped for good, by reference. */
+  readonly mapped = new Map<number, GrantMapping>();
 
   constructor(
     readonly path: DataPath,
-    private readonly options: {
-      split?: boolean;
-      maxPages?: number;
-      /** What the frontend sees its rx ring, at `page`, through. */
-      memoryOf?: (memory: Memory, page: number) => Memory;
-      /** false to have TypeScript write and read all slots. */
-      ringCode?: boolean;
-      /** true for grants that are tied to their pages. */
-      tied?: boolean;
-      /** false for a backend that may not see what else lies in a page. */
-      trusted?: boolean;
-      /** true for a frontend that takes GSO packets with a prefix. */
-      gsoPrefix?: boolean;
-      /** The offloads that the frontend takes; all when absent. */
-      taken?: PeerOffloads | null;
-      /** The rings' first index. */
-      start?: number;
-    } = {},
+    private readonly options: VictimOptions = {},
   ) {
-    this.domain = path.hypervisor.createDomain({ maxPages: options.maxPages });
+    this.domain = path.hypervisor.createDomain({ maxPages: options.maxPages, limits: options.limits });
     const { platform } = this.domain;
     const plain = options.ringCode === false ? withGrants(platform, { wasm: null }) : platform;
     this.dom = new Dom(this.domain, options.tied ? tieGrants(plain) : plain);
@@ -283,6 +292,19 @@ export class Victim {
     return this.back;
   }
 
+  /** Maps what is to be received into, and has the frontend post nothing else any more. */
+  async keepMapped(): Promise<void> {
+    const { back, mapped, queue } = this;
+    for (const gref of queue.offerRxPages()) mapped.set(gref, back.map(gref));
+    queue.rxPagesMapped(true);
+    for (let i = 0; !mapped.has(back.rxGref); i++) {
+      assert.ok(i < back.rx.size);
+      back.packet(new Uint8Array(100));
+      await this.strike();
+    }
+    this.got.length = 0;
+  }
+
   /** Has both rings begin at an index, as if they had been in use for long. */
   private startAt(index: number): void {
     const { back } = this;
@@ -306,8 +328,8 @@ export class Victim {
 
   private platform(): Platform {
     const { platform } = this.dom;
-    const { memoryOf } = this.options;
-    return memoryOf === undefined ? platform : withPage(platform, 2, memoryOf);
+    const { memoryOf, watchPage = 2 } = this.options;
+    return memoryOf === undefined ? platform : withPage(platform, watchPage, memoryOf);
   }
 
   async strike(): Promise<void> {
@@ -323,6 +345,7 @@ export class Victim {
 
   /** The backend first, as when it crashed; then the frontend. */
   disconnect(): void {
+    this.mapped.clear();
     this.back.destroy();
     this.dev.carrierOff();
     this.dev.txPool = null;
