@@ -7,13 +7,14 @@ import { openTap, type Tap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import type { Command } from './command.js';
 import { openLinuxHost, untilEnded } from './linux-host.js';
+import { NETFRONT_OPTIONS, readNetfrontOptions } from './netfront-options.js';
 
 /** What makes an interface of the face of a vif; %d is the vif's number. */
 const DEFAULT_NAME = 'pvnet%d';
 
 /** `pvnet frontend`: a domain's own vifs in its user space. */
 export const FRONTEND_COMMAND: Command = {
-  usage: '[--name NAME%d]',
+  usage: '[--name NAME%d] [--max-queues N] [--without FEATURE]… [--static-grants]',
   summary: 'Drives this domain’s own vifs from user space, in place of xen-netfront.',
   details:
     'Each vif becomes a TAP with its MAC address. Needs root and /dev/xen/{evtchn,gntdev,gntalloc}; the kernel’s own ' +
@@ -24,9 +25,12 @@ export const FRONTEND_COMMAND: Command = {
       value: 'NAME%d',
       help: `the TAPs' names; %d is the vif's number (${DEFAULT_NAME})`,
     },
+    ...NETFRONT_OPTIONS,
   },
   arguments: [0, 0],
-  async run({ option, print }) {
+  async run(invocation) {
+    const { option, print } = invocation;
+    const options = readNetfrontOptions(invocation);
     const log = (line: string): void => void process.stderr.write(`${line}\n`);
     const name = option('name') ?? DEFAULT_NAME;
     const { kernel, poller, close } = await openLinuxHost('frontend', log);
@@ -58,7 +62,7 @@ export const FRONTEND_COMMAND: Command = {
         faces.delete(device);
       },
     });
-    await registerNetfront(kernel);
+    await registerNetfront(kernel, options);
     print('pvnet frontend: ready');
     const shutdown = (): Promise<void> => kernel.shutdown();
     await untilEnded(kernel.xenbus, { SIGTERM: shutdown, SIGINT: shutdown });

@@ -25,17 +25,12 @@ export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
  * What `NETBACK_OPTIONS` ask for.
  * @throws UsageError; CliError EINVAL for a filter that cannot be had
  */
-export async function readNetbackOptions({ option, options }: Invocation): Promise<NetbackOptions> {
+export async function readNetbackOptions(invocation: Invocation): Promise<NetbackOptions> {
+  const { option } = invocation;
   const name = option('max-queues') === undefined ? 'queues' : 'max-queues';
   const queues = option(name);
   const maxQueues = queues === undefined ? undefined : parseNumber(queues, `--${name}`, 1, MAX_QUEUES);
-  const names = options('without').flatMap(list => list.split(','));
-  let without: NetbackOptions['without'];
-  try {
-    without = parseFeatures(names, NETBACK_FEATURES);
-  } catch (error) {
-    throw new UsageError(`--without: ${(error as Error).message}`);
-  }
+  const without = readWithout(invocation, NETBACK_FEATURES);
   const file = option('filter');
   const filter = file === undefined ? null : await loadFilter(file);
   return {
@@ -45,6 +40,18 @@ export async function readNetbackOptions({ option, options }: Invocation): Promi
       vif.filter = filter;
     },
   };
+}
+
+/** The features that `--without` names. @throws UsageError for what is none of those that can be left out */
+export function readWithout<F extends string>({ options }: Invocation, known: readonly F[]): F[] {
+  try {
+    return parseFeatures(
+      options('without').flatMap(list => list.split(',')),
+      known,
+    );
+  } catch (error) {
+    throw new UsageError(`--without: ${(error as Error).message}`);
+  }
 }
 
 async function loadFilter(file: string): Promise<PacketFilter> {

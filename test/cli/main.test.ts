@@ -261,6 +261,14 @@ describe('pvnet', () => {
     [['backend', '--bridge', 'b', '--tap'], 2, /^pvnet backend: a vif is a port of --bridge or has a --tap/],
     [['up', '--filter', 'no.mjs'], 1, /^pvnet up: EINVAL: --filter .*\/no\.mjs: Cannot find module/],
     [['backend', '--help'], 0, /--without FEATURE.* sg, gso-tcpv4.*multi-queue/],
+    [['frontend', '--help'], 0, /--without FEATURE.* sg, gso-tcpv4.*rx-notify.*\n.*--static-grants/],
+    [
+      ['frontend', '--without', 'multi-queue'],
+      2,
+      /^pvnet frontend: --without: "multi-queue" is no feature .*; there are sg, gso-tcpv4.*rx-notify/,
+    ],
+    [['frontend', '--max-queues', '0'], 2, /^pvnet frontend: --max-queues "0": it is a number from 1 to 8/],
+    [['frontend', '--trusted', 'no'], 2, /^pvnet frontend: --trusted "no": it is 0 or 1/],
     [['create', '--help'], 0, /netfront = "max_queues=N.*\n.*features are sg, .*rx-notify/],
     [['up', '--uplink', 'x'], 2, /--uplink x: it is BRIDGE=TAP/],
     // What is wrong with the command line is said before any file is read, or any host is asked.
