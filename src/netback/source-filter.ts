@@ -37,6 +37,7 @@ const LLC_SNAP = 0xaa;
 const ARP_LENGTH = 28;
 const ARP_SENDER_MAC = 8;
 const ARP_SENDER_IP = 14;
+const ARP_TARGET_IP = 24;
 const EXTENSION_HEADERS: ReadonlySet<number> = new Set([
   IPPROTO_HOPOPTS,
   IPPROTO_ROUTING,
@@ -68,6 +69,9 @@ const ND_OPT_TARGET_LL_ADDR = 2;
  * sender in its ARP, and what its neighbour discovery says of itself. The unspecified address is always allowed, as
  * DHCP and duplicate address detection send from it. What cannot be parsed as what a list is about does not pass, nor what
  * may hide it: more VLAN tags than are looked through, and SNAP.
+ *
+ * With `ipv4`, a guest probes (ARP from the unspecified address) only for its own addresses: a probe is a conflict to whoever
+ * probes the same address (RFC 5227, section 2.1.1), and so would keep others from theirs.
  *
  * In neighbour discovery every link-layer address must be one of `macs`. With `ipv6`, a guest advertises only its
  * addresses and asks only for these whether they are taken; it is no router, and so neither advertises itself as one nor
@@ -107,7 +111,9 @@ export class SourceFilter {
     const { u8 } = packet.memory;
     if (l3 - packet.data + ARP_LENGTH > packet.linear) return false;
     if (macs !== undefined && !isOneOf(macs, u8, l3 + ARP_SENDER_MAC)) return false;
-    return ipv4 === undefined || isOneOfOrUnspecified(ipv4, u8, l3 + ARP_SENDER_IP, 4);
+    if (ipv4 === undefined) return true;
+    const sender = l3 + ARP_SENDER_IP;
+    return isOneOf(ipv4, u8, isUnspecified(u8, sender, 4) ? l3 + ARP_TARGET_IP : sender);
   }
 
   private allowsIpv6(packet: Packet, headers: Headers): boolean {

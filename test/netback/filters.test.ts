@@ -146,29 +146,28 @@ describe('the source filter', () => {
     const { a, b, send } = await pair(74);
     const mac = [...a.dev.address];
     a.vif.sourceFilter = new SourceFilter({ macs: [a.dev.address.slice()], ipv4: [ip(10, 0, 0, 1)] });
-    const arp = (senderMac: number[], sender: number[]) =>
-      Uint8Array.of(
-        ...b.dev.address,
-        ...mac,
-        8,
-        6,
-        0,
-        1,
-        8,
-        0,
-        6,
-        4,
-        0,
-        1,
-        ...senderMac,
-        ...sender,
-        ...Array(10).fill(0),
-      );
+    const arp = (senderMac: number[], sender: number[], target = [10, 0, 0, 7], operation = 1) => {
+      const fixed = [0, 1, 8, 0, 6, 4, 0, operation];
+      const addresses = [...senderMac, ...sender, ...Array(6).fill(0), ...target];
+      return Uint8Array.of(...b.dev.address, ...mac, 8, 6, ...fixed, ...addresses);
+    };
     assert.equal(await send(arp(mac, [10, 0, 0, 1])), 1);
-    assert.equal(await send(arp(mac, [0, 0, 0, 0])), 1, 'a probe');
+    const none = [0, 0, 0, 0];
+    for (const operation of [1, 2]) {
+      assert.equal(await send(arp(mac, none, [10, 0, 0, 1], operation)), 1, 'a probe for its own address');
+      // To who probes it, too, a conflict (RFC 5227).
+      assert.equal(await send(arp(mac, none, [10, 0, 0, 7], operation)), 0, 'a probe for another’s address');
+      assert.equal(await send(arp(mac, none, none, operation)), 0, 'a probe for none');
+    }
     assert.equal(await send(arp(mac, [10, 0, 0, 2])), 0);
     assert.equal(await send(arp([2, 2, 2, 2, 2, 2], [10, 0, 0, 1])), 0);
     assert.equal(await send(arp(mac, [10, 0, 0, 1]).subarray(0, 38)), 0, 'cut short');
+    assert.equal(await send(arp(mac, none, [10, 0, 0, 1]).subarray(0, 41)), 0, 'cut short in the target');
+    const discover = frame(a, b, { udp: true, sourcePort: 68, destinationPort: 67 });
+    discover.set(none, 26);
+    assert.equal(await send(discover), 1, 'DHCP from the unspecified address');
+    a.vif.sourceFilter = new SourceFilter({ macs: [a.dev.address.slice()] });
+    assert.equal(await send(arp(mac, none)), 1, 'without a list any probe');
   });
 
   test('drops IPv4 that hides its addresses', async () => {
