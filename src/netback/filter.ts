@@ -19,7 +19,8 @@ export type PacketFilter = (packet: FilteredPacket) => number;
  * of the Ethernet header, numbers big-endian as on the wire. One instance is used for all packets.
  *
  * Who rewrites what a checksum covers keeps the checksum right. A packet that was written to no longer counts as one
- * whose transport checksum has been verified: the receiver does that.
+ * whose transport checksum has been verified: the receiver does that. Nor is the guest told of a hash, which may be of
+ * what was there before.
  */
 export class FilteredPacket {
   /** True for packets that the guest sent, false for those on their way to it. */
@@ -103,10 +104,11 @@ export class FilteredPacket {
     return filter(this);
   }
 
-  /** `at` of bytes that change, with which what was known of the checksum ends. */
+  /** `at` of bytes that change, with which what was known of the checksum ends, and of the flow. */
   private written(offset: number, bytes: number): number {
     const { packet } = this;
     if (packet.checksum === CHECKSUM_UNNECESSARY) packet.checksum = CHECKSUM_NONE;
+    packet.hashType = -1;
     return this.at(offset, bytes);
   }
 

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, XEN_NETIF_CTRL_HASH_TYPE } from '../../src/abi/index.js';
 import {
   CHECKSUM_NONE,
   CHECKSUM_PARTIAL,
@@ -452,6 +453,36 @@ describe("the user's filter", () => {
       }
       vif.filter = null;
     }
+  });
+
+  test('ends the hash of what it writes to', async () => {
+    const { path, a, b } = await pair(79);
+    Object.assign(b.vif.hash, { algorithm: XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, flags: 15 });
+    for (let i = 0; i < 40; i++) b.vif.hash.key[i] = i * 5 + 1;
+    const hashes: [number, number][] = [];
+    b.dev.rxHandler = packet => {
+      hashes.push([packet.hashType, packet.hash]);
+      packet.release();
+    };
+    const send = async () => {
+      a.dev.xmit(packetFrom(a.dev, frame(a, b)));
+      await path.settle();
+      return hashes.pop()!;
+    };
+    const [type, hash] = await send();
+    assert.equal(type, XEN_NETIF_CTRL_HASH_TYPE.IPV4_TCP);
+    b.vif.filter = packet => (packet.u16(36) === 2000 ? FILTER_PASS : FILTER_DROP);
+    assert.deepEqual(await send(), [type, hash], 'reading changes nothing');
+    b.vif.filter = packet => {
+      packet.setU16(36, 4242);
+      return FILTER_PASS;
+    };
+    assert.equal((await send())[0], -1, 'on its way to the guest');
+    a.vif.filter = b.vif.filter;
+    b.vif.filter = null;
+    const [again, other] = await send();
+    assert.equal(again, type);
+    assert.notEqual(other, hash, 'what the sender’s filter wrote is hashed as it is');
   });
 
   test('can ask for more of a packet than its head', async () => {
