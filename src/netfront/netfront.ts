@@ -39,7 +39,7 @@ import { Control, type HashSettings } from './control.js';
 import type { NetfrontFeature } from './features.js';
 import { GrantedPool } from './granted-pool.js';
 import { isFilterable, MulticastFilterRequests } from './multicast.js';
-import { Queue, type QueueDevice } from './queue.js';
+import { GRANTS_PER_QUEUE, Queue, type QueueDevice } from './queue.js';
 
 const ETH_DATA_LEN = 1500;
 const ETH_MAX_MTU = 65535;
@@ -107,7 +107,11 @@ const RETRY_MAX_MS = 60_000;
 /** A backend that answers nothing for that long is reminded, as Windows' frontend does. */
 const WATCHDOG_MS = 30_000;
 /** Pages that a queue sends from: a ring of them on their way, and as many being filled. */
-const TX_PAGES_PER_QUEUE = 512;
+const TX_PAGES_PER_QUEUE = 2 * RING_SIZES.tx;
+/** With fewer no packet of 64 KiB could be sent. */
+const TX_PAGES_MIN = 32;
+/** Of the control ring, and of a page that one of its requests names. */
+const CONTROL_GRANTS = 2;
 
 /** A class, and not a closure for each device: the compiler finds where a call of `startXmit` goes. */
 class NetfrontOps implements NetDeviceOps<Netfront> {
@@ -188,6 +192,8 @@ export class Netfront implements QueueDevice {
   /** The queue that the watchdog found last, and when. */
   private timedOut: { queue: number; stoppedAt: number } | null = null;
   private retryTimer: Timer | null = null;
+  /** Queues that were last said to be all that there are means for; 0 when nothing lacked. */
+  private saidQueues = 0;
   private xdpHeadroom = 0;
   private multicast: MulticastFilterRequests | null = null;
   /** What `request-multicast-control` says. */
@@ -551,19 +557,45 @@ export class Netfront implements QueueDevice {
   /** As many queues as both ends want, or as many as there are ports and grants for. */
   private makeQueues(backend: BackendFeatures): void {
     const wanted = Math.min(this.options.maxQueues ?? 1, Math.max(backend.maxQueues, 1), MAX_QUEUES);
-    const { platform, reclaimer, backendId } = this;
-    this.txPool = new GrantedPool(platform, reclaimer, backendId, wanted * TX_PAGES_PER_QUEUE);
-    for (let i = 0; i < wanted; i++) {
+    const { available } = this.platform.grants;
+    const room = available - CONTROL_GRANTS;
+    const count = Math.max(1, Math.min(wanted, Math.floor(room / GRANTS_PER_QUEUE)));
+    this.txPool = this.makeTxPool(count, room);
+    let lack =
+      room < wanted * GRANTS_PER_QUEUE
+        ? `a queue needs ${GRANTS_PER_QUEUE} grants, and ${available} are left`
+        : '';
+    for (let i = 0; i < count; i++) {
       try {
         this.queues.push(this.makeQueue(i, backend.splitEventChannels, this.txPool));
       } catch (error) {
         if (i === 0) throw error;
-        platform.log(`${this.dev.name}: only ${i} of ${wanted} queues: ${(error as Error).message}`);
+        lack = (error as Error).message;
         break;
       }
     }
+    this.sayLack(wanted, lack);
     this.dev.setRealNumTxQueues(this.queues.length);
     this.dev.setRealNumRxQueues(this.queues.length);
+  }
+
+  /** Has no more pages than can be granted, beside those of rings and of what is received. */
+  private makeTxPool(queues: number, room: number): GrantedPool {
+    const { platform, reclaimer, backendId } = this;
+    const left = room - queues * (GRANTS_PER_QUEUE - RING_SIZES.tx);
+    const pages = Math.min(queues * TX_PAGES_PER_QUEUE, Math.max(left, TX_PAGES_MIN));
+    return new GrantedPool(platform, reclaimer, backendId, pages);
+  }
+
+  /** Says once, and not with each connection, that there are means for so many queues only. */
+  private sayLack(wanted: number, lack: string): void {
+    const { length } = this.queues;
+    const queues = lack === '' ? 0 : length;
+    if (queues !== this.saidQueues && lack !== '') {
+      const only = length < wanted ? `only ${length} of ${wanted} queues: ` : '';
+      this.platform.log(`${this.dev.name}: ${only}${lack}`);
+    }
+    this.saidQueues = queues;
   }
 
   /** With split event channels if the backend has them and there are ports enough. */

@@ -1,4 +1,4 @@
-import { NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE } from '../abi/netif.js';
+import { NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE, RING_SIZES } from '../abi/netif.js';
 import { FrontRing, initSharedRing } from '../abi/ring.js';
 import type { Irqs } from '../events/index.js';
 import type { PeerOffloads } from '../kernel/peer-offloads.js';
@@ -42,6 +42,9 @@ export interface QueuePublication {
   /** The same as `txPort` without split event channels. */
   readonly rxPort: number;
 }
+
+/** Grants that a queue needs: of the pages of its two rings, and of one for each request on them. */
+export const GRANTS_PER_QUEUE = 2 + RING_SIZES.rx + RING_SIZES.tx;
 
 /** Counters under the names that ethtool shows. */
 export class QueueStats {

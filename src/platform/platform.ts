@@ -85,6 +85,8 @@ export interface Grants {
   copy(batch: CopyBatch): void;
   /** References taken and not yet freed. */
   readonly allocated: number;
+  /** References that can still be taken. */
+  readonly available: number;
   /** Foreign pages mapped and not yet unmapped. */
   readonly mapped: number;
   /** The same operations for code in WebAssembly over this domain's memory; null where there are none. */

@@ -100,6 +100,7 @@ export class TestGrants implements Grants {
   readonly regrantable = true;
   readonly foreign = new Map<string, number>();
   allocated = 0;
+  readonly available = 0;
   mapped = 0;
   copies = 0;
   batches = 0;

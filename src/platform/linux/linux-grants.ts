@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { GNTST } from '../../abi/grant-table.js';
 import {
   COPY_DST_OFFSET,
@@ -105,6 +106,15 @@ export class LinuxGrants implements Grants, ForeignPages {
 
   get allocated(): number {
     return this.granted.size;
+  }
+
+  /** Infinite where the kernel does not say; other processes take from the same. */
+  get available(): number {
+    try {
+      return Math.max(0, Number(readFileSync(GNTALLOC_LIMIT, 'latin1')) - this.granted.size);
+    } catch {
+      return Number.POSITIVE_INFINITY;
+    }
   }
 
   get mapped(): number {

@@ -74,6 +74,15 @@ export class GrantTable {
     this.grow(1);
   }
 
+  /** Entries that the table may grow to. */
+  get maxEntries(): number {
+    return this.maxFrames * this.entriesPerFrame;
+  }
+
+  private get entriesPerFrame(): number {
+    return this.version === 2 ? GRANT_ENTRIES_PER_FRAME_V2 : GRANT_ENTRIES_PER_FRAME_V1;
+  }
+
   /**
    * `entries` if copies may check an entry with plain reads and leave its pin bits alone: version 1, and the
    * domain runs in our thread, so that nobody can look while a copy is made. Otherwise 0.
@@ -102,7 +111,7 @@ export class GrantTable {
   /** Grows the status array with it. */
   private resize(): void {
     const v2 = this.version === 2;
-    this.entries = this.frames.length * (v2 ? GRANT_ENTRIES_PER_FRAME_V2 : GRANT_ENTRIES_PER_FRAME_V1);
+    this.entries = this.frames.length * this.entriesPerFrame;
     if (v2) {
       const status = Math.ceil(this.entries / GRANT_STATUS_PER_FRAME);
       while (this.statusFrames.length < status) this.statusFrames.push(this.frameTable.allocXen());

@@ -40,6 +40,10 @@ export class GuestGrantTable {
     return this.known - GNTTAB_NR_RESERVED_ENTRIES - this.freeCount;
   }
 
+  get available(): number {
+    return this.table.maxEntries - GNTTAB_NR_RESERVED_ENTRIES - this.allocated;
+  }
+
   alloc(): number {
     if (this.freeCount === 0) this.expand();
     const gref = this.freeList[--this.freeCount];

@@ -236,10 +236,12 @@ for (const grantVersion of [1, 2] as const) {
       const domain = hypervisor.createDomain({ grantVersion, limits: { maxGrantFrames: 3 } });
       const perFrame = grantVersion === 1 ? 512 : 256;
       const { grants } = domain.platform;
+      assert.equal(grants.available, 3 * perFrame - 8);
       const refs = new Set<number>();
       for (let i = abi.GNTTAB_NR_RESERVED_ENTRIES; i < 3 * perFrame; i++) refs.add(grants.alloc());
       assert.equal(refs.size, 3 * perFrame - 8);
       assert.equal(grants.allocated, refs.size);
+      assert.equal(grants.available, 0);
       assert.throws(() => grants.alloc(), errno('ENOSPC'));
       assert.deepEqual(hypervisor.grants.querySize(domain, abi.DOMID_SELF), {
         status: GNTST.okay,
