@@ -207,9 +207,9 @@ export class Gro {
     held.packet = null;
     held.device = null;
     this.used--;
-    // The order in which flows came is kept, so that the oldest goes first.
-    this.held.splice(index, 1);
-    this.held.push(held);
+    // The order in which flows came is kept, so that the oldest goes first. Array.splice would allocate.
+    for (let i = index; i < this.used; i++) this.held[i] = this.held[i + 1];
+    this.held[this.used] = held;
     if (held.merged) finish(held, packet);
     device.receive(packet);
   }
