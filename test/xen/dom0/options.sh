@@ -34,8 +34,18 @@ check '--filter that drops ICMP: TCP passes' filtered
 check '… and ping does not' bash -c '! ping -c 3 -W 2 10.77.0.2'
 check '… which stats tell' bash -c 'node src/cli/main.js stats | grep filterDrops'
 
+held_to_address() {
+	stop_backend USR2; start_backend --tap --match 'a*' --antispoof && until_true 60 ping -c 1 -W 1 10.77.0.2 &&
+		xl network-detach a1 0 && vif_gone a1 && xenlab-domu attach --name a1 "$vif,ip=10.77.0.2" &&
+		until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2
+}
+check '--antispoof: a guest has a network with the address of its vif' held_to_address
+from() { guest a1 "ip addr add $1/24 dev eth0; ping -q -c 2 -W 2 -I $1 10.77.0.1 | grep loss; ip addr del $1/24 dev eth0"; }
+check '… and none with another one' bash -c "$(declare -f from guest); from 10.77.0.9 | tee /dev/stderr | grep '100% packet loss'"
+
 through_device() { stop_backend USR2; XENSTORED_PATH=/dev/xen/xenbus start_backend --tap && until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
 check 'XenStore through /dev/xen/xenbus, as in a driver domain' through_device
+check '… where nothing holds the guest to its address' bash -c "$(declare -f from guest); from 10.77.0.9 | tee /dev/stderr | grep ' 0% packet loss'"
 reattached() { xl network-detach a1 0 && vif_gone a1 && xenlab-domu attach --name a1 $vif && until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
 check '… network-detach and network-attach' reattached
 
