@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { resolve } from 'node:path';
 import { NETFRONT_FEATURES } from '../netfront/features.js';
+import { DEVID_MAX } from '../toolstack/vif-config.js';
 import type { Command } from './command.js';
 import { parseNumber, table } from './command.js';
 import type { HostMethods } from './host-methods.js';
@@ -142,7 +143,7 @@ export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
     options: { force: { type: 'boolean', help: 'do not wait for the guest to let go' } },
     arguments: [2, 2],
     async run({ positionals: [domain, index], host, flag }) {
-      const devid = parseNumber(index, 'the interface', 0, 0xffff);
+      const devid = parseNumber(index, 'the interface', 0, DEVID_MAX);
       await (await host()).call('vif-detach', { domain, devid, force: flag('force') });
       return 0;
     },

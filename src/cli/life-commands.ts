@@ -1,11 +1,9 @@
 import { resolve } from 'node:path';
+import { DEVID_MAX } from '../toolstack/vif-config.js';
 import { type Command, parseNumber, UsageError } from './command.js';
 import type { LifeMethods } from './life-methods.js';
 
 type Result<N extends keyof LifeMethods> = LifeMethods[N]['result'];
-
-/** Devids are below. */
-const DEVIDS_MAX = 0xffff;
 
 /** The commands of a domain's life beyond its start and end. */
 export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
@@ -78,7 +76,7 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [3, 3],
     async run({ positionals: [domain, devid, state], host }) {
       if (state !== 'up' && state !== 'down') throw new UsageError(`"${state}" is neither up nor down`);
-      const params = { domain, devid: parseNumber(devid, 'DEVID', 0, DEVIDS_MAX), up: state === 'up' };
+      const params = { domain, devid: parseNumber(devid, 'DEVID', 0, DEVID_MAX), up: state === 'up' };
       await (await host()).call('vif-carrier', params);
       return 0;
     },

@@ -2,6 +2,7 @@ import { ErrnoError } from '../abi/errno.js';
 import type { NetDevice } from '../net/device.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
 import { list, object, optional, tuple, whole } from '../toolstack/checks.js';
+import { DEVID_MAX } from '../toolstack/vif-config.js';
 import { addressBytes, EchoStack } from './echo-stack.js';
 import { packetBytes, sendFrame } from './frames.js';
 import { type Guest, type GuestOptions, watchVifs } from './guest.js';
@@ -12,7 +13,7 @@ interface EchoState {
 }
 
 export const checkEchoState = optional(
-  object({ answered: list(tuple(whole(0, 0xffff), whole(0, Number.MAX_SAFE_INTEGER))) }),
+  object({ answered: list(tuple(whole(0, DEVID_MAX), whole(0, Number.MAX_SAFE_INTEGER))) }),
 );
 
 /** How long a ping waits for its answer. */

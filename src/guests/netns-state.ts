@@ -1,5 +1,6 @@
 import { isIP } from 'node:net';
 import { bool, list, object, optional, string, whole } from '../toolstack/checks.js';
+import { DEVID_MAX } from '../toolstack/vif-config.js';
 import type { NetworkNamespace } from '../uplink/namespace.js';
 
 /** How often, and in what intervals, routes are tried whose interface has no carrier yet. */
@@ -37,7 +38,7 @@ export const checkSavedNamespace = optional(
   object({
     interfaces: list(
       object({
-        devid: whole(0, 0xffff),
+        devid: whole(0, DEVID_MAX),
         up: bool,
         addresses: list(string(isAddress, 'an address, as "10.0.0.1/24 brd 10.0.0.255"')),
         routes: object({ 4: routes, 6: routes }),

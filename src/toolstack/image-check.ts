@@ -22,9 +22,8 @@ import { GUEST_ARGUMENTS, isDomainName, memoryMax } from './domain-config.js';
 import { checkFollowed } from './followed-nodes.js';
 import type { DomainImage, HostImage } from './save.js';
 import { REMADE, REMADE_BY_HOST, type SavedNode } from './store-image.js';
-import { DEVID_MAX, isInterfaceName, MTU_MAX, MTU_MIN, parseMac } from './vif-config.js';
+import { DEVID_MAX, isInterfaceName, MTU_MAX, MTU_MIN, parseMac, RATE_MAX } from './vif-config.js';
 
-const UINT32_MAX = 0xffff_ffff;
 /** Lists of lists in a setting: more than anybody writes, and few enough to follow. */
 const DEPTH_MAX = 100;
 
@@ -62,7 +61,7 @@ const VIF = object({
   mac: optional(string(isMac, 'a MAC address in lower case')),
   bridge: interfaceName,
   ip: list(ADDRESS),
-  rate: optional(object({ bytes: whole(1, UINT32_MAX), usecs: whole(1, UINT32_MAX) })),
+  rate: optional(object({ bytes: whole(1, RATE_MAX), usecs: whole(1, RATE_MAX) })),
   vifname: optional(interfaceName),
   mtu: whole(MTU_MIN, MTU_MAX),
   script: string(),

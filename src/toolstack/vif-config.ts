@@ -49,10 +49,12 @@ export const DEFAULT_MTU = 1500;
 const DEFAULT_MODEL = 'rtl8139';
 export const MTU_MIN = 68;
 export const MTU_MAX = 65535;
+/** Of a vif in its domain. */
 export const DEVID_MAX = 0xffff;
 /** xl's interval when a rate names none: 50 ms. */
 const DEFAULT_RATE_USECS = 50_000;
-const UINT32_MAX = 0xffff_ffff;
+/** Bytes and microseconds of a rate, at most. */
+export const RATE_MAX = 0xffff_ffff;
 
 const KEYS = [
   'mac',
@@ -213,10 +215,8 @@ export function parseRate(text: string): VifRate {
   const perSecond = (Number(match[1]) * UNITS[match[2]]) / (match[3] === 'b' ? 8 : 1);
   const usecs = match[4] === undefined ? DEFAULT_RATE_USECS : Number(match[4]) * INTERVALS[match[5]];
   const bytes = Math.floor((Math.floor(perSecond) * usecs) / 1_000_000);
-  if (usecs === 0 || usecs > UINT32_MAX || bytes > UINT32_MAX) {
-    throw new Error(
-      `"${text}": an interval has at most ${UINT32_MAX} bytes and 1 to ${UINT32_MAX} microseconds`,
-    );
+  if (usecs === 0 || usecs > RATE_MAX || bytes > RATE_MAX) {
+    throw new Error(`"${text}": an interval has at most ${RATE_MAX} bytes and 1 to ${RATE_MAX} microseconds`);
   }
   if (bytes === 0) throw new Error(`"${text}" lets nothing through: it is less than a byte an interval`);
   return { bytes, usecs };

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { deflate as deflateCallback, inflate as inflateCallback } from 'node:zlib';
 import { list, object, shown, string, whole } from '../../toolstack/checks.js';
+import { DEVID_MAX } from '../../toolstack/vif-config.js';
 import { cacheFolder, LinuxGuestError, requireFiles } from './files.js';
 import type { SavedLinux } from './guest.js';
 import { ourArchive } from './initramfs.js';
@@ -86,7 +87,7 @@ const SAVED = object({
     vector: whole(0, 0xff),
     balloonedPages: list(whole(0, UINT32_MAX)),
   }),
-  vifs: list(whole(0, 0xffff)),
+  vifs: list(whole(0, DEVID_MAX)),
   machine: string(),
 });
 
