@@ -8,6 +8,7 @@ import { Host, type HostedDomain, parseDomain } from '../src/toolstack/index.js'
 import { NetworkNamespace, type Outcome, runProgram } from '../src/uplink/index.js';
 
 export const ADDRESSES = ['10.77.0.1', '10.77.0.2'] as const;
+export const NETWORK = '10.77.0.0/24';
 /** Fields 14 and 15 of /proc/PID/stat are in ticks. */
 const TICKS_PER_SECOND = 100;
 const START_TIMEOUT_MS = 10_000;
