@@ -221,6 +221,6 @@ export class NetworkNamespace {
     }
     c.fcntl(fd, F_SETFD, FD_CLOEXEC);
     c.fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK);
-    return adoptTun(fd, name);
+    return adoptTun(fd, name, `/proc/${this.pid}/root`);
   }
 }

@@ -43,10 +43,11 @@ export interface PollSource {
   readonly fd: number;
   /**
    * Takes up to `budget` frames; without any to take it is a look, which may be in vain.
+   * @param now performance.now(), of a moment ago
    * @returns how many; less than the budget means that there are no more for now; or, having taken none, POLL_STARVED
    *   or POLL_BLOCKED
    */
-  poll(budget: number): number;
+  poll(budget: number, now: number): number;
 }
 
 /** A source in a poller. */
@@ -256,7 +257,7 @@ export class Poller {
     // From the last to the first, because one that is dropped gives its place to the last.
     for (let i = hot.length; --i >= 0; ) {
       const entry = hot[i];
-      const count = entry.removed ? POLL_BLOCKED : entry.source.poll(entry.budget);
+      const count = entry.removed ? POLL_BLOCKED : entry.source.poll(entry.budget, now);
       if (count > 0) {
         frames += count;
         entry.worked = now;

@@ -55,7 +55,7 @@ export class TapFace {
     this.mtu = device.mtu;
     this.flushTask = new Task(`tap ${tap.name}`, () => this.flush());
     this.io = new TapIo(tap, net.memory, net.packets, net.pages);
-    this.handle = poller.add({ fd: tap.fd, poll: budget => this.poll(budget) });
+    this.handle = poller.add({ fd: tap.fd, poll: (budget, now) => this.poll(budget, now) });
     this.notifier = {
       name: `tap ${tap.name}`,
       notifierCall: (event, changed) => {
@@ -147,7 +147,7 @@ export class TapFace {
     }
   }
 
-  private poll(budget: number): number {
+  private poll(budget: number, now: number): number {
     const { device, io } = this;
     // What is sent to an interface without carrier is not sent; the kernel keeps it from us, mostly.
     if (device.congested) return POLL_BLOCKED;
@@ -162,6 +162,6 @@ export class TapFace {
     } while (++count < budget && bytes < BURST_BYTES && !device.congested);
     this.gro.flush();
     if (count > 0) device.net.flush();
-    return io.resultOf(count, budget);
+    return io.endPoll(count, budget, now);
   }
 }

@@ -54,7 +54,7 @@ export class TapPort {
       },
       {
         open: () => {
-          this.handle = poller.add({ fd: tap.fd, poll: budget => this.poll(budget) });
+          this.handle = poller.add({ fd: tap.fd, poll: (budget, now) => this.poll(budget, now) });
         },
         stop: () => this.stop(),
         startXmit: packet => this.startXmit(packet),
@@ -72,7 +72,7 @@ export class TapPort {
     this.tap.close();
   }
 
-  private poll(budget: number): number {
+  private poll(budget: number, now: number): number {
     const { io, device } = this;
     let count = 0;
     for (; count < budget; count++) {
@@ -84,7 +84,7 @@ export class TapPort {
     }
     device.stats.rxErrors = io.stats.rxErrors;
     this.net.flush();
-    return io.resultOf(count, budget);
+    return io.endPoll(count, budget, now);
   }
 
   private startXmit(packet: Packet): number {

@@ -26,6 +26,7 @@ import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { DomainMemory } from '../platform/platform.js';
 import { UplinkError } from './error.js';
 import { POLL_STARVED } from './poller.js';
+import { ReceiveSteering } from './receive-steering.js';
 
 export const TUN_DEVICE = '/dev/net/tun';
 
@@ -83,6 +84,8 @@ export class Tap {
     readonly fd: number,
     /** The interface's name in its network namespace. */
     readonly name: string,
+    /** Its folder in a sysfs that shows that namespace. */
+    readonly folder = `/sys/class/net/${name}`,
   ) {}
 
   /** Sets which unfinished work the kernel may leave to us: TUN_F_* bits. */
@@ -149,8 +152,9 @@ export function openTap(name = 'tap%d'): Tap {
 /**
  * Makes a TAP of /dev/net/tun's open file. The interface appears in the network namespace in which the
  * file was opened, which need not be ours. The file is closed when that fails.
+ * @param root where that namespace's sysfs is in a folder sys
  */
-export function adoptTun(fd: number, name: string): Tap {
+export function adoptTun(fd: number, name: string, root = ''): Tap {
   const c = libc();
   try {
     if (!/^[^\s/:]{1,15}$/.test(name)) {
@@ -164,7 +168,8 @@ export function adoptTun(fd: number, name: string): Tap {
     ifreq.view.setUint16(IFNAMSIZ, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true);
     if (c.ioctl(fd, TUNSETIFF, ifreq.address) < 0) throw tunError(errno(), name);
     const end = ifreq.u8.indexOf(0);
-    const tap = new Tap(c, fd, Buffer.from(ifreq.u8.slice(0, end)).toString());
+    const given = Buffer.from(ifreq.u8.slice(0, end)).toString();
+    const tap = new Tap(c, fd, given, `${root}/sys/class/net/${given}`);
     tap.setOffload(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN);
     return tap;
   } catch (error) {
@@ -213,6 +218,7 @@ export class TapIo {
   private starved = false;
   /** … or because the TAP is empty. */
   private empty = false;
+  private readonly steering: ReceiveSteering;
   private readonly c: Libc;
   private readonly memory: Memory;
   /** Address in this process of byte 0 of `memory`. */
@@ -237,6 +243,7 @@ export class TapIo {
     pool: PagePool,
   ) {
     this.c = libc();
+    this.steering = new ReceiveSteering(tap.folder);
     this.memory = own.memory;
     this.base = addressOf(this.memory.u8);
     this.page = own.allocPage();
@@ -255,6 +262,7 @@ export class TapIo {
 
   /** Gives all pages back. The TAP stays open. */
   destroy(): void {
+    this.steering.stop();
     this.dropPages();
     this.own.freePage(this.page);
   }
@@ -300,9 +308,10 @@ export class TapIo {
     }
   }
 
-  /** What a `PollSource` returns that has read `count` packets and was asked for `budget`. */
-  resultOf(count: number, budget: number): number {
+  /** What a `PollSource` returns that has read `count` packets and was asked for `budget`, at `now` ms. */
+  endPoll(count: number, budget: number, now: number): number {
     if (count === 0) return this.starved ? POLL_STARVED : 0;
+    this.steering.polled(count, now);
     return this.empty ? count : budget;
   }
 

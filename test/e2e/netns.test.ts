@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createReadStream, createWriteStream } from 'node:fs';
+import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { namespaceObstacle } from '../uplink/machine.js';
@@ -151,6 +152,21 @@ describe('two network namespaces and the outside, across the split driver', {
     });
     const largest = Math.max(...lengths.stdout.split('\n').map(Number));
     assert.ok(largest > 20_000, `the largest of ${file} has ${largest} bytes`);
+  });
+
+  test('who sends in segments has others run its TCP meanwhile, and who receives has not', {
+    skip: cpus().length < 2 && 'there is one CPU',
+  }, async () => {
+    const steered = '/sys/class/net/eth0/queues/rx-0/rps_cpus';
+    const wait = ['sh', '-c', `for i in $(seq 500); do grep [1-9a-f] ${steered} && exit; sleep 0.02; done`];
+    await host.ok('ethtool', 'web', '-K', 'eth0', 'tso', 'off');
+    const [set] = await Promise.all([host.exec('web', ...wait), iperf()]);
+    await host.ok('ethtool', 'web', '-K', 'eth0', 'tso', 'on');
+    assert.match(set, /^[0-9a-f,]+\n$/);
+    assert.match(await host.exec('db', 'cat', steered), /^[0,]+\n$/);
+    // Pings end it once the window in which the stream ended is over.
+    await host.exec('web', 'ping', '-c', '30', '-i', '0.01', '10.77.7.2');
+    assert.match(await host.exec('web', 'cat', steered), /^[0,]+\n$/);
   });
 
   test('a guest reaches the outside through the uplink, and the outside the guest', async () => {

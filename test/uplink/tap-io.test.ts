@@ -71,8 +71,8 @@ describe('frames through a TAP', { skip }, () => {
 
   test('an empty TAP gives nothing, and that is not for want of pages', () => {
     assert.equal(io.readPacket(), null);
-    assert.equal(io.resultOf(0, 5), 0);
-    assert.equal(io.resultOf(3, 5), 3);
+    assert.equal(io.endPoll(0, 5, 0), 0);
+    assert.equal(io.endPoll(3, 5, 0), 3);
   });
 
   test('a frame lands in pages of the pool, its first page as the linear part', () => {
@@ -186,12 +186,12 @@ describe('frames through a TAP', { skip }, () => {
     const first = tight.readPacket()!;
     writeSync(loop.fd, framed({}, frame));
     assert.equal(tight.readPacket(), null);
-    assert.equal(tight.resultOf(0, 5), POLL_STARVED);
-    assert.equal(tight.resultOf(3, 5), 5);
+    assert.equal(tight.endPoll(0, 5, 0), POLL_STARVED);
+    assert.equal(tight.endPoll(3, 5, 0), 5);
     first.release();
     const second = tight.readPacket()!;
     assert.equal(second.length, frame.length);
-    assert.equal(tight.resultOf(1, 1), 1);
+    assert.equal(tight.endPoll(1, 1, 0), 1);
     second.release();
     tight.destroy();
     assert.equal(small.pool.used, 0);

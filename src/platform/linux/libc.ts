@@ -52,6 +52,8 @@ export interface Libc {
   epollCreate1(flags: number): number;
   epollCtl(epoll: number, operation: number, fd: number, event: number): number;
   epollWait(epoll: number, events: number, count: number, timeoutMs: number): number;
+  /** The CPU that the calling thread runs on. */
+  schedGetcpu(): number;
   /** A file descriptor for a process. */
   pidfdOpen(pid: number): number;
   /** Duplicates file descriptor `fd` of another process into this one. */
@@ -85,6 +87,7 @@ function load(): Libc {
     epollCreate1: library.func('epoll_create1', 'int', ['int']),
     epollCtl: library.func('epoll_ctl', 'int', ['int', 'int', 'int', 'uintptr_t']),
     epollWait: library.func('epoll_wait', 'int', ['int', 'uintptr_t', 'int', 'int']),
+    schedGetcpu: library.func('sched_getcpu', 'int', []),
     pidfdOpen: pid => syscall(SYS_pidfd_open, pid, 0, 0),
     pidfdGetfd: (pidfd, fd) => syscall(SYS_pidfd_getfd, pidfd, fd, 0),
   };

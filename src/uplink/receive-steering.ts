@@ -1,0 +1,83 @@
+import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { libc } from '../platform/linux/libc.js';
+
+/** Frames of one poll that make a burst: segments come by dozens, acknowledgements and GSO frames a few at a time. */
+const BURST_FRAMES = 16;
+/** How often to decide, and how many frames of a window are many. */
+const WINDOW_MS = 100;
+const BUSY_FRAMES = 1000;
+/** Bits of a word in the kernel's notation for sets of CPUs. */
+const WORD_BITS = 32n;
+
+/**
+ * Who runs the kernel's stack for what is written to a TAP. By default the writer does; and with an acknowledgement
+ * that is all that TCP sends next, too, which takes long when it has to be cut into segments without TSO. While such an
+ * interface sends long bursts, its receive queue is steered to the CPUs that we do not run on (RPS,
+ * Documentation/networking/scaling.rst). Otherwise it is not: waking another CPU takes longer than most frames do.
+ *
+ * What somebody else has set is left alone. It takes CAP_NET_ADMIN of the machine; without, nothing is steered.
+ */
+export class ReceiveSteering {
+  private readonly file: string;
+  private since = 0;
+  private frames = 0;
+  private inBursts = 0;
+  /** The CPUs that are set, or '' while nothing is steered. */
+  private steered = '';
+  private impossible = false;
+
+  /** @param interfaceFolder the interface's in sysfs */
+  constructor(interfaceFolder: string) {
+    this.file = `${interfaceFolder}/queues/rx-0/rps_cpus`;
+  }
+
+  /** @param frames how many one poll brought, at least 1; @param now in ms */
+  polled(frames: number, now: number): void {
+    this.frames += frames;
+    if (frames >= BURST_FRAMES) this.inBursts += frames;
+    if (now - this.since < WINDOW_MS) return;
+    const busy = this.inBursts >= BUSY_FRAMES && this.inBursts * 2 >= this.frames;
+    this.since = now;
+    this.frames = 0;
+    this.inBursts = 0;
+    if (busy) this.steer(otherCpus());
+    else this.stop();
+  }
+
+  /** Steers nothing any more. */
+  stop(): void {
+    if (this.steered !== '') this.steer('');
+  }
+
+  private steer(set: string): void {
+    if (set === this.steered || this.impossible) return;
+    try {
+      if (this.steered === '' && !/^[0,]+$/.test(readFileSync(this.file, 'utf8').trim())) return;
+      write(this.file, set === '' ? '0' : set);
+      this.steered = set;
+    } catch {
+      // Not root, no RPS in this kernel, or the interface has another name or is gone: it works without.
+      this.impossible = true;
+    }
+  }
+}
+
+/** Never makes a file, and takes an empty one for what it is. */
+function write(file: string, text: string): void {
+  const fd = openSync(file, 'r+');
+  try {
+    writeSync(fd, text);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** All CPUs but the one that this thread runs on: hexadecimal words with commas between; '' when there is no other. */
+function otherCpus(): string {
+  const all = (1n << BigInt(cpus().length)) - 1n;
+  let rest = all & ~(1n << BigInt(libc().schedGetcpu()));
+  const words: string[] = [];
+  for (; rest > 0n; rest >>= WORD_BITS) words.unshift((rest & 0xffff_ffffn).toString(16).padStart(8, '0'));
+  return words.join();
+}
