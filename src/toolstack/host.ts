@@ -432,13 +432,22 @@ export class Host {
     }
   }
 
-  /** Waits until every vif of a domain is connected at both ends, and set up in the guest. @returns those that are not */
-  async settled(hosted: HostedDomain, timeoutMs = INIT_TIMEOUT_MS): Promise<AttachedVif[]> {
+  /**
+   * Waits until every vif of a domain is connected at both ends, and set up in the guest.
+   * @param one waits for this vif alone, while the domain has it
+   * @returns those that are not
+   */
+  async settled(
+    hosted: HostedDomain,
+    timeoutMs = INIT_TIMEOUT_MS,
+    one?: AttachedVif,
+  ): Promise<AttachedVif[]> {
     // A machine takes its time to boot, and nothing can be said of its devices before.
     if (hosted.booted?.kernel === null) await hosted.booted.guest.settled();
     const end = this.scheduler.now() + timeoutMs;
     for (;;) {
-      const left = await this.unconnected(hosted);
+      const vifs = [...hosted.vifs.values()].filter(vif => one === undefined || vif === one);
+      const left = await this.unconnected(hosted, vifs);
       if (left.length === 0) await hosted.booted?.guest.settled();
       if (left.length === 0 || this.scheduler.now() >= end) return left;
       await new Promise<void>(resolve => {
@@ -455,11 +464,11 @@ export class Host {
     }
   }
 
-  /** The vifs that are not connected at both ends, whoever has them. */
-  private async unconnected(hosted: HostedDomain): Promise<AttachedVif[]> {
+  /** Those of a domain's vifs that are not connected at both ends, whoever has them. */
+  private async unconnected(hosted: HostedDomain, vifs: readonly AttachedVif[]): Promise<AttachedVif[]> {
     const connected = String(XenbusState.Connected);
     const waits = await Promise.all(
-      [...hosted.vifs.values()].map(async vif => {
+      vifs.map(async vif => {
         const wait = this.waitingFor(hosted, vif);
         // A link that was taken down does not come up by itself.
         if (wait !== null && !wait.startsWith('connected, without carrier')) return vif;

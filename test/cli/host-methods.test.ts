@@ -59,6 +59,16 @@ test('vif-attach says that the vif was detached, or its domain destroyed, before
   }
 });
 
+test('vif-attach waits for its own vif, and not ten seconds for another one', { timeout: 8000 }, async t => {
+  const served = await Served.start(t);
+  const { host } = served;
+  const a = await served.create('a');
+  const first = a.vifs.get(0)!;
+  await host.xs.write(`${first.paths.backend}/state`, '3');
+  assert.deepEqual(await served.call('vif-attach', { domain: 'a', vif: '' }), { devid: 1, waitingFor: null });
+  assert.deepEqual(await host.settled(a, 0), [first]);
+});
+
 test('nothing comes between the image of a host that goes on and its domains going on', async t => {
   const served = await Served.start(t);
   const folder = mkdtempSync(join(tmpdir(), 'pvnet-save-'));
