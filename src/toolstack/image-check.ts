@@ -2,8 +2,10 @@ import { isIP } from 'node:net';
 import { isAbsolute } from 'node:path';
 import { DOMID_FIRST_RESERVED } from '../abi/xen.js';
 import { GUEST_STATE_CHECKS } from '../guests/index.js';
+import { nameProblem } from '../net/names.js';
 import { NETFRONT_FEATURES } from '../netfront/features.js';
 import { MAX_QUEUES } from '../netfront/netfront.js';
+import { parsePermission } from '../xenstore/permissions.js';
 import {
   bool,
   type Check,
@@ -22,7 +24,7 @@ import { GUEST_ARGUMENTS, isDomainName, memoryMax } from './domain-config.js';
 import { checkFollowed } from './followed-nodes.js';
 import type { DomainImage, HostImage } from './save.js';
 import { REMADE, REMADE_BY_HOST, type SavedNode } from './store-image.js';
-import { DEVID_MAX, isInterfaceName, MTU_MAX, MTU_MIN, parseMac, RATE_MAX } from './vif-config.js';
+import { DEVID_MAX, MTU_MAX, MTU_MIN, parseMac, RATE_MAX } from './vif-config.js';
 
 /** Lists of lists in a setting: more than anybody writes, and few enough to follow. */
 const DEPTH_MAX = 100;
@@ -30,6 +32,10 @@ const DEPTH_MAX = 100;
 const isUuid = (text: string) => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);
 const isBase64 = (text: string) => /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/.test(text);
 const isPath = (text: string) => /^(\/[A-Za-z0-9_@-]+)*$/.test(text);
+const isPermission = (text: string) => {
+  const permission = parsePermission(text);
+  return permission !== null && permission.domid < DOMID_FIRST_RESERVED && !/^.0./.test(text);
+};
 const isMac = (text: string) => {
   try {
     return parseMac(text) === text;
@@ -39,13 +45,13 @@ const isMac = (text: string) => {
 };
 
 const path = string(isAbsolute, 'an absolute path');
-const interfaceName = string(isInterfaceName, 'an interface name');
+const interfaceName = string(text => nameProblem(text) === null, 'an interface name');
 const anything: Check = () => {};
 
 const NODE = object({
   path: string(isPath, 'a path in xenstore'),
   value: string(isBase64, 'base64'),
-  permissions: list(string(text => /^[nrwb]([0-9]|[1-9][0-9]{1,4})$/.test(text), 'a permission, as "n0"')),
+  permissions: list(string(isPermission, 'a permission, as "n0"')),
 });
 
 const ADDRESS: Check = (value, where) => {

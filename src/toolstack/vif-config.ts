@@ -1,4 +1,5 @@
 import { isIP } from 'node:net';
+import { nameProblem } from '../net/names.js';
 import { ToolstackError } from './error.js';
 import type { FollowedNodes } from './followed-nodes.js';
 
@@ -109,10 +110,10 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     if (given.has(key as Key)) fail(key, 'it is given twice');
     given.set(key as Key, trimmed.slice(equals + 1).trim());
   }
-  const interfaceName = (key: Key, value: string): string =>
-    isInterfaceName(value)
-      ? value
-      : fail(key, `"${value}" is no interface name: 1 to 15 characters, no space, slash or colon`);
+  const interfaceName = (key: Key, value: string): string => {
+    const problem = nameProblem(value);
+    return problem === null ? value : fail(key, `"${value}" is no interface name: ${problem}`);
+  };
   const number = (key: Key, low: number, high: number): number => {
     const value = given.get(key)!;
     const parsed = Number(value);
@@ -156,11 +157,6 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     trusted: truth('trusted', true),
     antispoof: truth('antispoof', false),
   };
-}
-
-/** What Linux takes (dev_valid_name), but for "." and "..". */
-export function isInterfaceName(text: string): boolean {
-  return /^[^\s/:]{1,15}$/.test(text);
 }
 
 /** xl takes a name without a slash from its scripts directory. */

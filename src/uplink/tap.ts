@@ -1,4 +1,5 @@
 import { accessSync, constants } from 'node:fs';
+import { nameProblem } from '../net/names.js';
 import {
   CHECKSUM_PARTIAL,
   CHECKSUM_UNNECESSARY,
@@ -157,18 +158,14 @@ export function openTap(name = 'tap%d'): Tap {
 export function adoptTun(fd: number, name: string, root = ''): Tap {
   const c = libc();
   try {
-    if (!/^[^\s/:]{1,15}$/.test(name)) {
-      throw new UplinkError(
-        'EINVAL',
-        `"${name}" is no interface name: 1 to 15 characters, no space, slash or colon`,
-      );
-    }
+    const problem = nameProblem(name);
+    if (problem !== null) throw new UplinkError('EINVAL', `"${name}" is no interface name: ${problem}`);
     const ifreq = new CStruct(IFREQ_SIZE);
-    ifreq.u8.set(Buffer.from(name));
+    ifreq.u8.set(Buffer.from(name, 'latin1'));
     ifreq.view.setUint16(IFNAMSIZ, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true);
     if (c.ioctl(fd, TUNSETIFF, ifreq.address) < 0) throw tunError(errno(), name);
     const end = ifreq.u8.indexOf(0);
-    const given = Buffer.from(ifreq.u8.slice(0, end)).toString();
+    const given = Buffer.from(ifreq.u8.slice(0, end)).toString('latin1');
     const tap = new Tap(c, fd, given, `${root}/sys/class/net/${given}`);
     tap.setOffload(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN);
     return tap;

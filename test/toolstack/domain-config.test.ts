@@ -181,7 +181,9 @@ describe('a vif', () => {
     ['ip=10.0.0.1/', /ip: "10.0.0.1\/": the length of the prefix/],
     ['bridge', /bridge: it needs a value/],
     ['bridge=a,bridge=b', /bridge: it is given twice/],
-    ['vifname=a_name_of_20_letters', /vifname: .* 1 to 15 characters/],
+    ['vifname=a_name_of_20_letters', /vifname: .* it has 20 characters and may have 15/],
+    ['vifname=..', /vifname: "\.\." is no interface name: it is a directory entry/],
+    ['bridge=br€', /bridge: "br€" is no interface name: .* not one byte/],
     ['type=tap', /type: "tap" is none of vif and ioemu/],
     ['rate=10', /rate: "10" is no rate, as 10Mb\/s/],
   ];

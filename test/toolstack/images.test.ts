@@ -174,6 +174,14 @@ describe('a damaged or hostile image', () => {
       domain => (domain.nodes[1].permissions = ['x0']),
       'nodes[1]: permissions[0]: "x0" is not a permission, as "n0"',
     ],
+    [
+      domain => (domain.nodes[1].permissions = ['n0', 'r32752']),
+      'nodes[1]: permissions[1]: "r32752" is not a permission, as "n0"',
+    ],
+    [
+      domain => (domain.nodes[1].permissions = ['n01']),
+      'nodes[1]: permissions[0]: "n01" is not a permission, as "n0"',
+    ],
     [domain => (domain.nodes[0].permissions = []), 'nodes[0]: /: it has no permissions, so no owner'],
     [domain => (domain.guest = { answered: [[0]] }), 'guest: answered[0]: it has 1 items, not 2'],
     [
