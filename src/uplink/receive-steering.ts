@@ -1,4 +1,4 @@
-import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { libc } from '../platform/linux/libc.js';
 
@@ -13,7 +13,7 @@ const WORD_BITS = 32n;
 /**
  * Who runs the kernel's stack for what is written to a TAP. By default the writer does; and with an acknowledgement
  * that is all that TCP sends next, too, which takes long when it has to be cut into segments without TSO. While such an
- * interface sends long bursts, its receive queue is steered to the CPUs that we do not run on (RPS,
+ * interface sends long bursts, its receive queue is steered to the CPUs of our NUMA node that we do not run on (RPS,
  * Documentation/networking/scaling.rst). Otherwise it is not: waking another CPU takes longer than most frames do.
  *
  * What somebody else has set is left alone. It takes CAP_NET_ADMIN of the machine; without, nothing is steered.
@@ -41,18 +41,19 @@ export class ReceiveSteering {
     this.since = now;
     this.frames = 0;
     this.inBursts = 0;
-    if (busy) this.steer(otherCpus());
-    else this.stop();
+    this.steer(busy);
   }
 
   /** Steers nothing any more. */
   stop(): void {
-    if (this.steered !== '') this.steer('');
+    this.steer(false);
   }
 
-  private steer(set: string): void {
-    if (set === this.steered || this.impossible) return;
+  private steer(on: boolean): void {
+    if (this.impossible || (!on && this.steered === '')) return;
     try {
+      const set = on ? otherCpus() : '';
+      if (set === this.steered) return;
       if (this.steered === '' && !/^[0,]+$/.test(readFileSync(this.file, 'utf8').trim())) return;
       write(this.file, set === '' ? '0' : set);
       this.steered = set;
@@ -73,11 +74,19 @@ function write(file: string, text: string): void {
   }
 }
 
-/** All CPUs but the one that this thread runs on: hexadecimal words with commas between; '' when there is no other. */
+/** The node's CPUs but the one that this thread runs on: hexadecimal words with commas between; '' when there is no other. */
 function otherCpus(): string {
-  const all = (1n << BigInt(cpus().length)) - 1n;
-  let rest = all & ~(1n << BigInt(libc().schedGetcpu()));
+  const own = libc().schedGetcpu();
+  let rest = nodeCpus(own) & ~(1n << BigInt(own));
   const words: string[] = [];
   for (; rest > 0n; rest >>= WORD_BITS) words.unshift((rest & 0xffff_ffffn).toString(16).padStart(8, '0'));
   return words.join();
+}
+
+/** The CPUs of a CPU's NUMA node, a bit each; all CPUs where the kernel knows of no nodes. */
+function nodeCpus(cpu: number): bigint {
+  const folder = `/sys/devices/system/cpu/cpu${cpu}`;
+  const node = readdirSync(folder).find(name => /^node\d+$/.test(name));
+  if (node === undefined) return (1n << BigInt(cpus().length)) - 1n;
+  return BigInt(`0x${readFileSync(`${folder}/${node}/cpumap`, 'utf8').trim().replaceAll(',', '')}`);
 }
