@@ -34,7 +34,8 @@ const isBase64 = (text: string) => /^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Z
 const isPath = (text: string) => /^(\/[A-Za-z0-9_@-]+)*$/.test(text);
 const isPermission = (text: string) => {
   const permission = parsePermission(text);
-  return permission !== null && permission.domid < DOMID_FIRST_RESERVED && !/^.0./.test(text);
+  const leadingZero = /^.0./.test(text);
+  return permission !== null && permission.domid < DOMID_FIRST_RESERVED && !leadingZero;
 };
 const isMac = (text: string) => {
   try {
