@@ -7,6 +7,8 @@ const BURST_FRAMES = 16;
 /** How often to decide, and how many frames of a window are many. */
 const WINDOW_MS = 100;
 const BUSY_FRAMES = 1000;
+/** With one CPU there is nobody to steer to. */
+const CPUS = cpus().length;
 /** Bits of a word in the kernel's notation for sets of CPUs. */
 const WORD_BITS = 32n;
 
@@ -23,9 +25,9 @@ export class ReceiveSteering {
   private since = 0;
   private frames = 0;
   private inBursts = 0;
-  /** The CPUs that are set, or '' while nothing is steered. */
-  private steered = '';
-  private impossible = false;
+  /** The CPU that the others of its node were set for; -1 while nothing is steered. */
+  private own = -1;
+  private impossible = CPUS < 2;
 
   /** @param interfaceFolder the interface's in sysfs */
   constructor(interfaceFolder: string) {
@@ -50,13 +52,12 @@ export class ReceiveSteering {
   }
 
   private steer(on: boolean): void {
-    if (this.impossible || (!on && this.steered === '')) return;
+    const own = on ? libc().schedGetcpu() : -1;
+    if (own === this.own || this.impossible) return;
     try {
-      const set = on ? otherCpus() : '';
-      if (set === this.steered) return;
-      if (this.steered === '' && !/^[0,]+$/.test(readFileSync(this.file, 'utf8').trim())) return;
-      write(this.file, set === '' ? '0' : set);
-      this.steered = set;
+      if (this.own < 0 && !/^[0,]+$/.test(readFileSync(this.file, 'utf8').trim())) return;
+      write(this.file, on ? otherCpus(own) : '0');
+      this.own = own;
     } catch {
       // Not root, no RPS in this kernel, or the interface has another name or is gone: it works without.
       this.impossible = true;
@@ -74,12 +75,14 @@ function write(file: string, text: string): void {
   }
 }
 
-/** The node's CPUs but the one that this thread runs on: hexadecimal words with commas between; '' when there is no other. */
-function otherCpus(): string {
-  const own = libc().schedGetcpu();
+/** The CPUs of a CPU's node but itself, in hexadecimal words with commas between. */
+function otherCpus(own: number): string {
   let rest = nodeCpus(own) & ~(1n << BigInt(own));
   const words: string[] = [];
-  for (; rest > 0n; rest >>= WORD_BITS) words.unshift((rest & 0xffff_ffffn).toString(16).padStart(8, '0'));
+  do {
+    words.unshift((rest & 0xffff_ffffn).toString(16).padStart(8, '0'));
+    rest >>= WORD_BITS;
+  } while (rest > 0n);
   return words.join();
 }
 
@@ -87,6 +90,6 @@ function otherCpus(): string {
 function nodeCpus(cpu: number): bigint {
   const folder = `/sys/devices/system/cpu/cpu${cpu}`;
   const node = readdirSync(folder).find(name => /^node\d+$/.test(name));
-  if (node === undefined) return (1n << BigInt(cpus().length)) - 1n;
+  if (node === undefined) return (1n << BigInt(CPUS)) - 1n;
   return BigInt(`0x${readFileSync(`${folder}/${node}/cpumap`, 'utf8').trim().replaceAll(',', '')}`);
 }
