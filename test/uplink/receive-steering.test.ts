@@ -4,18 +4,11 @@ import { cpus } from 'node:os';
 import { describe, type TestContext, test } from 'node:test';
 import { NetworkNamespace } from '../../src/uplink/namespace.js';
 import { ReceiveSteering } from '../../src/uplink/receive-steering.js';
-import { namespaceObstacle } from './machine.js';
+import { steeringObstacle } from './machine.js';
 
 const WINDOW = 100;
 
-async function find(): Promise<string | false> {
-  const obstacle = await namespaceObstacle();
-  if (obstacle !== false) return obstacle;
-  if (process.getuid?.() !== 0) return 'steering takes root';
-  return cpus().length > 1 ? false : 'there is one CPU';
-}
-
-describe('who runs the kernel for what is written to a TAP', { skip: await find() }, () => {
+describe('who runs the kernel for what is written to a TAP', { skip: await steeringObstacle() }, () => {
   /** A TAP of the kernel, how it is steered, and what does it. */
   async function setUp(t: TestContext) {
     const namespace = await NetworkNamespace.create();
