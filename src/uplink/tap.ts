@@ -85,9 +85,14 @@ export class Tap {
     readonly fd: number,
     /** The interface's name in its network namespace. */
     readonly name: string,
-    /** Its folder in a sysfs that shows that namespace. */
-    readonly folder = `/sys/class/net/${name}`,
+    /** Where that namespace's sysfs is in a folder sys. */
+    private readonly root = '',
   ) {}
+
+  /** The interface's folder in sysfs. */
+  get folder(): string {
+    return `${this.root}/sys/class/net/${this.name}`;
+  }
 
   /** Sets which unfinished work the kernel may leave to us: TUN_F_* bits. */
   setOffload(bits: number): void {
@@ -153,20 +158,22 @@ export function openTap(name = 'tap%d'): Tap {
 /**
  * Makes a TAP of /dev/net/tun's open file. The interface appears in the network namespace in which the
  * file was opened, which need not be ours. The file is closed when that fails.
- * @param root where that namespace's sysfs is in a folder sys
+ * @param root as of `Tap`
  */
 export function adoptTun(fd: number, name: string, root = ''): Tap {
   const c = libc();
   try {
-    const problem = nameProblem(name);
+    // In the bytes by which programs call it, which are more than its characters beyond ASCII.
+    const bytes = Buffer.from(name);
+    const long = bytes.length < IFNAMSIZ ? null : `it has ${bytes.length} bytes and may have ${IFNAMSIZ - 1}`;
+    const problem = nameProblem(name) ?? long;
     if (problem !== null) throw new UplinkError('EINVAL', `"${name}" is no interface name: ${problem}`);
     const ifreq = new CStruct(IFREQ_SIZE);
-    ifreq.u8.set(Buffer.from(name, 'latin1'));
+    ifreq.u8.set(bytes);
     ifreq.view.setUint16(IFNAMSIZ, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true);
     if (c.ioctl(fd, TUNSETIFF, ifreq.address) < 0) throw tunError(errno(), name);
     const end = ifreq.u8.indexOf(0);
-    const given = Buffer.from(ifreq.u8.slice(0, end)).toString('latin1');
-    const tap = new Tap(c, fd, given, `${root}/sys/class/net/${given}`);
+    const tap = new Tap(c, fd, Buffer.from(ifreq.u8.slice(0, end)).toString(), root);
     tap.setOffload(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN);
     return tap;
   } catch (error) {
@@ -305,7 +312,7 @@ export class TapIo {
     }
   }
 
-  /** What a `PollSource` returns that has read `count` packets and was asked for `budget`, at `now` ms. */
+  /** Ends a poll that has read `count` packets and was asked for `budget`, at `now` ms. @returns what `PollSource.poll` has to */
   endPoll(count: number, budget: number, now: number): number {
     if (count === 0) return this.starved ? POLL_STARVED : 0;
     this.steering.polled(count, now);

@@ -51,6 +51,19 @@ describe('a network namespace of our own', { skip }, () => {
     assert.doesNotMatch(await links(), /eth0/);
   });
 
+  test('a TAP has the name by which programs call it, in UTF-8', async t => {
+    const namespace = await create(t);
+    const tap = await namespace.openTap('tapü');
+    assert.equal(tap.name, 'tapü');
+    await namespace.ip('link set tapü up');
+    assert.ok(readdirSync(tap.folder).includes('queues'));
+    tap.close();
+    await assert.rejects(
+      namespace.openTap('üüüüüüüü'),
+      /"ü{8}" is no interface name: it has 16 bytes and may have 15/,
+    );
+  });
+
   test('the carrier is what the namespace sees', async t => {
     const namespace = await create(t);
     const tap = await namespace.openTap('eth0');
