@@ -1,4 +1,4 @@
-import { closeSync, openSync, readdirSync, readFileSync, writeSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { libc } from '../platform/linux/libc.js';
 
@@ -7,7 +7,7 @@ const BURST_FRAMES = 16;
 /** How often to decide, and how many frames of a window are many. */
 const WINDOW_MS = 100;
 const BUSY_FRAMES = 1000;
-/** With one CPU there is nobody to steer to. */
+/** With one there is none to steer to. */
 const CPUS = cpus().length;
 /** Bits of a word in the kernel's notation for sets of CPUs. */
 const WORD_BITS = 32n;
@@ -52,26 +52,18 @@ export class ReceiveSteering {
   }
 
   private steer(on: boolean): void {
+    if (this.impossible) return;
     const own = on ? libc().schedGetcpu() : -1;
-    if (own === this.own || this.impossible) return;
+    if (own === this.own) return;
     try {
-      if (this.own < 0 && !/^[0,]+$/.test(readFileSync(this.file, 'utf8').trim())) return;
-      write(this.file, on ? otherCpus(own) : '0');
+      if (this.own < 0 && readCpus(this.file) !== 0n) return;
+      // Never makes a file.
+      writeFileSync(this.file, on ? otherCpus(own) : '0', { flag: 'r+' });
       this.own = own;
     } catch {
       // Not root, no RPS in this kernel, or the interface has another name or is gone: it works without.
       this.impossible = true;
     }
-  }
-}
-
-/** Never makes a file, and takes an empty one for what it is. */
-function write(file: string, text: string): void {
-  const fd = openSync(file, 'r+');
-  try {
-    writeSync(fd, text);
-  } finally {
-    closeSync(fd);
   }
 }
 
@@ -91,5 +83,10 @@ function nodeCpus(cpu: number): bigint {
   const folder = `/sys/devices/system/cpu/cpu${cpu}`;
   const node = readdirSync(folder).find(name => /^node\d+$/.test(name));
   if (node === undefined) return (1n << BigInt(CPUS)) - 1n;
-  return BigInt(`0x${readFileSync(`${folder}/${node}/cpumap`, 'utf8').trim().replaceAll(',', '')}`);
+  return readCpus(`${folder}/${node}/cpumap`);
+}
+
+/** A set of CPUs in the kernel's notation, a bit each. */
+function readCpus(file: string): bigint {
+  return BigInt(`0x${readFileSync(file, 'utf8').trim().replaceAll(',', '')}`);
 }
