@@ -28,13 +28,12 @@ export const RING_GSO_SIZE = 68;
 export const RING_SPARE = 72;
 /** As RING_TX_RSP_CONS. */
 export const RING_TX_REQ_PROD = 76;
-/** By id of a tx slot: bytes that say whether it is outstanding, how many slots of the packet are; the id of its first slot. */
-export const RING_OUTSTANDING = 128;
-export const RING_UNANSWERED = 384;
-export const RING_FIRST_ID = 640;
-/** Halfwords: the free ids, and the first ids of packets that were answered. */
+/** By id of a tx slot: SLOT_*, and the id of its packet's first slot. */
+export const RING_TX_SLOTS = 128;
+/** Halfwords: the free ids; and what was answered, packets by their first ids, frames by their pages' indexes with DONE_FRAME. */
 export const RING_FREE_ID = 1152;
 export const RING_DONE = 1664;
+export const DONE_FRAME = 0x8000;
 /** RING_BATCH packets of one slot, in four arrays: index of the page, byte address, bytes, and flags. */
 export const RING_BATCH = 64;
 export const RING_INDEX = 2176;
@@ -43,6 +42,8 @@ export const RING_LENGTH = 2688;
 export const RING_SHORT_FLAGS = 2944;
 /** Grant references of the pages of a packet to send. */
 export const RING_SEND = 3200;
+/** Halfwords: by id of a tx slot, the index of its frame's page. */
+export const RING_FRAME = 3280;
 /** The second page, by slot of the rx ring: the index of the page posted there, or -1; its grant reference; its number. */
 export const RING_POSTED = 0;
 export const RING_GREFS = 1024;
@@ -51,6 +52,16 @@ export const RING_PAGES = 2048;
 export const RING_TO_POST = 3072;
 /** Bytes of each. */
 export const RING_ENTRY = 12;
+
+/**
+ * What is known of a tx slot: it is a frame's; it is not answered; one unanswered slot of the packet whose first it is, and all of
+ * them; and a packet of one slot.
+ */
+export const SLOT_FRAME = 1 << 25;
+export const SLOT_OUTSTANDING = 1 << 24;
+export const SLOT_UNANSWERED = 1 << 16;
+export const SLOT_LEFT = 0xff << 16;
+export const SLOT_SINGLE = SLOT_OUTSTANDING | SLOT_UNANSWERED;
 
 /** Where the fragments of a packet are, from `Packet.fragmentsAt` on: so many bytes for each of five arrays. */
 export const FRAGMENT_BYTES = 80;

@@ -12,9 +12,9 @@ import {
   RING_DONE,
   RING_ENTRY,
   RING_EXTRAS,
-  RING_FIRST_ID,
   RING_FLAGS,
   RING_FRAGMENTS,
+  RING_FRAME,
   RING_FREE_ID,
   RING_FREE_IDS,
   RING_GREFS,
@@ -23,7 +23,6 @@ import {
   RING_INDEX,
   RING_LENGTH,
   RING_OFFSET,
-  RING_OUTSTANDING,
   RING_PAGE,
   RING_POSTED,
   RING_RECORD,
@@ -38,7 +37,7 @@ import {
   RING_TX,
   RING_TX_REQ_PROD,
   RING_TX_RSP_CONS,
-  RING_UNANSWERED,
+  RING_TX_SLOTS,
 } from './ring-block.js';
 import { MODULE } from './wasm/rings.bytes.js';
 
@@ -67,10 +66,10 @@ export type Shorts = Readonly<Record<'index' | 'data' | 'bytes' | 'flags', Int32
 export class SlotBooks {
   /** Ids that no slot has, the next one last. */
   readonly freeIds: Uint16Array;
-  /** By id of a tx slot: 1 when it is unanswered; the id of its packet's first slot, which counts those that are. */
-  readonly outstanding: Uint8Array;
-  readonly firstId: Uint16Array;
-  readonly unanswered: Uint8Array;
+  /** By id of a tx slot: SLOT_*, and the id of its packet's first slot, which counts those that are unanswered. */
+  readonly slots: Int32Array;
+  /** By id of a frame's slot: the index of its page. */
+  readonly frames: Uint16Array;
   /** By slot of the rx ring: the index of the page posted there, or -1, and its grant reference. */
   readonly posted: Int32Array;
   readonly grefs: Int32Array;
@@ -82,9 +81,8 @@ export class SlotBooks {
     const first = base + block;
     const second = memory === null ? 1 << PAGE_SHIFT : base + posts;
     this.freeIds = new Uint16Array(buffer, first + RING_FREE_ID, SLOTS);
-    this.outstanding = new Uint8Array(buffer, first + RING_OUTSTANDING, SLOTS);
-    this.firstId = new Uint16Array(buffer, first + RING_FIRST_ID, SLOTS);
-    this.unanswered = new Uint8Array(buffer, first + RING_UNANSWERED, SLOTS);
+    this.slots = new Int32Array(buffer, first + RING_TX_SLOTS, SLOTS);
+    this.frames = new Uint16Array(buffer, first + RING_FRAME, SLOTS);
     this.posted = new Int32Array(buffer, second + RING_POSTED, SLOTS).fill(-1);
     this.grefs = new Int32Array(buffer, second + RING_GREFS, SLOTS);
     for (let i = 0; i < SLOTS; i++) this.freeIds[i] = SLOTS - 1 - i;
@@ -101,7 +99,7 @@ export class RingCode {
   readonly shorts: Shorts;
   /** Grant references of the pages of the packet that `send` is called for: its linear part's, then its fragments'. */
   readonly grefs: Int32Array;
-  /** First ids of the packets that `reclaim` found to be answered. */
+  /** What `reclaim` found to be answered: first ids of packets, and indexes of frames' pages with DONE_FRAME. */
   readonly done: Uint16Array;
   private readonly words: Int32Array;
   private readonly toPost: Int32Array;
@@ -142,7 +140,7 @@ export class RingCode {
     [this.block, this.posts] = pages.map(page => page << PAGE_SHIFT);
     const array = (at: number, words: number) => new Int32Array(all.buffer, all.u8.byteOffset + at, words);
     this.books = new SlotBooks(all, this.block, this.posts);
-    this.words = array(this.block, RING_OUTSTANDING >>> 2);
+    this.words = array(this.block, RING_TX_SLOTS >>> 2);
     this.done = new Uint16Array(all.buffer, all.u8.byteOffset + this.block + RING_DONE, SLOTS);
     this.shorts = {
       index: array(this.block + RING_INDEX, RING_BATCH),
@@ -170,7 +168,7 @@ export class RingCode {
   /**
    * Takes the tx responses up to `rspProd`.
    * @param extras extra infos that are unanswered @param freeIds how many ids are free; both are brought up to date
-   * @returns how many packets are answered, whose first ids are in `done`
+   * @returns how many packets and frames are answered: `done`
    */
   reclaim(ring: FrontRing, rspProd: number, extras: number, freeIds: number): number {
     const { words } = this;

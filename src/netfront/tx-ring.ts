@@ -8,11 +8,21 @@ import type { XdpFrames } from '../net/xdp.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 import type { GrantedPool } from './granted-pool.js';
 import type { QueueDevice, QueueStats } from './queue.js';
+import {
+  DONE_FRAME,
+  SLOT_FRAME,
+  SLOT_LEFT,
+  SLOT_OUTSTANDING,
+  SLOT_SINGLE,
+  SLOT_UNANSWERED,
+} from './ring-block.js';
 import type { RingCode, SlotBooks } from './ring-code.js';
 import { txChecksumFlags, txSlotsNeeded, writeMulticast, writeTxPacket, writeTxRequest } from './tx-slots.js';
 
 /** Slots of a packet at most: what every backend must take, and a GSO extra info. */
 const TX_SLOTS_MAX = 19;
+/** Of what `SlotBooks.slots` says of a slot. */
+const FIRST_ID_MASK = 0xffff;
 
 /** The frontend's end of a tx ring: what the guest sends, and the responses that it waits for. */
 export class TxRing {
@@ -22,8 +32,6 @@ export class TxRing {
   private freeIdCount: number;
   /** The packet whose first slot has this id. */
   private readonly packets: (Packet | null)[];
-  /** By id: the index of the page of a frame that has no packet, or -1. */
-  private readonly frames: Int32Array;
   private readonly slotGrefs: Int32Array;
   private readonly slotIds = new Uint16Array(MAX_FRAGMENTS + 1);
   private published = 0;
@@ -52,7 +60,6 @@ export class TxRing {
     this.directPool = device.trusted ? granted.pages : null;
     this.freeIdCount = ring.size;
     this.packets = new Array<Packet | null>(ring.size).fill(null);
-    this.frames = new Int32Array(ring.size).fill(-1);
     this.slotGrefs = code?.grefs ?? new Int32Array(MAX_FRAGMENTS + 1);
   }
 
@@ -75,7 +82,7 @@ export class TxRing {
       const packet = this.packets[id];
       this.packets[id] = null;
       packet?.release();
-      if (this.frames[id] >= 0) this.freeFrame(id);
+      if ((this.books.slots[id] & SLOT_FRAME) !== 0) this.pool.free(this.books.frames[id]);
     }
   }
 
@@ -105,9 +112,7 @@ export class TxRing {
     const { ring, books } = this;
     const id = books.freeIds[--this.freeIdCount];
     this.packets[id] = packet;
-    books.outstanding[id] = 1;
-    books.firstId[id] = id;
-    books.unanswered[id] = 1;
+    books.slots[id] = SLOT_SINGLE | id;
     const offset = packet.data & (PAGE_SIZE - 1);
     writeTxRequest(ring, ring.reqProdPvt, gref, offset, txChecksumFlags(packet), id, linear);
     ring.reqProdPvt = (ring.reqProdPvt + 1) | 0;
@@ -157,7 +162,7 @@ export class TxRing {
     const id = this.books.freeIds[this.freeIdCount - 1];
     this.takeId(0, id);
     this.packets[id] = dummy;
-    this.books.unanswered[id] = 1;
+    this.books.slots[id] += SLOT_UNANSWERED;
     this.extrasUnanswered++;
     writeMulticast(this.ring, address, add, id);
     this.flush();
@@ -183,8 +188,8 @@ export class TxRing {
 
   /** @returns how many, less than `count` when the grant table is full */
   private sendFrames({ page, offset, bytes }: XdpFrames, count: number): number {
-    const { ring, granted, books, frames } = this;
-    const { freeIds, outstanding, firstId, unanswered } = books;
+    const { ring, granted } = this;
+    const { freeIds, slots, frames } = this.books;
     let ids = this.freeIdCount;
     let prod = ring.reqProdPvt;
     let sent = 0;
@@ -195,9 +200,7 @@ export class TxRing {
       if (gref === 0) break;
       const id = freeIds[--ids];
       frames[id] = index;
-      outstanding[id] = 1;
-      firstId[id] = id;
-      unanswered[id] = 1;
+      slots[id] = SLOT_SINGLE | SLOT_FRAME | id;
       writeTxRequest(ring, prod, gref, offset[sent], 0, id, bytes[sent]);
       prod = (prod + 1) | 0;
       sum += bytes[sent];
@@ -315,17 +318,16 @@ export class TxRing {
     const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
     for (let i = 0; i < slots; i++) this.takeId(i, first);
     this.packets[first] = packet;
-    this.books.unanswered[first] = slots;
+    this.books.slots[first] += slots * SLOT_UNANSWERED;
     if (packet.gsoType !== GSO_NONE) this.extrasUnanswered++;
     writeTxPacket(this.ring, packet, this.slotGrefs, this.slotIds, packet.data & (PAGE_SIZE - 1));
   }
 
   private takeId(slot: number, first: number): void {
-    const { freeIds, outstanding, firstId } = this.books;
+    const { freeIds, slots } = this.books;
     const id = freeIds[--this.freeIdCount];
     this.slotIds[slot] = id;
-    outstanding[id] = 1;
-    firstId[id] = first;
+    slots[id] = SLOT_OUTSTANDING | first;
   }
 
   /** Takes the tx responses. @returns how many there were */
@@ -349,7 +351,12 @@ export class TxRing {
     const count = code.reclaim(ring, rspProd, this.extrasUnanswered, this.freeIdCount);
     this.extrasUnanswered = code.extras;
     this.freeIdCount = code.freeIds;
-    for (let i = 0; i < count && this.carrying; i++) this.answeredAll(code.done[i]);
+    for (let i = 0; i < count; i++) {
+      const one = code.done[i];
+      if ((one & DONE_FRAME) !== 0) this.pool.free(one & ~DONE_FRAME);
+      // A packet that is let go of may end the queue, which then lets go of those that are left.
+      else if (this.carrying) this.complete(one);
+    }
     if (code.broken >= 0) this.notOutstanding((ring.rspCons - 1) | 0, code.broken);
   }
 
@@ -372,33 +379,29 @@ export class TxRing {
   }
 
   private answered(id: number): boolean {
-    const { outstanding, firstId, freeIds, unanswered } = this.books;
+    const { slots, freeIds, frames } = this.books;
     // Beyond the array there is nothing.
-    if (outstanding[id] !== 1) return false;
-    outstanding[id] = 0;
-    const first = firstId[id];
+    if ((slots[id] & SLOT_OUTSTANDING) === 0) return false;
+    const first = slots[id] & FIRST_ID_MASK;
+    slots[id] -= SLOT_OUTSTANDING;
     // The first id counts for the whole packet: slots may be answered in any order, so it comes back last.
     if (id !== first) freeIds[this.freeIdCount++] = id;
-    if (--unanswered[first] === 0) {
-      freeIds[this.freeIdCount++] = first;
-      this.answeredAll(first);
-    }
+    slots[first] -= SLOT_UNANSWERED;
+    if ((slots[first] & SLOT_LEFT) !== 0) return true;
+    const frame = (slots[first] & SLOT_FRAME) !== 0;
+    slots[first] = 0;
+    freeIds[this.freeIdCount++] = first;
+    if (frame) this.pool.free(frames[first]);
+    else this.complete(first);
     return true;
   }
 
-  private answeredAll(first: number): void {
-    const packet = this.packets[first];
+  /** All slots of the packet with that first id are answered. */
+  private complete(first: number): void {
+    const packet = this.packets[first]!;
     this.packets[first] = null;
-    if (packet === null) this.freeFrame(first);
-    else {
-      this.completedBytes += packet.length;
-      packet.release();
-    }
-  }
-
-  private freeFrame(id: number): void {
-    this.pool.free(this.frames[id]);
-    this.frames[id] = -1;
+    this.completedBytes += packet.length;
+    packet.release();
   }
 
   /** Tells the stack what it may send again, once for all responses. */

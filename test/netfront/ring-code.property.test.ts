@@ -448,7 +448,7 @@ class World {
       frames: [this.frames.count, ...this.frames.page.subarray(0, this.frames.count)],
       waiting: [victim.dev.txQueues[0].length, victim.dev.txQueues[0].stopped],
       ids: [freeIdCount, extrasUnanswered, [...books.freeIds.subarray(0, freeIdCount)]],
-      slots: [[...books.outstanding], Array.from(books.posted, index => index >= 0)],
+      slots: [[...books.slots], Array.from(books.posted, index => index >= 0)],
       dmesg: [...victim.domain.dmesg],
       steps: path.scheduler.steps,
     };

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { NETRXF_MORE_DATA } from '../../src/abi/index.js';
-import type { Packet } from '../../src/net/index.js';
+import type { NetDevice, Packet } from '../../src/net/index.js';
+import { XdpFrames } from '../../src/net/index.js';
 import { PAGE_SIZE } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath } from '../support/data-path.js';
@@ -209,7 +210,7 @@ test('a receive handler that throws goes on to be called', async () => {
   }
 });
 
-test('whose packet was sent destroys the queue among answers to others', async () => {
+test('whose packet was sent destroys the queue among answers to other packets and frames', async () => {
   for (const ringCode of [true, false]) {
     const path = new DataPath(1);
     const victim = new Victim(path, { ringCode });
@@ -228,6 +229,9 @@ test('whose packet was sent destroys the queue among answers to others', async (
       packet.owner = owner;
       dev.xmit(packet);
     }
+    const frames = new XdpFrames(dev as NetDevice);
+    for (let i = 0; i < 3; i++) frames.add(60);
+    assert.equal(dev.xdpXmit(frames), 3);
     await path.scheduler.runReady();
     assert.equal(told, 0);
     for (const { id } of victim.back.txRequests()) victim.back.respondTx(id);

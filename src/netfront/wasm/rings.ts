@@ -19,6 +19,7 @@ import {
 import { endAll, grantAll } from '../../platform/wasm/grants';
 import { fetch32 } from '../../platform/wasm/shared';
 import {
+  DONE_FRAME,
   FRAGMENT_BYTES,
   RING_BACKEND,
   RING_BROKEN,
@@ -27,9 +28,9 @@ import {
   RING_DONE,
   RING_ENTRY,
   RING_EXTRAS,
-  RING_FIRST_ID,
   RING_FLAGS,
   RING_FRAGMENTS,
+  RING_FRAME,
   RING_FREE_ID,
   RING_FREE_IDS,
   RING_GREFS,
@@ -38,7 +39,6 @@ import {
   RING_INDEX,
   RING_LENGTH,
   RING_OFFSET,
-  RING_OUTSTANDING,
   RING_PAGE,
   RING_PAGES,
   RING_POSTED,
@@ -54,7 +54,12 @@ import {
   RING_TX,
   RING_TX_REQ_PROD,
   RING_TX_RSP_CONS,
-  RING_UNANSWERED,
+  RING_TX_SLOTS,
+  SLOT_FRAME,
+  SLOT_LEFT,
+  SLOT_OUTSTANDING,
+  SLOT_SINGLE,
+  SLOT_UNANSWERED,
 } from '../ring-block';
 
 /** As queue.ts and rx-slots.ts have them. */
@@ -62,14 +67,17 @@ const SLOTS_MAX = 19;
 const PULL_BYTES = 128;
 const LOCAL = -1;
 
+function slotAt(block: usize, id: u32): usize {
+  return block + RING_TX_SLOTS + (id << 2);
+}
+
 function word(at: usize): i32 {
   return load<i32>(at);
 }
 
 /**
  * Takes the tx responses up to `rspProd`.
- * @returns packets of which all slots are answered now, whose first ids are at RING_DONE; RING_BROKEN tells of a response that
- *   answers nothing
+ * @returns packets and frames of which all slots are answered now: RING_DONE; RING_BROKEN tells of a response that answers nothing
  */
 export function reclaim(block: usize, rspProd: u32): i32 {
   const ring = <usize>word(block + RING_TX);
@@ -85,20 +93,26 @@ export function reclaim(block: usize, rspProd: u32): i32 {
       continue;
     }
     const id = response & 0xffff;
-    if (id > RING_MASK || load<u8>(block + RING_OUTSTANDING + id) === 0) {
+    const slot = id > RING_MASK ? 0 : load<u32>(slotAt(block, id));
+    if ((slot & SLOT_OUTSTANDING) === 0) {
       store<i32>(block + RING_BROKEN, id);
       cons++;
       break;
     }
-    store<u8>(block + RING_OUTSTANDING + id, 0);
-    const first = <u32>load<u16>(block + RING_FIRST_ID + (id << 1));
-    // The first id counts for the whole packet: slots may be answered in any order, so it comes back last.
-    if (id !== first) store<u16>(block + RING_FREE_ID + (free++ << 1), <u16>id);
-    const left = load<u8>(block + RING_UNANSWERED + first) - 1;
-    store<u8>(block + RING_UNANSWERED + first, left);
-    if (left !== 0) continue;
+    const first = slot & RING_MASK;
+    if ((slot & (SLOT_OUTSTANDING | SLOT_LEFT)) !== SLOT_SINGLE) {
+      store<u32>(slotAt(block, id), slot - SLOT_OUTSTANDING);
+      // The first id counts for the whole packet: slots may be answered in any order, so it comes back last.
+      if (id !== first) store<u16>(block + RING_FREE_ID + (free++ << 1), <u16>id);
+      const left = load<u32>(slotAt(block, first)) - SLOT_UNANSWERED;
+      store<u32>(slotAt(block, first), left);
+      if ((left & SLOT_LEFT) !== 0) continue;
+    }
+    store<u32>(slotAt(block, first), 0);
     store<u16>(block + RING_FREE_ID + (free++ << 1), <u16>first);
-    store<u16>(block + RING_DONE + (done++ << 1), <u16>first);
+    const frame = (slot & SLOT_FRAME) !== 0;
+    const answered = frame ? DONE_FRAME | load<u16>(block + RING_FRAME + (first << 1)) : <u16>first;
+    store<u16>(block + RING_DONE + (done++ << 1), answered);
   }
   store<i32>(block + RING_EXTRAS, extras);
   store<i32>(block + RING_FREE_IDS, free);
@@ -129,8 +143,7 @@ export function send(
   let list = block + RING_SEND;
   const first = <u32>load<u16>(block + RING_FREE_ID + (--free << 1));
   let at = txSlot(ring, prod++);
-  take(block, first, first);
-  store<u8>(block + RING_UNANSWERED + first, count + 1);
+  store<u32>(slotAt(block, first), first + SLOT_OUTSTANDING + (count + 1) * SLOT_UNANSWERED);
   // The first request tells the size of the whole packet, the others their own.
   const more = count > 0 ? MORE_DATA : 0;
   store<u32>(at, load<u32>(list));
@@ -145,7 +158,7 @@ export function send(
   for (let i = 1; i <= count; i++) {
     const id = <u32>load<u16>(block + RING_FREE_ID + (--free << 1));
     list += 4;
-    take(block, id, first);
+    store<u32>(slotAt(block, id), first + SLOT_OUTSTANDING);
     at = txSlot(ring, prod++);
     store<u32>(at, load<u32>(list));
     store<u32>(at + 4, load<u32>(fragments + 2 * FRAGMENT_BYTES) | (i < count ? MORE_DATA << 16 : 0));
@@ -155,11 +168,6 @@ export function send(
   store<i32>(block + RING_FREE_IDS, free);
   store<u32>(block + RING_TX_REQ_PROD, prod);
   return first;
-}
-
-function take(block: usize, id: u32, first: u32): void {
-  store<u8>(block + RING_OUTSTANDING + id, 1);
-  store<u16>(block + RING_FIRST_ID + (id << 1), <u16>first);
 }
 
 /**
