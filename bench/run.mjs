@@ -6,6 +6,7 @@ import { availableParallelism, constants, cpus, loadavg, release } from 'node:os
 import { join } from 'node:path';
 import { commandLine, wholeNumber } from '../scripts/arguments.mjs';
 import { root, setUp } from '../scripts/setup.mjs';
+import { CPU_OPTION, cpuOf, nextCpu } from './cpu.mjs';
 
 const SIZES = [64, 1500, 4096, 65535];
 /** The longest frame that has no packet: a page. */
@@ -108,7 +109,14 @@ function ringRun(size, ms, flags = []) {
 
 /** One run of bench/tcp.ts. */
 function tcpRun(kind, flags) {
-  return measure([node, join(root, 'dist/bench/tcp.js'), kind, String(TCP_SECONDS), ...flags]);
+  return measure([
+    node,
+    join(root, 'dist/bench/tcp.js'),
+    kind,
+    String(TCP_SECONDS),
+    `--ends=${nextCpu(cpu)}`,
+    ...flags,
+  ]);
 }
 
 const TCP_VALUES = {
@@ -314,7 +322,7 @@ Names: ${Object.keys(BENCHMARKS).join(', ')}; without one, all of them (docs/per
 function parseArguments() {
   const options = {
     rounds: { type: 'string', default: '3' },
-    cpu: { type: 'string', default: String(availableParallelism() - 1) },
+    cpu: CPU_OPTION,
     json: { type: 'boolean', default: false },
   };
   const all = Object.keys(BENCHMARKS);
@@ -323,7 +331,7 @@ function parseArguments() {
     names: names.length > 0 ? names : all,
     json: values.json,
     rounds: wholeNumber(values, 'rounds', 1, USAGE),
-    cpu: wholeNumber(values, 'cpu', 0, USAGE),
+    cpu: cpuOf(values, USAGE),
   };
 }
 

@@ -3,9 +3,10 @@
  * a switch in user space, or by a simulated host (TAP → netfront → ring → netback → bridge → netback → ring →
  * netfront → TAP). One contender a run.
  *
- * Usage: node dist/bench/tcp.js veth|tapfwd|vde|ovs|socat|pvnet SECONDS [--no-tso] [--no-ping] [--tapfwd=PROGRAM]
+ * Usage: node dist/bench/tcp.js veth|tapfwd|vde|ovs|socat|pvnet SECONDS [--no-tso] [--no-ping] [--ends=CPU]
+ *   [--tapfwd=PROGRAM]
  * Prints one line of JSON. Whatever forwards runs on the CPU that this program is pinned to (taskset), the ends of
- * the connection on the next one; without a forwarder they have a CPU each.
+ * the connection on another, by default the next one; without a forwarder they have a CPU each.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -93,8 +94,10 @@ function ownCpu(): number {
 }
 
 const [kind, seconds] = process.argv.slice(2);
-const endsCpu = (ownCpu() + 1) % cpus().length;
-const program = process.argv.find(arg => arg.startsWith('--tapfwd='))?.slice('--tapfwd='.length) ?? '';
+const option = (name: string) =>
+  process.argv.find(arg => arg.startsWith(`--${name}=`))?.slice(name.length + 3);
+const endsCpu = Number(option('ends') ?? (ownCpu() + 1) % cpus().length);
+const program = option('tapfwd') ?? '';
 const makers: Record<string, () => Promise<Link>> = {
   veth: vethLink,
   tapfwd: () => tapfwdLink(program),
@@ -105,7 +108,7 @@ const makers: Record<string, () => Promise<Link>> = {
 };
 if (makers[kind] === undefined || !(Number(seconds) > 0)) {
   const kinds = Object.keys(makers).join('|');
-  console.error(`usage: tcp.js ${kinds} SECONDS [--no-tso] [--no-ping] [--tapfwd=PROGRAM]`);
+  console.error(`usage: tcp.js ${kinds} SECONDS [--no-tso] [--no-ping] [--ends=CPU] [--tapfwd=PROGRAM]`);
   process.exit(1);
 }
 const link = await makers[kind]();

@@ -4,10 +4,11 @@
 // abuse:   what a client pays for another one that never pauses.
 // Client and server share one CPU, the contenders take turns, and medians are printed.
 import { spawnSync } from 'node:child_process';
-import { availableParallelism, cpus, release } from 'node:os';
+import { cpus, release } from 'node:os';
 import { join } from 'node:path';
 import { commandLine, wholeNumber, wrong } from '../../scripts/arguments.mjs';
 import { root, setUp } from '../../scripts/setup.mjs';
+import { CPU_OPTION, cpuOf } from '../cpu.mjs';
 import { abuse, flat } from './scale.mjs';
 import { build, buildPeers, median, start, stop } from './servers.mjs';
 
@@ -21,13 +22,13 @@ const USAGE = `usage: npm run bench:xenstore [-- --only ${PARTS.join('|')} --rou
 `;
 const { values } = commandLine(USAGE, {
   rounds: { type: 'string', default: '5' },
-  cpu: { type: 'string', default: String(availableParallelism() - 1) },
+  cpu: CPU_OPTION,
   json: { type: 'boolean' },
   only: { type: 'string' },
   scale: { type: 'string', default: '1' },
 });
 const rounds = wholeNumber(values, 'rounds', 1, USAGE);
-wholeNumber(values, 'cpu', 0, USAGE);
+cpuOf(values, USAGE);
 const scale = Number(values.scale);
 if (!(scale > 0)) wrong(`--scale ${values.scale}: want a number above 0`, USAGE);
 if (values.only !== undefined && !PARTS.includes(values.only))
