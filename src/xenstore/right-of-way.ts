@@ -8,8 +8,10 @@ const LOSSES = 3;
 const HOLD_MS = 50;
 
 /**
- * Progress for everyone (XSA-206): who lost several commits in a row gets the right of way for the next
- * transaction. Until that one ends, others' changes to the paths it lost on wait; nothing else does.
+ * Progress for the control domain (XSA-206): a privileged client that lost several commits in a row gets the right
+ * of way for the next transaction. Until that one ends, others' changes to the paths it lost on wait; nothing else
+ * does. Guests have the write-rate limit instead: one of them could lose on purpose on any path, then hold up
+ * whoever changes it by one transaction after the other.
  */
 export class RightOfWay {
   #holder: Connection | null = null;
@@ -27,7 +29,7 @@ export class RightOfWay {
 
   /** A transaction begins. */
   begin(connection: Connection): void {
-    if (connection.conflicts < LOSSES || this.#holder !== null) return;
+    if (!connection.privileged || connection.conflicts < LOSSES || this.#holder !== null) return;
     this.#holder = connection;
     this.#timer = this.scheduler.after(HOLD_MS, () => this.#release());
   }

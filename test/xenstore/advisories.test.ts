@@ -174,6 +174,33 @@ describe('XenStore security advisories', () => {
     assert.ok(attempts <= 4, `${attempts} attempts`);
   });
 
+  both('XSA-206: nor does a domain that loses on purpose hold others up', async c => {
+    const aggressor = c.domain(5);
+    await c.admin.write('/theirs/x', '0');
+    for (let i = 0; i < 5; i++) {
+      const t = await aggressor.begin();
+      await assert.rejects(t.directory('/theirs'), code('EACCES'));
+      await c.admin.write(`/theirs/${i}`, '');
+      await assert.rejects(t.commit(), code('EAGAIN'));
+    }
+    let turns = 0;
+    let isOver = false;
+    const flood = (async () => {
+      let t = await aggressor.begin();
+      for (; !isOver && turns < 500; turns++) {
+        const ended = t.abort();
+        const next = aggressor.begin();
+        await ended;
+        t = await next;
+      }
+    })();
+    await aggressor.getDomainPath(5);
+    await c.admin.write('/theirs/y', '1');
+    isOver = true;
+    await flood;
+    assert.ok(turns < 100, `the write had to wait for ${turns} transactions`);
+  });
+
   test('XSA-233: a domain and its stub domain die in one event', async () => {
     const lab = new Lab();
     const admin = lab.client();
