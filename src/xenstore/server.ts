@@ -661,7 +661,7 @@ export class XenStoreServer implements ConnectionHost {
         connection.nextTransactionId = (id + 1) >>> 0 || 1;
       } while (connection.transactions.has(id));
     }
-    const tx = this.store.begin(id);
+    const tx = this.store.begin(id, connection.domid);
     connection.transactions.set(id, tx);
     if (connection.domain !== null) this.store.domains.use(connection.domain, 'transactions', 1);
     return tx;

@@ -15,7 +15,7 @@ import {
   type Requester,
 } from './permissions.js';
 import { defaultQuotas, isExhausted, type QuotaName, type Quotas } from './quota.js';
-import { ACCESS, Transaction } from './transaction.js';
+import { ACCESS, type Change, Transaction } from './transaction.js';
 import { Generations, LiveTree, type Tree, walk } from './tree.js';
 import type { Value } from './value.js';
 import { type Watch, Watches } from './watches.js';
@@ -116,7 +116,7 @@ export class Store {
       if (this.#lacksMemory(who, owner, value.length - node.value.length)) return 'ENOMEM';
     }
     if (tx !== null) {
-      tx.changes.push({ kind: 'write', path: path.toString(), value });
+      if (!this.#addChange(tx, who, { kind: 'write', path: path.toString(), value })) return 'ENOMEM';
       tx.tree.setValue(path, node, value);
       return '';
     }
@@ -148,7 +148,7 @@ export class Store {
       return '';
     }
     if (!this.#note(tx, path, path.count, ACCESS.SUBTREE, who)) return 'ENOSPC';
-    tx.changes.push({ kind: 'rm', path: path.toString() });
+    if (!this.#addChange(tx, who, { kind: 'rm', path: path.toString() })) return 'ENOMEM';
     walk(node, '', below => tx.addNodes(below.permissions[0].domid, -1));
     tx.tree.remove(path);
     return '';
@@ -170,7 +170,8 @@ export class Store {
       return '';
     }
     if (tx !== null) {
-      tx.changes.push({ kind: 'permissions', path: path.toString(), permissions });
+      const change = { kind: 'permissions', path: path.toString(), permissions } as const;
+      if (!this.#addChange(tx, who, change)) return 'ENOMEM';
       tx.addNodes(owner, -1);
       tx.addNodes(newOwner, 1);
       tx.tree.setPermissions(path, node, permissions);
@@ -184,15 +185,15 @@ export class Store {
     return '';
   }
 
-  /** Opens a transaction: a snapshot, whatever the size of the store. */
-  begin(id: number): Transaction {
+  /** Opens a transaction of a domain: a snapshot, whatever the size of the store. */
+  begin(id: number, domid: number): Transaction {
     this.openTransactions++;
-    return new Transaction(id, this.tree);
+    return new Transaction(id, domid, this.tree);
   }
 
   /** Forgets a transaction. */
-  abort(_tx: Transaction): void {
-    this.openTransactions--;
+  abort(tx: Transaction): void {
+    this.#ended(tx);
   }
 
   /**
@@ -200,7 +201,7 @@ export class Store {
    * @returns EAGAIN when something that it depends on has changed; `conflict` then names the path
    */
   commit(tx: Transaction, who: Requester): { outcome: Outcome; conflict?: string } {
-    this.openTransactions--;
+    this.#ended(tx);
     const conflict = tx.conflict(this.tree, this.#scratch);
     if (conflict !== undefined) return { outcome: 'EAGAIN', conflict };
     for (const [domid, delta] of tx.nodeDeltas) {
@@ -379,7 +380,8 @@ export class Store {
       }
       if (!this.#note(tx, path, present, ACCESS.PARENT, who)) return 'ENOSPC';
       const text = path.toString();
-      tx.changes.push(kind === 'write' ? { kind, path: text, value } : { kind, path: text });
+      const change: Change = kind === 'write' ? { kind, path: text, value } : { kind, path: text };
+      if (!this.#addChange(tx, who, change)) return 'ENOMEM';
       tx.addNodes(owner, added);
     }
     tree.create(path, present, value, permissions);
@@ -390,6 +392,24 @@ export class Store {
     return '';
   }
 
+  /**
+   * Notes a change for the commit. It takes memory until the transaction ends, however often it was made before.
+   * @returns false when the domain may not have that much
+   */
+  #addChange(tx: Transaction, who: Requester, change: Change): boolean {
+    const bytes = changeBytes(change);
+    if (this.#lacksMemory(who, tx.domid, bytes)) return false;
+    tx.changes.push(change);
+    tx.changeBytes += bytes;
+    this.#addMemory(tx.domid, bytes);
+    return true;
+  }
+
+  #ended(tx: Transaction): void {
+    this.openTransactions--;
+    this.#addMemory(tx.domid, -tx.changeBytes);
+  }
+
   /** A child's permissions: its parent's, but what a guest creates is its own. */
   #inherit(from: Permissions, who: Requester): Permissions {
     if (who.privileged || from[0].domid === who.domid) return from;
@@ -398,12 +418,7 @@ export class Store {
   }
 
   /** Makes a change of a committed transaction, and notes what there is to tell. */
-  #redo(
-    change: Transaction['changes'][number],
-    path: Path,
-    who: Requester,
-    events: Map<string, Event>,
-  ): void {
+  #redo(change: Change, path: Path, who: Requester, events: Map<string, Event>): void {
     const { tree } = this;
     const node = tree.get(path);
     if (change.kind === 'rm') {
@@ -569,6 +584,13 @@ function specialNode(name: string, permissions: Permissions): StoreNode {
 /** What the node-size quota measures. */
 function nodeSize(valueBytes: number, childBytes: number, permissions: number): number {
   return valueBytes + childBytes + permissions * PERMISSION_BYTES;
+}
+
+function changeBytes(change: Change): number {
+  let bytes = NODE_BYTES + change.path.length;
+  if (change.kind === 'write') bytes += change.value.length;
+  else if (change.kind === 'permissions') bytes += change.permissions.length * PERMISSION_BYTES;
+  return bytes;
 }
 
 function memoryOf(node: StoreNode): number {

@@ -38,6 +38,8 @@ export class Transaction {
   /** The tree as the transaction sees it. */
   readonly tree: BranchTree;
   readonly changes: Change[] = [];
+  /** What they count against the domain's memory quota. */
+  changeBytes = 0;
   readonly #accesses = new Map<string, Access>();
   /** Nodes that the transaction adds to what each domain owns. */
   readonly nodeDeltas = new Map<number, number>();
@@ -46,6 +48,7 @@ export class Transaction {
 
   constructor(
     readonly id: number,
+    readonly domid: number,
     live: LiveTree,
   ) {
     this.tree = live.branch();

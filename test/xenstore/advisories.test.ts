@@ -383,6 +383,42 @@ describe('XenStore security advisories', () => {
     assert.equal(lab.server.store.domains.get(5)!.usage.watches, 0);
   });
 
+  both('XSA-326: what a transaction writes over and over counts as long as it is open', async c => {
+    const client = c.domain(5);
+    await c.home(5);
+    await client.write('x', '');
+    const { usage } = c.lab.server.store.domains.get(5)!;
+    const before = usage.memory;
+    await c.admin.setQuota('memory', before + 10_000, 5);
+    const enough = async (change: () => Promise<void>) => {
+      for (let i = 0; i < 500; i++) await change();
+    };
+    for (const end of ['commit', 'abort', 'reset'] as const) {
+      const t = await client.begin();
+      await assert.rejects(
+        enough(() => t.write('x', 'v'.repeat(1000))),
+        code('ENOMEM'),
+      );
+      await t.write('x', 'v');
+      assert.ok(usage.memory > before + 9_000 && usage.memory <= before + 10_000, `${usage.memory} bytes`);
+      if (end === 'reset') await client.resetWatches();
+      else await t[end]();
+      await client.write('x', '');
+      assert.equal(usage.memory, before);
+    }
+    const t = await client.begin();
+    await assert.rejects(
+      enough(async () => {
+        await t.mkdir('y');
+        await t.setPerms('y', ['n5', 'r0']);
+        await t.rm('y');
+      }),
+      code('ENOMEM'),
+    );
+    await t.abort();
+    assert.equal(usage.memory, before);
+  });
+
   both('XSA-330: RESET_WATCHES frees all that a watch takes', async c => {
     const client = c.domain(5);
     const { domains } = c.lab.server.store;
