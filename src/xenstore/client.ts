@@ -209,10 +209,15 @@ export class XenStoreClient extends NodeOperations {
     const onAbort = () => events.fail(signal?.reason);
     throwIfAborted(signal);
     this.#watches.set(token, events);
+    const registered = this.watchRaw(path, token, depth);
     try {
-      await abortable(this.watchRaw(path, token, depth), signal);
+      await abortable(registered, signal);
     } catch (error) {
-      this.#watches.delete(token);
+      // Who gave it up before the answer leaves a watch behind.
+      registered.then(
+        () => events.close(),
+        () => this.#watches.delete(token),
+      );
       throw error;
     }
     signal?.addEventListener('abort', onAbort);
@@ -240,11 +245,17 @@ export class XenStoreClient extends NodeOperations {
   /** Opens a transaction, which the caller has to `commit` or `abort`. */
   async begin(options?: RequestOptions): Promise<ClientTransaction> {
     await this.#takeTransaction(options?.signal);
+    const started = this.request(XS.TRANSACTION_START, payload('')).then(reply => {
+      return new ClientTransaction(this, Number(splitStrings(reply)[0]), () => this.#giveTransaction());
+    });
     try {
-      const id = Number(splitStrings(await this.request(XS.TRANSACTION_START, payload(''), options))[0]);
-      return new ClientTransaction(this, id, () => this.#giveTransaction());
+      return await abortable(started, options?.signal);
     } catch (error) {
-      this.#giveTransaction();
+      // Who gave it up before the answer leaves an open transaction behind.
+      started.then(
+        transaction => transaction.abort().catch(() => {}),
+        () => this.#giveTransaction(),
+      );
       throw error;
     }
   }

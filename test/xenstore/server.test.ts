@@ -114,6 +114,24 @@ describe('requests', () => {
     );
   });
 
+  test('what is given up before its answer leaves no watch and no transaction behind', async () => {
+    const lab = new Lab();
+    const { client } = lab.domain(5);
+    const { usage } = lab.server.store.domains.get(5)!;
+    const givenUp = { name: 'AbortError' };
+    const abort = new AbortController();
+    // More than there may be at a time, for the client and for xenstored.
+    const begun = Array.from({ length: 12 }, () => client.begin({ signal: abort.signal }));
+    const watched = Array.from({ length: 3 }, () => client.watch('x', { signal: abort.signal }));
+    const refused = client.watch('/a//b', { signal: abort.signal });
+    abort.abort();
+    for (const request of [...begun, ...watched, refused]) await assert.rejects(request, givenUp);
+    const next = await lab.run(Promise.all(Array.from({ length: 8 }, () => client.begin())));
+    for (const t of next) await lab.run(t.abort());
+    assert.equal(usage.transactions, 0);
+    assert.equal(usage.watches, 0);
+  });
+
   test('introduce, release and the special watches', async () => {
     const lab = new Lab();
     const admin = lab.client();
