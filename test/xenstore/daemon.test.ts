@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { xenstore } from '../../src/cli/xenstore.js';
@@ -37,6 +38,12 @@ async function stop(child: ChildProcess, signal: NodeJS.Signals = 'SIGTERM'): Pr
   const ended = new Promise(resolve => child.once('exit', resolve));
   child.kill(signal);
   await ended;
+}
+
+async function until(done: () => boolean): Promise<void> {
+  for (const end = Date.now() + 10_000; !done(); await sleep(20)) {
+    assert.ok(Date.now() < end, 'it took more than 10 s');
+  }
 }
 
 /** A tool's output and status, ours and Debian's alike. */
@@ -99,6 +106,37 @@ describe('pvnet xenstored', () => {
       });
       assert.match(stderr, pattern);
       assert.notEqual(status, 0);
+    }
+  });
+
+  test('that is ended while it saves its state ends with all of it saved', async () => {
+    const socket = join(folder, 'ended');
+    const state = join(folder, 'ended.state');
+    const daemon = await Daemon.start({ socket, stateFile: state, log: () => {} });
+    for (let i = 0; i < 10_000; i++) daemon.server.store.ensure(`/node${i}`);
+    while (!existsSync(`${state}.new`)) await new Promise(setImmediate);
+    await daemon.close();
+    assert.ok(readFileSync(state).includes('/node9999'));
+    assert.equal(existsSync(`${state}.new`), false);
+  });
+
+  test('goes on as before when a live update fails', async () => {
+    const socket = join(folder, 'fails');
+    const state = join(folder, 'fails.state');
+    // Where it would leave its state for the next one, which can be written to no more.
+    mkdirSync(`${socket}.live-update`);
+    const child = await start(['--socket', socket, '--state', state, '--trace-file', `${socket}.log`]);
+    try {
+      const client = new XenStoreClient(connectSocket(socket));
+      await client.write('/before', '1');
+      assert.equal(await client.control('live-update', '-s'), 'OK');
+      await until(() => readFileSync(`${socket}.log`, 'utf8').includes('live update failed: EISDIR'));
+      assert.ok(readFileSync(state).includes('/before'));
+      await client.write('/after', '1');
+      await until(() => readFileSync(state).includes('/after'));
+      client.close();
+    } finally {
+      await stop(child);
     }
   });
 

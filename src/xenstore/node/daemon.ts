@@ -184,14 +184,18 @@ export class Daemon {
     const epoll = this.#socket as EpollServer;
     const fds = new Map([...epoll.clients()].map(([fd, connection]) => [connection, fd]));
     const file = `${this.options.socket}.live-update`;
+    let isWritten = false;
     try {
-      this.#stateFile?.close();
+      // It is not closed: should anything fail, this process goes on.
+      this.#stateFile?.save();
       writeFileSync(file, saveState(this.server, { listener: epoll.fd, fdOf: c => fds.get(c) }), {
         mode: 0o600,
       });
+      isWritten = true;
       for (const fd of [0, 1, 2, epoll.fd, ...fds.values()]) keepOverExec(fd);
       execute(process.execPath, [...this.#nextProgram(), '--resume', file]);
     } catch (error) {
+      if (isWritten) unlinkSync(file);
       this.#log(`live update failed: ${(error as Error).message}`);
     }
   }

@@ -50,15 +50,26 @@ export class StateFile {
     this.#wait();
   }
 
-  /** Saves what is not saved yet, at once. */
+  /** Saves what is not saved yet, at once, and nothing from then on. @throws the system's error */
   close(): void {
     this.#closed = true;
     if (this.#timer !== null) clearTimeout(this.#timer);
-    if (this.#fd >= 0) closeSync(this.#fd);
-    this.#parts = null;
-    if (this.#savedAt === this.#changes) return;
-    this.#begin();
-    while (this.#writePart());
+    this.save();
+  }
+
+  /** Saves what is not saved yet, at once. @throws the system's error */
+  save(): void {
+    const isHalfDone = this.#parts !== null;
+    this.#stop();
+    if (!isHalfDone && this.#savedAt === this.#changes) return;
+    try {
+      this.#begin();
+      while (this.#writePart());
+    } catch (error) {
+      this.#savedAt = -1;
+      this.#stop();
+      throw error;
+    }
   }
 
   get #temporary(): string {
@@ -72,22 +83,24 @@ export class StateFile {
   #wait(): void {
     this.#timer = setTimeout(() => {
       if (this.#savedAt === this.#changes) this.#wait();
-      else this.#save();
+      else this.#saveInParts();
     }, SAVE_INTERVAL_MS);
     this.#timer.unref();
   }
 
-  #save(): void {
+  #saveInParts(): void {
     try {
       this.#begin();
     } catch (error) {
       this.#failed(error);
       return;
     }
+    const parts = this.#parts;
     const next = (): void => {
       if (this.#closed) return;
       try {
-        if (this.#writePart()) setImmediate(next);
+        // Unless `save` has done it all meanwhile.
+        if (this.#parts === parts && this.#writePart()) setImmediate(next);
         else this.#wait();
       } catch (error) {
         this.#failed(error);
@@ -110,8 +123,7 @@ export class StateFile {
       return true;
     }
     fsyncSync(this.#fd);
-    closeSync(this.#fd);
-    this.#fd = -1;
+    this.#stop();
     renameSync(this.#temporary, this.path);
     // The rename itself has to reach the disk.
     const folder = openSync(dirname(this.path), 'r');
@@ -123,8 +135,13 @@ export class StateFile {
   #failed(error: unknown): void {
     this.server.log(`the state cannot be saved to ${this.path}: ${(error as Error).message}`);
     this.#savedAt = -1;
+    this.#stop();
+    this.#wait();
+  }
+
+  #stop(): void {
     if (this.#fd >= 0) closeSync(this.#fd);
     this.#fd = -1;
-    this.#wait();
+    this.#parts = null;
   }
 }
