@@ -14,6 +14,8 @@ export class CliError extends ErrnoError {}
 
 /** A request longer than this is not one of ours. */
 const LINE_MAX = 1 << 20;
+/** Bytes that may wait for a client that does not read; one that leaves more is hung up on. */
+const UNREAD_MAX = 16 << 20;
 /** sun_path. */
 const SOCKET_PATH_MAX = 107;
 
@@ -37,10 +39,10 @@ export class RpcRegistry {
   }
 
   /** @throws CliError ENOSYS for a method that there is none of; what the method throws */
-  async call(name: string, params: unknown, context: CallContext): Promise<unknown> {
-    const method = this.methods.get(name);
+  async call(name: unknown, params: unknown, context: CallContext): Promise<unknown> {
+    const method = this.methods.get(name as string);
     if (method === undefined)
-      throw new CliError('ENOSYS', `this host has no method "${name}": is it an older pvnet?`);
+      throw new CliError('ENOSYS', `this host has no method ${JSON.stringify(name)}: is it an older pvnet?`);
     return await method(params ?? {}, context);
   }
 }
@@ -50,7 +52,25 @@ export function defaultControlSocket(env: NodeJS.ProcessEnv = process.env): stri
   if (env['PVNET_SOCKET']) return env['PVNET_SOCKET'];
   const uid = process.getuid?.() ?? 0;
   if (env['XDG_RUNTIME_DIR']) return join(env['XDG_RUNTIME_DIR'], 'pvnet/control.sock');
-  return uid === 0 ? '/run/pvnet/control.sock' : join(tmpdir(), `pvnet-${uid}`, 'control.sock');
+  if (uid === 0) return '/run/pvnet/control.sock';
+  const folder = join(tmpdir(), `pvnet-${uid}`);
+  requireOwn(folder);
+  return join(folder, 'control.sock');
+}
+
+/**
+ * Everybody may make a folder in /tmp. In one of another's, that one could put a socket of its own in the place of the
+ * host's, and commands do what the host answers: `exec` runs it.
+ * @throws CliError EACCES unless the folder is this user's alone, or not there yet
+ */
+export function requireOwn(folder: string): void {
+  const found = lstatSync(folder, { throwIfNoEntry: false });
+  if (found === undefined) return;
+  if (found.isDirectory() && found.uid === process.getuid?.() && (found.mode & 0o022) === 0) return;
+  throw new CliError(
+    'EACCES',
+    `${folder} is not a folder that only this user writes to; remove it, or name a socket elsewhere (--socket)`,
+  );
 }
 
 /**
@@ -145,6 +165,7 @@ export class RpcServer {
       hangUp.abort();
     });
     const send = (message: object): void => {
+      if (socket.writableLength > UNREAD_MAX) socket.destroy();
       if (!socket.destroyed) socket.write(`${JSON.stringify(message)}\n`);
     };
     readLines(socket, line => {
@@ -157,7 +178,7 @@ export class RpcServer {
       }
       const { id, method, params } = request ?? {};
       const context = { emit: (event: unknown) => send({ id, event }), signal: hangUp.signal };
-      registry.call(String(method), params, context).then(
+      registry.call(method, params, context).then(
         result => send({ id, result: result ?? null }),
         error =>
           send({ id, error: { code: error?.code ?? 'EIO', message: String(error?.message ?? error) } }),
