@@ -5,7 +5,7 @@ import type { Kernel } from '../kernel/kernel.js';
 import { featureNodes, peerHas, readPeerOffloads } from '../kernel/peer-offloads.js';
 import { GSO_TCPV4, GSO_TCPV6 } from '../net/packet.js';
 import type { GrantMapping } from '../platform/platform.js';
-import { joinPath, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
+import { joinPath, shorten, type XenbusDevice, type XenbusDriver, type XsWatch } from '../xenbus/index.js';
 import type { ControlConnection } from './control.js';
 import { parseRate } from './credit.js';
 import { FastPathModule } from './fast-path.js';
@@ -381,7 +381,7 @@ export class Netback {
     const text = await this.xbdev.xs.readOptional(path);
     const value = text !== undefined && /^\d{1,10}$/.test(text) ? Number(text) : -1;
     if (value < 0 || value > MAX_U32) {
-      const what = text === undefined ? 'is missing' : `is "${text}", not a number`;
+      const what = text === undefined ? 'is missing' : `is "${shorten(text)}", not a number`;
       throw new ErrnoError('EINVAL', `${path} ${what}`);
     }
     return value;

@@ -1,3 +1,5 @@
+import { shorten } from '../xenbus/index.js';
+
 /** What a frontend published of its rings for `vif-list`, of the first queue where there are several; null for what it did not. */
 export interface PublishedRings {
   /** Ports, tx and rx with a slash between them, or the one for both. */
@@ -11,7 +13,7 @@ export async function publishedRings(
   read: (node: string) => Promise<string | undefined>,
 ): Promise<PublishedRings> {
   const joined = async (...nodes: string[]): Promise<string | null> =>
-    (await Promise.all(nodes.map(read))).filter(Boolean).join('/') || null;
+    (await Promise.all(nodes.map(read))).flatMap(value => (value ? [shorten(value)] : [])).join('/') || null;
   const of = async (queue: string): Promise<PublishedRings> => ({
     eventChannels:
       (await joined(`${queue}event-channel-tx`, `${queue}event-channel-rx`)) ??

@@ -8,6 +8,7 @@ export {
   type Gathered,
   integer,
   joinPath,
+  shorten,
   text,
   unsigned,
   type XenbusParser,

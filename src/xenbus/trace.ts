@@ -64,7 +64,8 @@ export function formatXenbusTrace(event: XenbusTraceEvent): string {
     case 'evtchn':
       return `${who} ${event.device} allocates event channel ${event.number}`;
     default: {
-      const result = event.error ?? event.value;
+      // A peer may have written it, and it goes to a terminal.
+      const result = event.error ?? event.value?.replace(/[^ -~]/g, '?');
       return `${who} ${event.kind} ${event.path}${result === undefined ? '' : ` = ${result}`}`;
     }
   }

@@ -82,8 +82,8 @@ export async function xenbusReadUnsigned(
   return (raw === undefined ? undefined : unsigned(raw)) ?? defaultValue;
 }
 
-/** A peer's text for a message: at most 64 characters, printable. */
-function shorten(raw: string): string {
+/** A peer's text for a message or a terminal: at most 64 characters, printable. */
+export function shorten(raw: string): string {
   const head = raw.slice(0, 64).replace(/[^ -~]/g, '?');
   return raw.length > 64 ? `${head}…` : head;
 }

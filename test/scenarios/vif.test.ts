@@ -331,6 +331,7 @@ describe('what a hostile or broken frontend writes to xenstore', () => {
     ['no ring', { 'tx-ring-ref': '' }],
     ['a ring that was never granted', { 'tx-ring-ref': '400000' }],
     ['a ring reference that is no number', { 'rx-ring-ref': '12x' }],
+    ['what a terminal would obey', { 'tx-ring-ref': `\u001b[2J\n1${'0'.repeat(1000)}` }],
     ['a reference beyond 32 bits', { 'rx-ring-ref': '99999999999' }],
     ['an event channel that does not exist', { 'event-channel-tx': '4000' }],
     ['a negative event channel', { 'event-channel-rx': '-1' }],
@@ -350,6 +351,7 @@ describe('what a hostile or broken frontend writes to xenstore', () => {
         host.xs.read(`/local/domain/0/error/backend/vif/${guest.domain.domid}/0/error`),
       );
       assert.match(error, /^\d+ .*vif\d+\.0/);
+      for (const line of host.dom0.domain.dmesg) assert.match(line, /^[ -~…]{1,300}$/);
       const after = host.allHoldings() as typeof before;
       assert.equal(after['0'].mapped, before['0'].mapped);
       assert.equal(after['0'].ports, before['0'].ports);

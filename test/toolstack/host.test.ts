@@ -287,6 +287,9 @@ describe('a host with echo guests', () => {
       eventChannels: first(flat.eventChannels),
       ringRefs: first(flat.ringRefs),
     });
+    await host.xs.write(`${front}/tx-ring-ref`, '\u001b[2J\n8');
+    assert.match((await shown()).ringRefs!, /^\?\[2J\?8$/);
+    await host.xs.rm(`${front}/tx-ring-ref`);
     for (const key of ['event-channel-tx', 'event-channel-rx']) await host.xs.rm(`${front}/queue-0/${key}`);
     assert.equal((await shown()).eventChannels, null);
     await host.xs.write(`${front}/queue-0/event-channel`, '17');

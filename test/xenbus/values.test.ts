@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import fc from 'fast-check';
-import { integer, joinPath, text, unsigned } from '../../src/xenbus/index.js';
+import { formatXenbusTrace, integer, joinPath, shorten, text, unsigned } from '../../src/xenbus/index.js';
 import { scene } from './scene.js';
 
 describe('values', () => {
@@ -43,6 +43,13 @@ describe('values', () => {
         );
       }),
     );
+  });
+
+  test('what a peer has written reaches no terminal as it is', () => {
+    const value = '\u001b[2J\n\u009b1m é';
+    const line = formatXenbusTrace({ kind: 'read', domid: 0, path: '/x', value });
+    assert.equal(line, 'd0 read /x = ?[2J??1m ?');
+    assert.equal(shorten(value + '0'.repeat(100)), `?[2J??1m ?${'0'.repeat(54)}…`);
   });
 
   test('a path is its directory when the name is empty', () => {
