@@ -528,7 +528,8 @@ export class Netfront implements QueueDevice {
     };
     if (this.carrierWatch?.node !== path) {
       if (this.carrierWatch !== null) await xbdev.unwatch(this.carrierWatch);
-      this.carrierWatch = await xbdev.watchPath(path, read);
+      // A backend may write anything below, as fast as it likes: one event that waits is enough.
+      this.carrierWatch = await xbdev.watchPath(path, read, (_, pending) => pending === 0);
     }
     await read();
   }

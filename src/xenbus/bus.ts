@@ -229,6 +229,8 @@ export class XenbusBus {
             if (!first) return this.#tryAgain(device, resuming);
             first = false;
           },
+          // It looks at the whole directory, in which the other end may write as fast as it likes.
+          willHandle: (_path, nrPending) => nrPending === 0,
         });
       } catch {
         // No right to watch, or no watch left: the timer alone has to do.

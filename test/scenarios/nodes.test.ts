@@ -126,6 +126,15 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
     await arrives(s, eth0, peer);
   });
 
+  test('carrier: what a backend writes below it queues up at no frontend', async () => {
+    const s = await scene(26);
+    const node = `${s.host.backPath(s.guest)}/carrier`;
+    const pending = await s.host.eventsAfterFlood(s.guest, node);
+    assert.ok(pending <= 2, `${pending} events waited`);
+    await s.host.run(s.host.xs.write(node, '0'));
+    await s.host.until(() => !s.eth0.carrierOk);
+  });
+
   for (const queues of [1, 4]) {
     test(`rate: what a flow gets of ${queues} queue(s) is what the node says, also when it changes`, async () => {
       const host = await Host.boot(22);

@@ -106,6 +106,22 @@ export class SimHost {
     return work;
   }
 
+  /** Watch events that wait in a domain's kernel, busy with another, after nodes came and went below a path. */
+  async eventsAfterFlood({ xenbus }: SimKernel, path: string): Promise<number> {
+    let goOn = () => {};
+    const busy = xenbus.runOnXenwatch(() => new Promise<void>(resolve => (goOn = resolve)));
+    await this.settle();
+    for (let i = 0; i < 200; i++) {
+      void this.toolstack.write(`${path}/${i}`, '');
+      void this.toolstack.rm(`${path}/${i}`);
+    }
+    await this.settle();
+    const { pendingEvents } = xenbus;
+    goOn();
+    await this.run(busy);
+    return pendingEvents;
+  }
+
   /** Runs the host until `condition` holds, or throws after that much virtual time. */
   until(condition: () => boolean, timeoutMs?: number): Promise<void> {
     return this.scheduler.runUntil(condition, timeoutMs);

@@ -111,6 +111,10 @@ describe('other ends that are not there', () => {
       assert.equal(frontOf(s).waitingFor(), `waiting for the backend's directory ${back} to become readable`);
       assert.equal(await host.read(`${front}/state`), '1');
       assert.equal(frontOf(s).driver, null);
+      await host.write(`${back}/readable`, '');
+      await host.run(host.toolstack.setPerms(`${back}/readable`, ['n0', 'r1']));
+      const pending = await host.eventsAfterFlood(s.domU, `${back}/readable`);
+      assert.ok(pending <= 2, `${pending} events waited`);
       await host.run(
         host.toolstack.transaction(async t => {
           await t.setPerms(back, ['n0', 'r1']);
