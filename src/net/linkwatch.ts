@@ -70,7 +70,10 @@ export class Linkwatch {
     device.state &= ~LINK_STATE_LINKWATCH_PENDING;
     device.linkwatchUrgent = false;
     device.operstate = operstateOf(device);
-    if (device.flagsUp) this.changed(device);
-    device.put('linkwatch');
+    try {
+      if (device.flagsUp) this.changed(device);
+    } finally {
+      device.put('linkwatch');
+    }
   }
 }

@@ -42,6 +42,8 @@ export const TUN_F_CSUM = 0x01;
 export const TUN_F_TSO4 = 0x02;
 export const TUN_F_TSO6 = 0x04;
 export const TUN_F_TSO_ECN = 0x08;
+/** asm-generic/errno.h: what requests get on a file whose interface is gone. */
+const EBADFD = 77;
 /** linux/sockios.h, linux/if_arp.h */
 const SIOCSIFHWADDR = 0x8924;
 const ARPHRD_ETHER = 1;
@@ -76,7 +78,10 @@ const WRITE_IOVECS = READ_IOVECS + (1 + READ_PAGES) * IOVEC_SIZE;
 const READ_HEADER = WRITE_IOVECS + (2 + MAX_FRAGMENTS) * IOVEC_SIZE;
 const WRITE_HEADER = READ_HEADER + 16;
 
-/** A Linux TAP device, open and non-blocking; frames have a struct virtio_net_hdr in front. */
+/**
+ * A Linux TAP device, open and non-blocking; frames have a struct virtio_net_hdr in front. Whoever is root where its
+ * interface is may delete that: from then on nothing comes from it, and nothing happens to it.
+ */
 export class Tap {
   private open = true;
 
@@ -96,21 +101,21 @@ export class Tap {
 
   /** Sets which unfinished work the kernel may leave to us: TUN_F_* bits. */
   setOffload(bits: number): void {
-    checked(this.c.ioctl(this.fd, TUNSETOFFLOAD, bits), `${this.name}: setting the offload bits ${bits}`);
+    this.set(TUNSETOFFLOAD, bits, `the offload bits ${bits}`);
   }
 
   /** What `ip link` shows as LOWER_UP. */
   setCarrier(up: boolean): void {
     const value = new CStruct(4);
     value.view.setInt32(0, up ? 1 : 0, true);
-    checked(this.c.ioctl(this.fd, TUNSETCARRIER, value.address), `${this.name}: setting the carrier`);
+    this.set(TUNSETCARRIER, value.address, 'the carrier');
   }
 
   setAddress(mac: Uint8Array): void {
     const ifreq = new CStruct(IFREQ_SIZE);
     ifreq.view.setUint16(IFNAMSIZ, ARPHRD_ETHER, true);
     ifreq.u8.set(mac, IFNAMSIZ + 2);
-    checked(this.c.ioctl(this.fd, SIOCSIFHWADDR, ifreq.address), `${this.name}: setting the MAC address`);
+    this.set(SIOCSIFHWADDR, ifreq.address, 'the MAC address');
   }
 
   /** Closes the device; the interface goes away. */
@@ -118,6 +123,11 @@ export class Tap {
     if (!this.open) return;
     this.open = false;
     this.c.close(this.fd);
+  }
+
+  private set(request: number, argument: number, what: string): void {
+    const result = this.c.ioctl(this.fd, request, argument);
+    if (result < 0 && errno() !== EBADFD) checked(result, `${this.name}: setting ${what}`);
   }
 }
 

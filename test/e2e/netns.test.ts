@@ -222,6 +222,16 @@ describe('two network namespaces and the outside, across the split driver', {
     assert.deepEqual(lostPings(await ping), []);
     assert.deepEqual(await leftovers(host), baseline);
   });
+
+  test('a vif whose interface its guest deleted goes as any other, and leaves its name', async () => {
+    const baseline = await leftovers(host);
+    for (let i = 0; i < 2; i++) {
+      await host.ok('vif-attach', 'web', 'bridge=xenbr0,ip=10.78.0.1/24');
+      await host.exec('web', 'ip', 'link', 'del', 'eth1');
+      await host.ok('vif-detach', 'web', '1');
+      assert.deepEqual(await leftovers(host), baseline);
+    }
+  });
 });
 
 /** Arguments for a ping that ends when `count` were answered, however late on a loaded machine. */

@@ -51,6 +51,18 @@ describe('a network namespace of our own', { skip }, () => {
     assert.doesNotMatch(await links(), /eth0/);
   });
 
+  test('a TAP whose interface was deleted inside takes whatever it is told', async t => {
+    const namespace = await create(t);
+    const tap = await namespace.openTap('eth0');
+    await namespace.ip('link del eth0');
+    tap.setCarrier(true);
+    tap.setOffload(1);
+    tap.setAddress(Uint8Array.of(0, 0x16, 0x3e, 1, 2, 3));
+    tap.close();
+    // No device at all is another matter.
+    assert.throws(() => tap.setOffload(1), { code: 'EBADF' });
+  });
+
   test('a TAP has the name by which programs call it, in UTF-8', async t => {
     const namespace = await create(t);
     const tap = await namespace.openTap('tapü');
