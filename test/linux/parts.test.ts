@@ -1,11 +1,18 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { deflateSync } from 'node:zlib';
+import { ERRNO } from '../../src/abi/errno.js';
+import { GNTTABOP } from '../../src/abi/grant-table.js';
+import { VCPUOP, XENMAPSPACE, XENMEM } from '../../src/abi/hvm.js';
+import { DOMID_SELF, HYPERVISOR } from '../../src/abi/xen.js';
 import { CONTROL_BYTES, ControlBlock, WORD } from '../../src/guests/linux/control-block.js';
 import { cpio, S_IFDIR, S_IFREG } from '../../src/guests/linux/cpio.js';
 import { LinuxGuestError } from '../../src/guests/linux/files.js';
 import { ForeignPages } from '../../src/guests/linux/foreign-pages.js';
 import { ForeignWindow } from '../../src/guests/linux/foreign-window.js';
+import { GuestMemory } from '../../src/guests/linux/guest-memory.js';
+import { Hypercalls } from '../../src/guests/linux/hypercalls.js';
+import { Lines } from '../../src/guests/linux/lines.js';
 import { decodeSaved, encodeSaved, savedAsJson, savedFromJson } from '../../src/guests/linux/snapshot.js';
 import { Memory } from '../../src/platform/memory.js';
 import { BANK_SHIFT } from '../../src/platform/sim/frame-table.js';
@@ -78,6 +85,16 @@ test('a saved guest is read as it was written, and nothing else is', async () =>
   }
 });
 
+test('a console’s lines come in pieces, and one that does not end is cut', () => {
+  const lines = new Lines();
+  assert.deepEqual(
+    ['a', 'b\nc', '', '\n', 'd\ne\nf', 'g\n'].map(piece => lines.add(piece)),
+    ['', 'ab', '', 'c', 'd\ne', 'fg'],
+  );
+  for (let i = 0; i < 1000; i++) lines.add('x'.repeat(1000));
+  assert.equal(lines.add('\n').length, 1024);
+});
+
 describe('an emulated PC’s RAM', () => {
   const pages = 16;
 
@@ -118,6 +135,56 @@ describe('an emulated PC’s RAM', () => {
     assert.ok(!guest.giveRam(5) && !guest.giveRam(pages));
     dom0.platform.grants.unmap(dom0.platform.grants.map(1, 8, false));
     assert.equal(guest.pages, before);
+  });
+});
+
+describe('a hostile guest’s hypercalls', () => {
+  const STORE_GFN = 0xfef00;
+  const pages = 16;
+
+  function make() {
+    const { hypervisor } = makeHost();
+    const ram = new Memory(new SharedArrayBuffer(pages * PAGE));
+    hypervisor.createDomain({ privileged: true });
+    const bank = { memory: ram, pages, threaded: true };
+    const domain = hypervisor.createDomain({ wordBits: 32, storeGfn: STORE_GFN, bank });
+    const control = new ControlBlock(new SharedArrayBuffer(CONTROL_BYTES), 0);
+    const memory = new GuestMemory(ram);
+    const foreign = new ForeignPages(ram, control, () => {});
+    const hypercalls = new Hypercalls({
+      domain,
+      ram,
+      memory,
+      foreign,
+      reaches: () => true,
+      onConsole: () => {},
+    });
+    return { ram, memory, hypercalls };
+  }
+
+  for (const gfn of [STORE_GFN, pages, 0xffff_ffff]) {
+    test(`page ${gfn.toString(16)} is no place for what Xen shares with it`, () => {
+      const { ram, hypercalls } = make();
+      ram.u32.set([DOMID_SELF, XENMAPSPACE.shared_info, 0, gfn], PAGE / 4);
+      assert.equal(hypercalls.call(HYPERVISOR.memory_op, XENMEM.add_to_physmap, PAGE, 0), -ERRNO.EINVAL);
+      ram.u32.set([gfn, 0, 0, 0], PAGE / 4);
+      assert.equal(hypercalls.call(HYPERVISOR.vcpu_op, VCPUOP.register_vcpu_info, 0, PAGE), -ERRNO.EINVAL);
+    });
+  }
+
+  test('one takes no longer than many, however much it asks for', () => {
+    const { ram, memory, hypercalls } = make();
+    // All its addresses are one page: no end of the operations is beyond its memory.
+    ram.u32.fill((2 * PAGE) | 3, PAGE / 4, (2 * PAGE) / 4);
+    ram.u32.fill((3 * PAGE) | 3, (2 * PAGE) / 4, (3 * PAGE) / 4);
+    memory.setRegisters(0x8000_0000 | 0, PAGE, 0);
+    const begin = performance.now();
+    for (const operation of [GNTTABOP.map_grant_ref, GNTTABOP.unmap_grant_ref, GNTTABOP.copy]) {
+      for (const count of [8193, 10_000_000]) {
+        assert.equal(hypercalls.call(HYPERVISOR.grant_table_op, operation, 0, count), -ERRNO.EINVAL);
+      }
+    }
+    assert.ok(performance.now() - begin < 500);
   });
 });
 

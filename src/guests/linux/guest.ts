@@ -6,6 +6,7 @@ import { ForeignPages } from './foreign-pages.js';
 import { GuestMemory } from './guest-memory.js';
 import { GuestThread, type GuestThreadPort } from './guest-thread.js';
 import { AGAIN, Hypercalls, type SavedHypercalls } from './hypercalls.js';
+import { Lines } from './lines.js';
 import { compileV86, type MachineParts } from './machine.js';
 import { PvConsole } from './pv-console.js';
 import type { WebAssemblyModule } from './webassembly.js';
@@ -26,7 +27,7 @@ const COMMAND_LINE =
   'console=hvc0 noisapnp cryptomgr.notests quiet tsc=reliable mitigations=off random.trust_cpu=on';
 /** What our init prints when it is done, and its agent for each vif that it has configured. */
 const UP = 'pvnet: up after';
-const VIF_UP = /pvnet: vif (\d+) is /g;
+const VIF_UP = /pvnet: vif (\d{1,5}) is /g;
 
 export interface LinuxGuestOptions {
   /** Starts the thread that it is to run in. */
@@ -67,8 +68,7 @@ export class LinuxGuest {
   private hypercalls!: Hypercalls;
   private console: PvConsole | null = null;
   private output = '';
-  /** What came since the last end of a line. */
-  private line = '';
+  private readonly lines = new Lines();
   /** Vifs that our agent has configured at some time, by devid. */
   private readonly vifsUp = new Set<number>();
   private readonly listeners = new Set<(text: string) => void>();
@@ -232,12 +232,7 @@ export class LinuxGuest {
 
   private emit(text: string): void {
     this.output = (this.output + text).slice(-SCROLLBACK_BYTES);
-    this.line += text;
-    if (this.line.includes('\n')) {
-      const end = this.line.lastIndexOf('\n');
-      this.readLines(this.line.slice(0, end));
-      this.line = this.line.slice(end + 1);
-    }
+    this.readLines(this.lines.add(text));
     for (const listener of this.listeners) listener(text);
   }
 

@@ -64,6 +64,8 @@ import type { ForeignPages } from './foreign-pages.js';
 import type { GuestMemory } from './guest-memory.js';
 import { XEN_VERSION } from './xen-version.js';
 
+/** Grant-table operations in one hypercall: Xen is interrupted in longer ones, and we are not. */
+const MAX_GRANT_OPERATIONS = 8192;
 /** Copies that are done at a time. */
 const COPY_BATCH = 64;
 const VCPU_INFO_BYTES = 64;
@@ -214,7 +216,7 @@ export class Hypercalls {
     const { ram } = this.options;
     switch (space) {
       case XENMAPSPACE.shared_info:
-        if (index !== 0 || domain.ramFrame(gfn) === 0) return -ERRNO.EINVAL;
+        if (index !== 0 || !this.isRam(gfn)) return -ERRNO.EINVAL;
         ram.u8.fill(0, gfn << PAGE_SHIFT, (gfn + 1) << PAGE_SHIFT);
         domain.placeSharedInfo(ram, gfn << PAGE_SHIFT);
         return 0;
@@ -233,6 +235,11 @@ export class Hypercalls {
       default:
         return -ERRNO.EINVAL;
     }
+  }
+
+  /** Its rings are pages of the guest's, too, but not of its RAM. */
+  private isRam(gfn: number): boolean {
+    return gfn < this.domain.ramPages && this.domain.ramFrame(gfn) !== 0;
   }
 
   // ---- xen_version ----
@@ -285,6 +292,7 @@ export class Hypercalls {
   private grantTableOp(command: number, arg: number, count: number): number | typeof AGAIN {
     const { guest, domain } = this;
     const { grants } = domain.hypervisor;
+    if (count > MAX_GRANT_OPERATIONS) return -ERRNO.EINVAL;
     switch (command) {
       case GNTTABOP.map_grant_ref:
         if (!this.reachesGranters(arg, count)) return AGAIN;
@@ -425,7 +433,7 @@ export class Hypercalls {
         const gfn = guest.u32(arg + VCPU_REGISTER_VCPU_INFO.mfn);
         const offset = guest.u32(arg + VCPU_REGISTER_VCPU_INFO.offset);
         if (offset % 4 !== 0 || offset > PAGE_SIZE - VCPU_INFO_BYTES) return -ERRNO.EINVAL;
-        if (domain.ramFrame(gfn) === 0) return -ERRNO.EINVAL;
+        if (!this.isRam(gfn)) return -ERRNO.EINVAL;
         domain.placeVcpuInfo(vcpu, this.options.ram, gfn * PAGE_SIZE + offset);
         return 0;
       }
