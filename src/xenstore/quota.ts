@@ -26,7 +26,7 @@ export function defaultQuotas(): Quotas {
 }
 
 export function isQuotaName(name: string): name is QuotaName {
-  return name in QUOTAS;
+  return Object.hasOwn(QUOTAS, name);
 }
 
 /** Whether `used` is at the limit already, so that one more is refused. */

@@ -132,6 +132,16 @@ describe('requests', () => {
     assert.equal(usage.watches, 0);
   });
 
+  test('there are no quotas but those that have names', async () => {
+    const lab = new Lab();
+    const admin = lab.client();
+    for (const name of ['toString', '__proto__', 'none']) {
+      await assert.rejects(lab.run(admin.getQuota(name)), code('EINVAL'));
+      await assert.rejects(lab.run(admin.setQuota(name, 1)), code('EINVAL'));
+      await assert.rejects(lab.run(admin.control('quota', 'set', name, '1')), code('EINVAL'));
+    }
+  });
+
   test('introduce, release and the special watches', async () => {
     const lab = new Lab();
     const admin = lab.client();
