@@ -138,6 +138,25 @@ describe('a saved state', () => {
     assert.deepEqual(seen, ['/a/b t']);
   });
 
+  test('gives nobody what a domain of the same number had that is gone', async () => {
+    const [before, after] = [new Lab(1), new Lab(2)];
+    const stream = new Movable(before);
+    const admin = new XenStoreClient(stream, { scheduler: before.scheduler });
+    before.domain(5);
+    before.domain(7);
+    await before.run(admin.write('/x', 'secret'));
+    await before.run(admin.setPerms('/x', ['n0', 'r5', 'r7']));
+    before.destroyDomain(7);
+    before.domain(7);
+    update(before, after, [stream]);
+    const read = (domid: number) => {
+      const guest = after.guests.get(domid)!;
+      return after.run(new XenStoreClient(guest.stream(), { scheduler: after.scheduler }).read('/x'));
+    };
+    assert.equal(await read(5), 'secret');
+    await assert.rejects(read(7), code('EACCES'));
+  });
+
   test('lets a transaction that nobody disturbed commit', async () => {
     const [before, after] = [new Lab(1), new Lab(2)];
     const streams = [new Movable(before)];
