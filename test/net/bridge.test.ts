@@ -94,6 +94,23 @@ test('what the bridge itself gets: its address, groups, everything when promiscu
   assert.equal(kernel.net.packets.used, 0);
 });
 
+test('nobody takes over an address that is the host’s', () => {
+  const { kernel, bridge, ports } = setUp(3);
+  let got = 0;
+  bridge.rxHandler = packet => {
+    got++;
+    packet.release();
+  };
+  for (const address of [[...bridge.address], [...ports[1].address]]) {
+    const payload = new Uint8Array(50);
+    send(kernel, ports[0], buildFrame({ source: address, destination: BROADCAST, payload }));
+    counts(ports);
+    got = 0;
+    send(kernel, ports[2], frame(3, address));
+    assert.deepEqual([got, counts(ports)], [1, [0, 0, 0]]);
+  }
+});
+
 test('reserved groups stay here, pause frames and bad sources are dropped', () => {
   const { kernel, bridge, ports } = setUp(2);
   let got = 0;

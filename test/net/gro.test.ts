@@ -129,6 +129,21 @@ test('a run that is longer than a packet can be becomes several', () => {
   for (const { bytes } of got) assert.equal((bytes[16] << 8) | bytes[17], bytes.length - 14);
 });
 
+test('packets of the largest size become none that is longer than IP has', () => {
+  for (const version of [4, 6] as const) {
+    const { arrive, make } = setUp();
+    // Each in a page: there is room for more than 64 KiB of them.
+    const frames = run(40, 4000, { version });
+    const { got, taken } = arrive(frames.map(frame => make(frame, { linear: 78 })));
+    assert.deepEqual(
+      taken.map(bytes => bytes.slice(layout(bytes).payload)),
+      frames.map(frame => frame.payload),
+    );
+    for (const { bytes } of got) assert.ok(bytes.length - 14 <= 65535, `${bytes.length} bytes`);
+    assert.ok(got.length < 5, `${got.length} packets`);
+  }
+});
+
 test('GSO packets of a run become a longer one, until one ends with a short segment', () => {
   for (const version of [4, 6] as const) {
     const { kernel, arrive, make } = setUp();

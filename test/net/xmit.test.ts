@@ -149,6 +149,26 @@ test('pfifo_fast: three bands by priority, the first served first, with the kern
   assert.equal(qdisc.backlog, 0);
 });
 
+test('pfifo_fast: the packets that wait are bounded, and so are their bytes', () => {
+  const kernel = new TestKernel();
+  const packet = () => kernel.packet(frame(1));
+  const { length } = packet();
+  for (const [limit, bytes] of [
+    [3, 1e9],
+    [1000, 3 * length],
+    [1000, 4 * length - 1],
+  ]) {
+    const qdisc = new PfifoFastQdisc(limit, bytes);
+    for (let i = 0; i < 3; i++) assert.ok(qdisc.enqueue(packet()));
+    assert.equal(qdisc.enqueue(packet()), false);
+    assert.deepEqual([qdisc.length, qdisc.drops, qdisc.backlog], [3, 1, 3 * length]);
+    qdisc.dequeue();
+    assert.ok(qdisc.enqueue(packet()));
+    qdisc.reset();
+    assert.deepEqual([qdisc.length, qdisc.backlog], [0, 0]);
+  }
+});
+
 test('the flow hash keeps a flow on its queue, spreads flows, and follows the hash of the peer', () => {
   const kernel = new TestKernel();
   const used = [0, 0, 0, 0];
