@@ -13,9 +13,9 @@ import { ERRNO, ErrnoError, type ErrnoName } from '../abi/errno.js';
 export class CliError extends ErrnoError {}
 
 /** A request longer than this is not one of ours. */
-const LINE_MAX = 1 << 20;
+const REQUEST_MAX = 1 << 20;
 /** Bytes that may wait for a client that does not read; one that leaves more is hung up on. */
-const UNREAD_MAX = 16 << 20;
+const UNREAD_MAX = 64 << 20;
 /** sun_path. */
 const SOCKET_PATH_MAX = 107;
 
@@ -108,17 +108,26 @@ function isAlive(path: string): Promise<boolean> {
   });
 }
 
-/** Calls `onLine` for each line that arrives; a line without end ends the connection. */
-function readLines(socket: Socket, onLine: (line: string) => void): void {
-  let rest = '';
+/** Calls `onLine` for each line that arrives; one that is longer than `longest` and has no end ends the connection. */
+function readLines(socket: Socket, longest: number, onLine: (line: string) => void): void {
+  // What came of the line that has not ended. To put it together with each piece would take ever longer.
+  let pieces: string[] = [];
+  let length = 0;
   socket.setEncoding('utf8');
-  socket.on('data', chunk => {
-    rest += chunk;
-    for (let end = rest.indexOf('\n'); end >= 0; end = rest.indexOf('\n')) {
-      onLine(rest.slice(0, end));
-      rest = rest.slice(end + 1);
+  socket.on('data', (chunk: unknown) => {
+    const text = String(chunk);
+    let start = 0;
+    for (let end = text.indexOf('\n'); end >= 0; end = text.indexOf('\n', start)) {
+      pieces.push(text.slice(start, end));
+      start = end + 1;
+      const line = pieces.join('');
+      pieces = [];
+      length = 0;
+      onLine(line);
     }
-    if (rest.length > LINE_MAX) socket.destroy();
+    pieces.push(text.slice(start));
+    length += text.length - start;
+    if (length > longest) socket.destroy();
   });
 }
 
@@ -168,7 +177,7 @@ export class RpcServer {
       if (socket.writableLength > UNREAD_MAX) socket.destroy();
       if (!socket.destroyed) socket.write(`${JSON.stringify(message)}\n`);
     };
-    readLines(socket, line => {
+    readLines(socket, REQUEST_MAX, line => {
       let request: { id?: unknown; method?: unknown; params?: unknown };
       try {
         request = JSON.parse(line);
@@ -235,7 +244,8 @@ export class RpcClient {
       for (const { reject } of this.calls.values()) reject(new CliError('ECONNRESET', 'the host went away'));
       this.calls.clear();
     });
-    readLines(this.socket, line => {
+    // An answer is as long as what was asked for: a host has thousands of interfaces.
+    readLines(this.socket, Number.POSITIVE_INFINITY, line => {
       const { id, event, result, error } = JSON.parse(line);
       const call = this.calls.get(id);
       if (call === undefined) return;
