@@ -411,6 +411,8 @@ async function frontendChanged(back: Netback, state: number): Promise<void> {
       await back.setState(XenbusState.Closed);
       break;
     default:
+      // Who was given up for it is not told of once more, however often it says so.
+      if (back.xbdev.state === XenbusState.Closing) break;
       await back.xbdev.fatal(
         new ErrnoError('EINVAL', `a frontend is never in ${xenbusStateName(state)} here`),
         'following the frontend',

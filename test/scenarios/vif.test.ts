@@ -337,6 +337,21 @@ describe('what a hostile or broken frontend writes to xenstore', () => {
     ['a negative event channel', { 'event-channel-rx': '-1' }],
     ['no rx-copy', { 'request-rx-copy': '0' }],
   ];
+  test('a state that it never has: the vif is closed, and one line tells so', async () => {
+    const host = await Host.boot(42);
+    const guest = await host.createGuest('evil', null);
+    await host.addVif(guest);
+    await host.until(() => host.states(guest)[1] === InitWait);
+    const path = `/local/domain/${guest.domain.domid}/device/vif/0/state`;
+    for (let i = 0; i < 40; i++) {
+      await host.write(path, i % 2 === 0 ? XenbusState.Reconfigured : XenbusState.Reconfiguring);
+      await host.settle();
+    }
+    assert.equal(host.states(guest)[1], Closing);
+    const told = host.dom0.domain.dmesg.filter(line => line.includes('never in Reconfigured'));
+    assert.equal(told.length, 1);
+  });
+
   for (const [what, keys] of cases) {
     test(`${what}: the vif does not connect, the error is in xenstore, and nothing is left mapped`, async () => {
       const host = await Host.boot(41);
