@@ -248,8 +248,10 @@ export class XenStoreServer implements ConnectionHost {
     this.requests++;
     if (this.isLogging) {
       const about = latin1(bytes, start, Math.max(start, stringEnd(bytes, start, end)));
+      // A guest's bytes must not look like lines of their own, or reach a terminal.
+      const shown = about.replace(/[^ -~]/g, '?');
       this.log(
-        `${connection.id} (domain ${connection.domid}) ${xsTypeName(type)} ${about} ${error}`.trimEnd(),
+        `${connection.id} (domain ${connection.domid}) ${xsTypeName(type)} ${shown} ${error}`.trimEnd(),
       );
     }
     if (error !== '') connection.replyError(error);

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { XS } from '../../src/abi/xs-wire.js';
 import { Lab } from './lab.js';
+import { RawClient } from './raw.js';
 
 const code = (name: string) => (error: { code?: string }) => error.code === name;
 
@@ -140,6 +142,22 @@ describe('requests', () => {
       await assert.rejects(lab.run(admin.setQuota(name, 1)), code('EINVAL'));
       await assert.rejects(lab.run(admin.control('quota', 'set', name, '1')), code('EINVAL'));
     }
+  });
+
+  test('a log of requests has a line for each, whatever they hold', async () => {
+    const lab = new Lab();
+    const { guest } = lab.domain(5);
+    await lab.run(lab.client().control('log', 'on'));
+    const before = lab.log.length;
+    const raw = new RawClient(guest.stream());
+    raw.send(XS.READ, '\u001b[2J\nconnection 7\0');
+    raw.send(XS.READ, 'x\0');
+    raw.send(99, '');
+    await lab.scheduler.runFor(10);
+    assert.deepEqual(
+      lab.log.slice(before).map(line => line.replace(/^\d+ /, '')),
+      ['(domain 5) READ ?[2J?connection 7 EINVAL', '(domain 5) READ x EACCES', '(domain 5) type 99  ENOSYS'],
+    );
   });
 
   test('introduce, release and the special watches', async () => {
