@@ -61,6 +61,12 @@ interface ShownLink {
   }[];
 }
 
+/** The interfaces of a namespace. @throws UplinkError EINVAL with what `ip` said */
+export async function interfaceNames(namespace: NetworkNamespace): Promise<Set<string>> {
+  const links = JSON.parse(await namespace.show(['-json', 'link'])) as { readonly ifname: string }[];
+  return new Set(links.map(({ ifname }) => ifname));
+}
+
 /** @throws UplinkError EINVAL with what `ip` said */
 export async function saveInterface(
   namespace: NetworkNamespace,

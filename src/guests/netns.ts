@@ -7,7 +7,7 @@ import { TapFace } from '../uplink/tap-face.js';
 import { EchoStack } from './echo-stack.js';
 import { sendFrame } from './frames.js';
 import { type Guest, type GuestOptions, type Luggage, vifDevid, watchVifs } from './guest.js';
-import { restoreRoutes, type SavedNamespace, saveInterface } from './netns-state.js';
+import { interfaceNames, restoreRoutes, type SavedNamespace, saveInterface } from './netns-state.js';
 
 /** What a guest takes along: its namespace with all that runs in it, and its interfaces by devid. */
 interface NetnsState {
@@ -126,8 +126,12 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
     settled,
     async save(): Promise<SavedNamespace> {
       await settled();
+      const there = await interfaceNames(namespace);
       const save = (device: NetDevice) => saveInterface(namespace, device.name, vifDevid(device));
-      return { interfaces: await Promise.all([...faces.keys()].map(save)) };
+      // Whoever is root inside may have deleted or renamed one, and keeps nobody from being saved by that.
+      const [known, lost] = [true, false].map(is => [...faces.keys()].filter(d => there.has(d.name) === is));
+      for (const { name } of lost) options.log(`netns: ${name} is not there any more: it is not saved`);
+      return { interfaces: await Promise.all(known.map(save)) };
     },
     unsaved() {
       const programs = namespace.programs().map(({ pid, name }) => `${name} (pid ${pid})`);

@@ -209,6 +209,29 @@ describe('save and restore', () => {
     await b.booted!.guest.ping!('10.9.0.7', 3000);
   });
 
+  test('a guest that deleted an interface of its namespace, or renamed one, is saved with the others', async t => {
+    const obstacle = await namespaceObstacle();
+    if (obstacle !== false) return t.skip(obstacle);
+    const host = await start(t);
+    const vifs = [1, 2, 3].map(n => `ip=10.9.0.${n}/24`).join("', '");
+    const a = await create(host, config('a', 'netns', vifs));
+    const { guest } = a.booted!;
+    const ip = ({ booted }: HostedDomain, ...argv: string[]) => {
+      const [file, ...rest] = booted!.guest.command!(['ip', ...argv]);
+      return spawnSync(file, rest, { encoding: 'utf8' }).stdout;
+    };
+    ip(a, 'link', 'del', 'eth0');
+    ip(a, 'link', 'set', 'eth1', 'name', 'mine');
+    ip(a, 'addr', 'add', '10.9.0.33/24', 'dev', 'eth2');
+    assert.equal(((await guest.save!()) as { interfaces: object[] }).interfaces.length, 1);
+    const image = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
+    const again = await start(t);
+    const [restored] = await restoreHost(again, image);
+    assert.deepEqual(await again.settled(restored), []);
+    const addresses = ip(restored, '-4', '-br', 'addr').match(/10\.9\.0\.\d+/g);
+    assert.deepEqual(addresses?.sort(), ['10.9.0.1', '10.9.0.2', '10.9.0.3', '10.9.0.33']);
+  });
+
   test('what was said of a vif since it was attached holds after save and restore, and migration', async t => {
     const host = await start(t);
     const vif = 'ip=10.0.0.1,rate=10Mb/s,mtu=9000';
