@@ -66,7 +66,9 @@ export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
     summary: 'Shuts the whole host down, as Ctrl-C in "pvnet up" does.',
     arguments: [0, 0],
     async run({ host }) {
-      await (await host()).call('down');
+      const client = await host();
+      await client.call('down');
+      await client.closed;
       return 0;
     },
   },

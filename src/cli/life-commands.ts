@@ -44,10 +44,12 @@ export const LIFE_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [1, 1],
     async run({ positionals, host, flag, show }) {
       const client = await host();
+      const leaveRunning = flag('leave-running');
       const saved = await client.call<Result<'save'>>('save', {
         file: resolve(positionals[0]),
-        leaveRunning: flag('leave-running'),
+        leaveRunning,
       });
+      if (!leaveRunning) await client.closed;
       show(saved, ({ domains, notes }) =>
         [`saved ${domains.join(', ') || 'a host without domains'}`, ...notes].join('\n'),
       );

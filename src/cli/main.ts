@@ -100,9 +100,12 @@ async function main(args: string[]): Promise<number> {
   }
 }
 
-// A reader that went away, as `pvnet list | head -1`, is no error.
+// A reader that went away, as `pvnet list | head -1`, is no error; a full disk is one.
 process.stdout.on('error', error => {
   if ((error as NodeJS.ErrnoException).code === 'EPIPE') process.exit(0);
-  throw error;
+  process.stderr.write(`pvnet: what it prints cannot be written: ${error.message}\n`);
+  process.exit(1);
 });
-process.exit(await main(process.argv.slice(2)));
+const status = await main(process.argv.slice(2));
+// What became of the last that was printed is told in the next tick.
+setImmediate(() => process.exit(status));

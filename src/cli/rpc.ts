@@ -73,19 +73,27 @@ export function requireOwn(folder: string): void {
   );
 }
 
+/** Makes a folder with those that it is in. @returns those that were made here, the innermost first */
+export function makeFolder(folder: string): string[] {
+  const outermost = mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const made: string[] = [];
+  if (outermost === undefined) return made;
+  for (let at = folder; at.length >= outermost.length; at = dirname(at)) made.push(at);
+  return made;
+}
+
 /**
  * Makes a place for a UNIX socket: its folder, and away with a socket that a host left which is gone.
- * @returns the folder when it was made here: whoever leaves removes it again
+ * @returns the folders that were made here: whoever leaves removes them again
  * @throws CliError EADDRINUSE when a host listens there
  */
-export async function prepareSocketPath(path: string): Promise<string | undefined> {
+export async function prepareSocketPath(path: string): Promise<string[]> {
   if (Buffer.byteLength(path) > SOCKET_PATH_MAX) {
     throw new CliError('EINVAL', `${path}: the path of a UNIX socket has at most ${SOCKET_PATH_MAX} bytes`);
   }
-  const folder = dirname(path);
-  const made = mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const made = makeFolder(dirname(path));
   const found = lstatSync(path, { throwIfNoEntry: false });
-  if (found === undefined) return made === undefined ? undefined : folder;
+  if (found === undefined) return made;
   if (!found.isSocket()) throw new CliError('EEXIST', `${path} is there and is no socket`);
   if (await isAlive(path)) {
     throw new CliError(
@@ -94,7 +102,7 @@ export async function prepareSocketPath(path: string): Promise<string | undefine
     );
   }
   unlinkSync(path);
-  return undefined;
+  return made;
 }
 
 function isAlive(path: string): Promise<boolean> {
@@ -134,11 +142,15 @@ function readLines(socket: Socket, longest: number, onLine: (line: string) => vo
 /** Serves a registry on a UNIX socket that only this user may open. */
 export class RpcServer {
   private readonly sockets = new Set<Socket>();
+  private readonly closed: Promise<void>;
+  private stopped = false;
 
   private constructor(
     private readonly server: Server,
     readonly path: string,
-  ) {}
+  ) {
+    this.closed = new Promise(resolve => server.once('close', resolve));
+  }
 
   /** @throws CliError EADDRINUSE, EINVAL; the system's error when the folder is closed to us */
   static async listen(registry: RpcRegistry, path: string): Promise<RpcServer> {
@@ -154,15 +166,20 @@ export class RpcServer {
     return rpc;
   }
 
+  /** Takes no more callers, and no more requests: the socket is gone. Who is there is hung up on by `close`. */
+  stop(): void {
+    this.stopped = true;
+    this.server.close();
+  }
+
   /** Hangs up on everybody; the socket is gone. */
   async close(): Promise<void> {
+    this.stop();
     for (const socket of this.sockets) socket.end();
-    await new Promise<void>(resolve => {
-      this.server.close(() => resolve());
-      setTimeout(() => {
-        for (const socket of this.sockets) socket.destroy();
-      }, 100).unref();
-    });
+    setTimeout(() => {
+      for (const socket of this.sockets) socket.destroy();
+    }, 100).unref();
+    await this.closed;
   }
 
   private serve(registry: RpcRegistry, socket: Socket): void {
@@ -186,6 +203,10 @@ export class RpcServer {
         return;
       }
       const { id, method, params } = request ?? {};
+      if (this.stopped) {
+        send({ id, error: { code: 'EBUSY', message: 'EBUSY: the host is being shut down' } });
+        return;
+      }
       const context = { emit: (event: unknown) => send({ id, event }), signal: hangUp.signal };
       registry.call(method, params, context).then(
         result => send({ id, result: result ?? null }),
@@ -204,7 +225,12 @@ export class RpcClient {
     { resolve(result: unknown): void; reject(error: Error): void; onEvent?(event: unknown): void }
   >();
 
-  private constructor(private readonly socket: Socket) {}
+  /** Resolves when the host has hung up, as one does that has ended; or we have. */
+  readonly closed: Promise<void>;
+
+  private constructor(private readonly socket: Socket) {
+    this.closed = new Promise(resolve => socket.once('close', () => resolve()));
+  }
 
   /** @throws CliError ENOENT or ECONNRESET when no host listens there */
   static connect(path: string): Promise<RpcClient> {
@@ -250,7 +276,12 @@ export class RpcClient {
       const call = this.calls.get(id);
       if (call === undefined) return;
       if (event !== undefined) {
-        call.onEvent?.(event);
+        try {
+          call.onEvent?.(event);
+        } catch (error) {
+          this.calls.delete(id);
+          call.reject(error as Error);
+        }
         return;
       }
       this.calls.delete(id);

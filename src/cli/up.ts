@@ -1,5 +1,5 @@
 import { readFileSync, rmdirSync, unlinkSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { describeError } from '../platform/errors.js';
 import { readDomainFile } from '../toolstack/domain-config.js';
 import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
@@ -14,7 +14,14 @@ import { registerHostMethods } from './host-methods.js';
 import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
 import { NETBACK_OPTIONS, readNetbackOptions } from './netback-options.js';
-import { CliError, defaultControlSocket, prepareSocketPath, RpcRegistry, RpcServer } from './rpc.js';
+import {
+  CliError,
+  defaultControlSocket,
+  makeFolder,
+  prepareSocketPath,
+  RpcRegistry,
+  RpcServer,
+} from './rpc.js';
 import { registerVifMethods, vifsOf } from './vif-methods.js';
 
 /** Where xenstored of a host listens: beside its control socket. */
@@ -46,6 +53,8 @@ export interface RunningHost {
   readonly xenstoredSocket: string;
   /** Resolves when the host has been shut down. */
   readonly ended: Promise<void>;
+  /** Whether it has been told to end. */
+  readonly ending: boolean;
   /** Shuts down in order; the second time at once. */
   end(): void;
 }
@@ -86,7 +95,8 @@ export async function startHost(options: {
 }): Promise<RunningHost> {
   const controlSocket = resolve(options.controlSocket ?? defaultControlSocket());
   const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
-  const folder = await prepareSocketPath(controlSocket);
+  const folders = await prepareSocketPath(controlSocket);
+  folders.unshift(...makeFolder(dirname(xenstoredSocket)));
   const host = await Host.start({ onError: errorsOnce(), ...options.host });
   const registry = new RpcRegistry();
   let finish: () => void = () => {};
@@ -94,24 +104,19 @@ export async function startHost(options: {
     finish = resolved;
   });
   let ending = false;
-  const exit = (status: number): void => {
-    tidy([controlSocket, xenstoredSocket], folder);
-    process.exit(status);
-  };
   const end = (): void => {
-    if (ending) {
-      exit(130);
-      return;
-    }
+    if (ending) process.exit(130);
     ending = true;
     void (async () => {
       try {
-        await rpc.close();
+        rpc.stop();
         await host.close();
         await store.close();
       } finally {
-        tidy([], folder);
+        tidy([], folders);
         release();
+        // Last, for whoever asked for the end and waits for it.
+        await rpc.close();
         finish();
       }
     })();
@@ -121,27 +126,42 @@ export async function startHost(options: {
   registerLifeMethods(registry, host, () => setImmediate(end));
   registerConsoleMethods(registry, host);
   registerVifMethods(registry, () => vifsOf(host.dom0.net));
-  const store = await serveSocket(host.xenstored.server, xenstoredSocket).catch(async error => {
+  const giveUp = async (error: unknown): Promise<never> => {
     await host.close();
+    tidy([], folders);
     throw error;
-  });
+  };
+  const store = await serveSocket(host.xenstored.server, xenstoredSocket).catch(giveUp);
   const rpc = await RpcServer.listen(registry, controlSocket).catch(async error => {
     await store.close();
-    await host.close();
-    throw error;
+    return giveUp(error);
   });
-  const release = catchModules(host, () => exit(1));
-  return { host, registry, controlSocket, xenstoredSocket, ended, end };
+  // However this process ends: by Ctrl-C for the second time, or because nobody reads what it prints.
+  const onExit = (): void => tidy([controlSocket, xenstoredSocket], folders);
+  process.once('exit', onExit);
+  const uncatch = catchModules(host, () => process.exit(1));
+  const release = (): void => {
+    uncatch();
+    process.off('exit', onExit);
+  };
+  return {
+    host,
+    registry,
+    controlSocket,
+    xenstoredSocket,
+    ended,
+    get ending() {
+      return ending;
+    },
+    end,
+  };
 }
 
-/**
- * Removes sockets, and the folder that was made for them. All that Ctrl-C for the second time has to do:
- * namespaces and TAPs go with this process.
- */
-function tidy(sockets: readonly string[], folder: string | undefined): void {
+/** Removes sockets, and the folders that were made for them. Namespaces and TAPs go with this process. */
+function tidy(sockets: readonly string[], folders: readonly string[]): void {
   const removals = [
     ...sockets.map(path => () => unlinkSync(path)),
-    () => folder !== undefined && rmdirSync(folder),
+    ...folders.map(path => () => rmdirSync(path)),
   ];
   for (const remove of removals) {
     try {
@@ -203,9 +223,12 @@ async function serve(name: string, invocation: Invocation, read: () => Populate)
     print(`XENSTORED_PATH=${xenstoredSocket}`);
     print('ready; Ctrl-C shuts down');
   } catch (error) {
-    process.stderr.write(`pvnet ${name}: ${(error as Error).message}\n`);
+    // What is told to end fails in whatever it was about, which says nothing.
+    const { ending } = running;
+    const what = ending ? 'EINTR: told to end before all domains were up' : (error as Error).message;
+    process.stderr.write(`pvnet ${name}: ${what}\n`);
     status = 1;
-    running.end();
+    if (!ending) running.end();
   }
   await running.ended;
   return status;

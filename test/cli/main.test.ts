@@ -1,6 +1,15 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -88,12 +97,67 @@ describe('pvnet', () => {
     assert.deepEqual(readdirSync(cwd).sort(), ['a.cfg', 'b.cfg']);
   });
 
-  test('"down" ends the host', async t => {
+  test('"down" ends the host, and returns when nothing of it is there', async t => {
     const cwd = folder(t);
-    const { child } = await up(t, cwd);
+    writeFileSync(join(cwd, 'a.cfg'), 'name = "a"\nguest = "echo"\nvif = [ "", "" ]\n');
+    const sockets = ['--socket', 'run/deep/c.sock', '--xenstored', 'run/store/xs.sock'];
+    const { child } = await up(t, cwd, 'a.cfg', ...sockets);
     const end = ended(child);
-    assert.equal(pvnet(cwd, 'down').status, 0);
+    assert.equal(pvnet(cwd, 'down', '--socket', 'run/deep/c.sock').status, 0);
+    assert.deepEqual(readdirSync(cwd), ['a.cfg']);
     assert.equal(await end, 0);
+  });
+
+  test('a host that cannot have its sockets leaves nothing behind', t => {
+    const cwd = folder(t);
+    writeFileSync(join(cwd, 'file'), '');
+    const { status, stderr } = pvnet(cwd, 'up', '--socket', 'run/deep/c.sock', '--xenstored', 'file');
+    assert.match(stderr, /^pvnet up: EEXIST: .*file is there and is no socket/);
+    assert.equal(status, 1);
+    assert.deepEqual(readdirSync(cwd), ['file']);
+  });
+
+  test('a host whose output nobody reads any more leaves nothing behind', async t => {
+    const cwd = folder(t);
+    const env = { ...process.env, PVNET_SOCKET: join(cwd, 'run', 'c.sock') };
+    const child = spawn(process.execPath, [MAIN, 'up'], { env, stdio: ['ignore', 'pipe', 'ignore'] });
+    child.stdout.destroy();
+    assert.equal(await ended(child), 0);
+    assert.deepEqual(readdirSync(cwd), []);
+  });
+
+  test('a host that is told to end while a domain boots says that, and leaves nothing behind', async t => {
+    const cwd = folder(t);
+    writeFileSync(
+      join(cwd, 'slow.mjs'),
+      'export default () => { console.error("boots"); return new Promise(() => {}); }',
+    );
+    writeFileSync(join(cwd, 'slow.cfg'), 'name = "slow"\nguest = "module:./slow.mjs"\n');
+    const env = { ...process.env, PVNET_SOCKET: join(cwd, 'run', 'c.sock') };
+    const argv = [MAIN, 'up', 'slow.cfg'];
+    const child = spawn(process.execPath, argv, { cwd, env, stdio: ['ignore', 'ignore', 'pipe'] });
+    let errors = '';
+    child.stderr.on('data', chunk => {
+      errors += chunk;
+      if (String(chunk).includes('boots')) child.kill('SIGTERM');
+    });
+    assert.equal(await ended(child), 1);
+    assert.equal(errors, 'boots\npvnet up: EINTR: told to end before all domains were up\n');
+    assert.deepEqual(readdirSync(cwd).sort(), ['slow.cfg', 'slow.mjs']);
+  });
+
+  test('what cannot be printed is an error', {
+    skip: existsSync('/dev/full') ? false : 'no /dev/full',
+  }, t => {
+    const full = openSync('/dev/full', 'w');
+    t.after(() => closeSync(full));
+    const argv = [MAIN, 'selftest', '--json'];
+    const { status, stderr } = spawnSync(process.execPath, argv, {
+      stdio: ['ignore', full, 'pipe'],
+      encoding: 'utf8',
+    });
+    assert.match(stderr, /^pvnet: what it prints cannot be written: ENOSPC.*\n$/);
+    assert.equal(status, 1);
   });
 
   test('has a backend as its options say, with a filter that sees each packet', async t => {
