@@ -56,7 +56,7 @@ const COMMON: Record<string, OptionHelp> = {
   help: { type: 'boolean', short: 'h', help: 'print this' },
 };
 
-export function helpOf(name: string, command: Command): string {
+function helpOf(name: string, command: Command): string {
   const rows = Object.entries({ ...command.options, ...COMMON }).map(([option, { short, value, help }]) => {
     const form = `${short === undefined ? '' : `-${short}, `}--${option}${value === undefined ? '' : ` ${value}`}`;
     return `  ${form.padEnd(28)} ${help}`;

@@ -52,7 +52,7 @@ export const LINUX_COMMAND: Command = {
     'whether the files are there. Where there is no apt, copy the cache from a machine that has it, or name files of\n' +
     'your own in the domain file: kernel = "…", ramdisk = "…", bios = "…", vga_bios = "…".',
   arguments: [1, 1],
-  async run({ positionals: [what], print }) {
+  async run({ positionals: [what], print, show }) {
     switch (what) {
       case 'fetch': {
         const interruption = new AbortController();
@@ -72,7 +72,9 @@ export const LINUX_COMMAND: Command = {
       }
       case 'status': {
         const there = cachedFiles() !== null;
-        print(there ? `Linux guests can boot from ${cacheFolder()}` : `there is nothing in ${cacheFolder()}`);
+        show({ ready: there, folder: cacheFolder() }, ({ ready, folder }) =>
+          ready ? `Linux guests can boot from ${folder}` : `there is nothing in ${folder}`,
+        );
         return there ? 0 : 1;
       }
       default:

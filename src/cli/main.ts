@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-import { type Command, helpOf, runCommand } from './command.js';
+import { readFileSync } from 'node:fs';
+import { type Command, runCommand } from './command.js';
 import { DOMAIN_COMMANDS } from './domain-commands.js';
 import { LIFE_COMMANDS } from './life-commands.js';
 import { NET_COMMANDS } from './net-commands.js';
@@ -71,22 +72,23 @@ function usage(): string {
     ...Object.entries(WHOLE).map(([name, { summary }]) => [name, summary]),
   ];
   const rows = summaries.map(([name, summary]) => `  ${name.padEnd(12)} ${summary}`);
-  return `Usage: pvnet COMMAND [ARGUMENT…]\n\n${rows.join('\n')}\n\nSee "pvnet COMMAND --help".`;
+  return `Usage: pvnet COMMAND [ARGUMENT…]\n\n${rows.join('\n')}\n\nSee "pvnet COMMAND --help". "pvnet --version" tells which one this is.`;
+}
+
+function version(): string {
+  return JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')).version;
 }
 
 async function main(args: string[]): Promise<number> {
   const [name, ...rest] = args;
   if (name === undefined || name === '--help' || name === '-h' || name === 'help') {
-    const about = rest[0];
-    if (name === 'help' && about !== undefined) {
-      const command = await find(about);
-      if (command !== undefined) {
-        process.stdout.write(`${helpOf(about, command)}\n`);
-        return 0;
-      }
-    }
+    if (name === 'help' && rest.length > 0) return main([rest[0], '--help']);
     process.stdout.write(`${usage()}\n`);
     return name === undefined ? 2 : 0;
+  }
+  if (name === '--version') {
+    process.stdout.write(`pvnet ${version()}\n`);
+    return 0;
   }
   try {
     if (Object.hasOwn(WHOLE, name)) return await WHOLE[name].run(rest);

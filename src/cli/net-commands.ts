@@ -2,14 +2,17 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 import { type Command, type Invocation, UsageError } from './command.js';
 import type { NetMethods } from './net-methods.js';
 import type { Printed } from './printed.js';
+import { CliError } from './rpc.js';
 
 async function run<N extends keyof NetMethods>(
-  { host }: Invocation,
+  { host, flag }: Invocation,
   method: N,
   params: NetMethods[N]['params'],
 ): Promise<number> {
   const { status, stdout, stderr } = await (await host()).call<Printed>(method, params);
-  process.stdout.write(stdout);
+  // What the tools print is text, but for ip, which has JSON of its own.
+  const asText = method === 'ip' || stdout === '' || !flag('json');
+  process.stdout.write(asText ? stdout : `${JSON.stringify({ text: stdout }, null, 2)}\n`);
   process.stderr.write(stderr);
   return status;
 }
@@ -32,7 +35,7 @@ export const NET_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [1, Number.POSITIVE_INFINITY],
     run: invocation => {
       const [domain, ...args] = invocation.positionals;
-      return run(invocation, 'ip', { domain, args });
+      return run(invocation, 'ip', { domain, args: invocation.flag('json') ? ['-j', ...args] : args });
     },
   },
   ethtool: {
@@ -88,13 +91,20 @@ export const NET_COMMANDS: Readonly<Record<string, Command>> = {
       const path = option('write');
       if (path === undefined) throw new UsageError('where to? -w FILE');
       const client = await host();
-      const file = openSync(path, 'w');
+      // Opened for the first bytes: a domain that there is none of costs no older capture.
+      let file: number | null = null;
+      const write = (bytes: unknown): void => {
+        try {
+          file ??= openSync(path, 'w');
+          writeSync(file, Buffer.from(String(bytes), 'base64'));
+        } catch (error) {
+          throw new CliError('EIO', `${path} cannot be written (${(error as NodeJS.ErrnoException).code})`);
+        }
+      };
       try {
-        await client.call('nlmon', { domain }, bytes =>
-          writeSync(file, Buffer.from(String(bytes), 'base64')),
-        );
+        await client.call('nlmon', { domain }, write);
       } finally {
-        closeSync(file);
+        if (file !== null) closeSync(file);
       }
       return 0;
     },

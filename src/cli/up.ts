@@ -1,9 +1,11 @@
 import { readFileSync, rmdirSync, unlinkSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { nameProblem } from '../net/index.js';
 import { describeError } from '../platform/errors.js';
 import { readDomainFile } from '../toolstack/domain-config.js';
 import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
 import { parseHostImage, restoreHost } from '../toolstack/save.js';
+import { parseAddresses } from '../toolstack/vif-config.js';
 import { runProgram } from '../uplink/namespace.js';
 import { formatXenbusTrace } from '../xenbus/index.js';
 import { serveSocket } from '../xenstore/node/index.js';
@@ -43,7 +45,19 @@ function parseUplink(text: string): UplinkOption {
       `--uplink ${text}: it is BRIDGE=TAP or BRIDGE=TAP,ADDRESS/PREFIX, as xenbr0=tap0,10.0.0.254/24`,
     );
   }
-  return { bridge: match[1], tap: match[2], address: match[3] };
+  const [, bridge, tap, address] = match;
+  for (const name of [bridge, tap]) {
+    const problem = nameProblem(name);
+    if (problem !== null) {
+      throw new UsageError(`--uplink ${text}: "${name}" is no interface name: ${problem}`);
+    }
+  }
+  try {
+    parseAddresses(address ?? '');
+  } catch (error) {
+    throw new UsageError(`--uplink ${text}: ${(error as Error).message}`);
+  }
+  return { bridge, tap, address };
 }
 
 export interface RunningHost {

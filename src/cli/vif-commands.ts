@@ -1,4 +1,5 @@
 import { type Command, table } from './command.js';
+import { CliError } from './rpc.js';
 import type { VifCounters } from './vif-methods.js';
 
 /** The commands that look into a backend's vifs. */
@@ -9,7 +10,12 @@ export const VIF_COMMANDS: Readonly<Record<string, Command>> = {
     arguments: [0, 1],
     async run({ positionals: [vif], host, show }) {
       const all = await (await host()).call<VifCounters[]>('stats');
-      show(vif === undefined ? all : all.filter(each => each.vif === vif), vifs =>
+      const chosen = vif === undefined ? all : all.filter(each => each.vif === vif);
+      if (vif !== undefined && chosen.length === 0) {
+        const names = all.map(each => each.vif).join(', ') || 'none';
+        throw new CliError('ENODEV', `there is no vif ${vif}; there are: ${names}`);
+      }
+      show(chosen, vifs =>
         table(
           ['Vif', 'Counter', '>Value'],
           vifs.flatMap(({ vif, counters }) =>

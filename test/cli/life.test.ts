@@ -65,6 +65,10 @@ test('suspend, resume, migrate, save and restore from the command line', async t
   assert.match(machine.run('1.sock', 'stats', 'vif1.0'), /vif1\.0 +rxPackets +\d/);
   assert.equal(machine.run('1.sock', 'poke', 'vif1.0'), '');
   assert.match(machine.run('1.sock', 'poke', 'vif7.0'), /there is no vif vif7\.0/);
+  assert.match(
+    machine.run('1.sock', 'stats', 'vif7.0'),
+    /^pvnet stats: ENODEV: there is no vif vif7\.0; there are: vif1\.0/,
+  );
 
   assert.match(machine.run('1.sock', 'migrate', 'a', '--to', join(machine.cwd, '0.sock')), /pvnet migrate: /);
   assert.match(

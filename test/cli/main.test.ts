@@ -15,8 +15,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { cachedFiles } from '../../src/guests/linux/files.js';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
+const linuxIsThere = cachedFiles() !== null;
 const GUIDE = fileURLToPath(new URL('../../../docs/guide.md', import.meta.url));
 
 function folder(t: TestContext): string {
@@ -308,6 +310,15 @@ describe('pvnet', () => {
     [['--help'], 0, /up +Starts a simulated Xen host/],
     [['list', '--help'], 0, /Usage: pvnet list/],
     [['help', 'up'], 0, /--uplink BRIDGE=TAP/],
+    [['help', 'xenstore'], 0, /^Usage: pvnet xenstore ls\|read/],
+    [['help', 'xenstored'], 0, /^Usage: pvnet xenstored /],
+    [['help', 'frobnicate'], 2, /^pvnet: there is no command "frobnicate"/],
+    [['--version'], 0, /^pvnet \d+\.\d+\.\d+\n$/],
+    [
+      ['linux', 'status', '--json'],
+      linuxIsThere ? 0 : 1,
+      /^\{\n {2}"ready": (true|false),\n {2}"folder": "\//,
+    ],
     [['frobnicate'], 2, /there is no command "frobnicate"/],
     [['constructor'], 2, /there is no command "constructor"/],
     [['xenstore', 'ls', '--nonsense'], 1, /nonsense|sage/],
@@ -335,6 +346,9 @@ describe('pvnet', () => {
     [['frontend', '--trusted', 'no'], 2, /^pvnet frontend: --trusted "no": it is 0 or 1/],
     [['create', '--help'], 0, /netfront = "max_queues=N.*\n.*features are sg, .*rx-notify/],
     [['up', '--uplink', 'x'], 2, /--uplink x: it is BRIDGE=TAP/],
+    [['up', '--uplink', 'b=too-long-for-a-tap'], 2, /: "too-long-for-a-tap" is no interface name: it has 18/],
+    [['up', '--uplink', 'b/0=t'], 2, /: "b\/0" is no interface name: it contains '\/'/],
+    [['up', '--uplink', 'b=t,10.0.0.256/24'], 2, /: "10\.0\.0\.256\/24" is no IP address, as/],
     // What is wrong with the command line is said before any file is read, or any host is asked.
     [['up', 'no.cfg', '--uplink', 'x'], 2, /^pvnet up: --uplink x: it is BRIDGE=TAP/],
     [['restore', 'no.pvnet', '--max-queues', '9'], 2, /^pvnet restore: --max-queues "9": it is a number/],

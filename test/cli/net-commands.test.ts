@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -49,6 +49,19 @@ test('a host that runs shows its domains’ networks as their users would see th
     spawnSync(process.execPath, [MAIN, ...args], { cwd, env, encoding: 'utf8' });
   const shown = pvnet('ip', 'a', '-j', 'link', 'show', 'eth0');
   assert.equal(JSON.parse(shown.stdout)[0].address, '00:16:3e:00:00:01');
+  assert.deepEqual(
+    JSON.parse(pvnet('ip', '--json', 'a', 'link', 'show', 'eth0').stdout),
+    JSON.parse(shown.stdout),
+  );
+  assert.deepEqual(JSON.parse(pvnet('ls', 'a:/sys/class/net', '--json').stdout), { text: 'eth0\nlo\n' });
+  writeFileSync(join(cwd, 'old.pcap'), 'old');
+  assert.match(pvnet('nlmon', 'b', '-w', 'old.pcap').stderr, /^pvnet nlmon: ESRCH: there is no domain "b"/);
+  assert.equal(readFileSync(join(cwd, 'old.pcap'), 'utf8'), 'old');
+  if (existsSync('/dev/full')) {
+    const { status, stderr } = pvnet('nlmon', 'a', '-w', '/dev/full');
+    assert.equal(stderr, 'pvnet nlmon: EIO: /dev/full cannot be written (ENOSPC)\n');
+    assert.equal(status, 1);
+  }
   assert.equal(pvnet('write', 'a:/sys/class/net/eth0/mtu', '1400').status, 0);
   assert.equal(pvnet('cat', 'a:/sys/class/net/eth0/mtu').stdout, '1400\n');
   const refused = pvnet('ip', 'a', 'link', 'set', 'eth0', 'mtu', '1');
