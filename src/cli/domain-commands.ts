@@ -1,8 +1,8 @@
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { resolve } from 'node:path';
 import { NETFRONT_FEATURES } from '../netfront/features.js';
+import { readText } from '../toolstack/domain-config.js';
 import { DEVID_MAX } from '../toolstack/vif-config.js';
 import type { Command } from './command.js';
 import { parseNumber, table } from './command.js';
@@ -31,7 +31,7 @@ export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
       for (const file of positionals) {
         const created = await client.call<Result<'create'>>('create', {
           file: resolve(file),
-          text: read(file),
+          text: readText(file),
         });
         show(created, ({ name, domid, notes }) =>
           [`created ${name} as domain ${domid}`, ...notes].join('\n'),
@@ -205,14 +205,6 @@ export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
     },
   },
 };
-
-function read(file: string): string {
-  try {
-    return readFileSync(file, 'utf8');
-  } catch (error) {
-    throw new CliError('ENOENT', `${file}: it cannot be read (${(error as NodeJS.ErrnoException).code})`);
-  }
-}
 
 const PASSED_ON = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 

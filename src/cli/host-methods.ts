@@ -1,3 +1,4 @@
+import { isIP } from 'node:net';
 import { parseDomain } from '../toolstack/domain-config.js';
 import { ToolstackError } from '../toolstack/error.js';
 import type { DomainInfo, Host, VifInfo } from '../toolstack/host.js';
@@ -90,6 +91,7 @@ export function registerHostMethods(registry: RpcRegistry, host: Host, down: () 
         `${config.name}: a guest of kind "${config.guest.kind}" does not ping by itself; guest = "echo" does`,
       );
     }
+    if (isIP(String(address)) === 0) throw new ToolstackError('EINVAL', `"${address}" is no IP address`);
     return { ms: await booted.guest.ping(String(address), timeoutMs) };
   });
   register('dmesg', ({ domain }) => ({ lines: host.kernelOf(domain).domain.dmesg }));

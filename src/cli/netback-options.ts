@@ -1,5 +1,5 @@
 import { resolve } from 'node:path';
-import { pathToFileURL } from 'node:url';
+import { importFile } from '../guests/module.js';
 import { NETBACK_FEATURES } from '../netback/features.js';
 import type { PacketFilter } from '../netback/filter.js';
 import { DEFAULT_MAX_QUEUES, type NetbackOptions } from '../netback/netback.js';
@@ -58,7 +58,7 @@ async function loadFilter(file: string): Promise<PacketFilter> {
   const path = resolve(file);
   let module: { filter?: unknown };
   try {
-    module = await import(pathToFileURL(path).href);
+    module = await importFile(path);
   } catch (error) {
     throw new CliError('EINVAL', `--filter ${path}: ${(error as Error).message}`);
   }

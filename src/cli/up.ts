@@ -1,8 +1,8 @@
-import { readFileSync, rmdirSync, unlinkSync } from 'node:fs';
+import { rmdirSync, unlinkSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { nameProblem } from '../net/index.js';
 import { describeError } from '../platform/errors.js';
-import { readDomainFile } from '../toolstack/domain-config.js';
+import { readDomainFile, readText } from '../toolstack/domain-config.js';
 import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
 import { parseHostImage, restoreHost } from '../toolstack/save.js';
 import { parseAddresses } from '../toolstack/vif-config.js';
@@ -263,13 +263,7 @@ function readDomains(files: readonly string[]): Populate {
 }
 
 function readImage(file: string): Populate {
-  let text: string;
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch (error) {
-    throw new CliError('ENOENT', `${file} cannot be read (${(error as NodeJS.ErrnoException).code})`);
-  }
-  const image = parseHostImage(text, file);
+  const image = parseHostImage(readText(file), file);
   return host => restoreHost(host, image);
 }
 

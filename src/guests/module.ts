@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { statSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 import { ErrnoError } from '../abi/errno.js';
 import type { Kernel } from '../kernel/kernel.js';
@@ -50,15 +51,26 @@ export function isFromModule(error: unknown, argument: string): boolean {
   return describeError(error).includes(pathToFileURL(argument).href);
 }
 
+/**
+ * Imports a file of the user's.
+ * @throws Error that says what is wrong with it, and nothing of who imports it
+ */
+export async function importFile(path: string): Promise<Record<string, unknown>> {
+  const found = statSync(path, { throwIfNoEntry: false });
+  if (found === undefined) throw new Error('there is no such file');
+  if (found.isDirectory()) throw new Error('it is a folder');
+  return await import(pathToFileURL(path).href);
+}
+
 /** `guest = "module:./file.js"`: the user's code in a domain of its own. */
 export async function startModule(options: GuestOptions): Promise<Guest> {
   const { kernel, argument } = options;
   let loaded: { default?: unknown };
   try {
-    loaded = await running.run(kernel, () => import(pathToFileURL(argument).href));
+    loaded = await running.run(kernel, () => importFile(argument));
   } catch (error) {
     throw new ErrnoError(
-      'ENOENT',
+      'EINVAL',
       `${options.name}: ${argument} cannot be loaded: ${(error as Error).message}`,
     );
   }
@@ -98,7 +110,7 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
     result = await running.run(kernel, () => (loaded.default as GuestModule)(context));
   } catch (error) {
     unwatch();
-    throw error;
+    throw new ErrnoError('EIO', `${options.name}: ${argument} threw: ${(error as Error)?.message ?? error}`);
   }
   const hooks: ModuleHooks = typeof result === 'function' ? { stop: result } : (result ?? {});
   return {

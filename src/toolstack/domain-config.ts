@@ -73,15 +73,18 @@ const USED_BY_LINUX = [
 
 /** @throws ToolstackError with file, line and key; ENOENT when there is no such file */
 export function readDomainFile(path: string): DomainConfig {
-  let text: string;
+  return parseDomain(readText(path), path);
+}
+
+/** A text file that the user names. @throws ToolstackError that says why it cannot be read */
+export function readText(path: string): string {
   try {
-    text = readFileSync(path, 'utf8');
+    return readFileSync(path, 'utf8');
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === 'ENOENT') throw new ToolstackError('ENOENT', `${path}: there is no such file`);
     throw new ToolstackError(code === 'EACCES' ? 'EACCES' : 'EIO', `${path}: it cannot be read (${code})`);
   }
-  return parseDomain(text, path);
 }
 
 /**

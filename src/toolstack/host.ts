@@ -22,7 +22,7 @@ import { hotplugOnline } from './hotplug.js';
 import { type PublishedRings, publishedRings } from './published-rings.js';
 import { configNow } from './save.js';
 import { type SimXenstored, startSimXenstored } from './sim-xenstored.js';
-import { resumeDomain, suspendDomain } from './suspend.js';
+import { resumeDomain, stateOf, suspendDomain } from './suspend.js';
 import { randomMac, type VifConfig } from './vif-config.js';
 import { removeVifNodes, requestClose, type VifPaths, vifPaths, writeVif } from './vif-store.js';
 
@@ -637,21 +637,28 @@ export class Host {
 
   list(): DomainInfo[] {
     const dom0 = this.hypervisor.domain(0)!;
-    const info = (domain: Domain, guest: string, memoryMib: number, vifs: number): DomainInfo => ({
+    const info = (
+      domain: Domain,
+      state: string,
+      guest: string,
+      memoryMib: number,
+      vifs: number,
+    ): DomainInfo => ({
       domid: domain.domid,
       name: domain.name,
       memoryMib,
       vcpus: domain.vcpus.length,
-      state: domain.state,
+      state,
       guest,
       vifs,
     });
     const used = Math.ceil(dom0.pages / PAGES_PER_MIB);
     return [
-      info(dom0, 'netback', used, 0),
-      ...[...this.hosted.values()].map(({ domain, config, vifs }) =>
-        info(domain, config.guest.kind, config.memory, vifs.size),
-      ),
+      info(dom0, dom0.state, 'netback', used, 0),
+      ...[...this.hosted.values()].map(hosted => {
+        const { domain, config, vifs } = hosted;
+        return info(domain, stateOf(hosted), config.guest.kind, config.memory, vifs.size);
+      }),
     ];
   }
 

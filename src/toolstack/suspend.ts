@@ -9,6 +9,11 @@ export function isSuspended({ domain }: HostedDomain): boolean {
   return domain.state === 'shutdown' && domain.shutdownReason === 'suspend';
 }
 
+/** A domain's state in words: "suspended" is what Xen calls a shutdown. */
+export function stateOf(hosted: HostedDomain): string {
+  return isSuspended(hosted) ? 'suspended' : hosted.domain.state;
+}
+
 /** @throws ToolstackError EBUSY for a domain with a vif that is being attached or detached: no image of it would be right */
 export function requireVifsAtRest({ config, vifs }: HostedDomain): void {
   const busy = [...vifs.values()].find(({ status }) => status !== null);
@@ -28,7 +33,7 @@ export async function suspendDomain(host: Host, hosted: HostedDomain): Promise<v
   }
   host.requireAlive(hosted);
   if (domain.state !== 'running') {
-    throw new ToolstackError('EINVAL', `the domain ${config.name} does not run: it is ${domain.state}`);
+    throw new ToolstackError('EINVAL', `the domain ${config.name} does not run: it is ${stateOf(hosted)}`);
   }
   requireVifsAtRest(hosted);
   await host.xs.write(`/local/domain/${domain.domid}/control/shutdown`, 'suspend');

@@ -53,6 +53,8 @@ test('suspend, resume, migrate, save and restore from the command line', async t
 
   assert.equal(machine.run('1.sock', 'suspend', 'a'), '');
   assert.match(machine.run('1.sock', 'vif-list'), /the domain is suspended/);
+  assert.match(machine.run('1.sock', 'list'), /^a .* suspended +echo/m);
+  assert.match(machine.run('1.sock', 'suspend', 'a'), /EINVAL: the domain a does not run: it is suspended/);
   assert.equal(machine.run('1.sock', 'resume', 'a'), '');
   assert.equal(machine.run('1.sock', 'vif-carrier', 'a', '0', 'down'), '');
   assert.match(machine.run('1.sock', 'vif-list'), /without carrier/);

@@ -80,6 +80,7 @@ describe('pvnet', () => {
       ['Domain-0', 'a', 'b'],
     );
     assert.match(pvnet(cwd, 'ping', 'a', '10.0.0.2', '-c', '1').stdout, /answer from 10\.0\.0\.2: seq=1/);
+    assert.equal(pvnet(cwd, 'ping', 'a', 'b').stderr, 'pvnet ping: EINVAL: "b" is no IP address\n');
     assert.match(pvnet(cwd, 'vif-attach', 'a', 'ip=10.0.1.1', 'mtu=9000').stdout, /attached vif 1 to a/);
     assert.match(pvnet(cwd, 'vif-list', 'a').stdout, /\na +1 +vif1\.1 .*Connected +Connected/);
     assert.equal(pvnet(cwd, 'vif-detach', 'a', '1').status, 0);
@@ -287,6 +288,26 @@ describe('pvnet', () => {
     assert.deepEqual(readdirSync(cwd), ['bad.cfg']);
   });
 
+  const guests: [guest: string, message: RegExp][] = [
+    ['module:./no.mjs', /^pvnet up: EINVAL: a: .*\/no\.mjs cannot be loaded: there is no such file\n$/],
+    ['module:.', /^pvnet up: EINVAL: a: .* cannot be loaded: it is a folder\n$/],
+    ['module:./throws.mjs', /^pvnet up: EIO: a: .*\/throws\.mjs threw: a bug of mine\n$/],
+    [
+      'linux"\nkernel = "a.cfg',
+      /^pvnet up: EINVAL: the kernel .*\/a\.cfg is no Linux kernel: it wants a bzImage/,
+    ],
+  ];
+  for (const [guest, message] of guests) {
+    test(`says what is wrong with guest = "${guest}"`, t => {
+      const cwd = folder(t);
+      writeFileSync(join(cwd, 'a.cfg'), `name = "a"\nguest = "${guest}"\n`);
+      writeFileSync(join(cwd, 'throws.mjs'), 'export default () => { throw new Error("a bug of mine"); }');
+      const { status, stderr } = pvnet(cwd, 'up', 'a.cfg');
+      assert.match(stderr, message);
+      assert.equal(status, 1);
+    });
+  }
+
   test('a socket that is something else is not touched', async t => {
     const cwd = folder(t);
     writeFileSync(join(cwd, 'c.sock'), '');
@@ -334,7 +355,8 @@ describe('pvnet', () => {
     [['up', '--max-queues', 'x'], 2, /^pvnet up: --max-queues "x": it is a number from 1 to 8/],
     [['backend', '--max-queues', '9'], 2, /^pvnet backend: --max-queues "9": it is a number from 1 to 8/],
     [['backend', '--bridge', 'b', '--tap'], 2, /^pvnet backend: a vif is a port of --bridge or has a --tap/],
-    [['up', '--filter', 'no.mjs'], 1, /^pvnet up: EINVAL: --filter .*\/no\.mjs: Cannot find module/],
+    [['up', '--filter', 'no.mjs'], 1, /^pvnet up: EINVAL: --filter .*\/no\.mjs: there is no such file\n$/],
+    [['up', '--filter', '.'], 1, /^pvnet up: EINVAL: --filter .*: it is a folder\n$/],
     [['backend', '--help'], 0, /--without FEATURE.* sg, gso-tcpv4.*multi-queue/],
     [['frontend', '--help'], 0, /--without FEATURE.* sg, gso-tcpv4.*rx-notify.*\n.*--static-grants/],
     [
@@ -352,7 +374,8 @@ describe('pvnet', () => {
     // What is wrong with the command line is said before any file is read, or any host is asked.
     [['up', 'no.cfg', '--uplink', 'x'], 2, /^pvnet up: --uplink x: it is BRIDGE=TAP/],
     [['restore', 'no.pvnet', '--max-queues', '9'], 2, /^pvnet restore: --max-queues "9": it is a number/],
-    [['restore', 'no.pvnet'], 1, /^pvnet restore: ENOENT: no\.pvnet cannot be read \(ENOENT\)/],
+    [['restore', 'no.pvnet'], 1, /^pvnet restore: ENOENT: no\.pvnet: there is no such file\n$/],
+    [['restore', '.'], 1, /^pvnet restore: EIO: \.: it cannot be read \(EISDIR\)\n$/],
     [['migrate', 'a'], 2, /^pvnet migrate: say with --to which host gets the domain/],
     [['vif-carrier', 'a', '0', 'off'], 2, /^pvnet vif-carrier: "off" is neither up nor down/],
     [['ping', 'a', '10.0.0.1', '-c', '0'], 2, /^pvnet ping: the count "0": it is a number from 1/],

@@ -16,6 +16,10 @@ export interface LinuxFiles {
   readonly vgaBios: string;
 }
 
+/** Of the header in Documentation/arch/x86/boot.rst of Linux. */
+const BOOT_MAGIC = 'HdrS';
+const BOOT_MAGIC_AT = 0x202;
+
 const NAMES: LinuxFiles = {
   kernel: 'vmlinuz',
   ramdisk: 'initramfs.cpio',
@@ -63,6 +67,16 @@ export function readGuestFile(path: string, what: string): Uint8Array {
       `${what} ${path} cannot be read (${code})`,
     );
   }
+}
+
+/** @throws LinuxGuestError for a file that is no bzImage, by the boot protocol's magic number */
+export function readKernel(path: string): Uint8Array {
+  const kernel = readGuestFile(path, 'the kernel');
+  const magic = Buffer.from(kernel.subarray(BOOT_MAGIC_AT, BOOT_MAGIC_AT + BOOT_MAGIC.length)).toString(
+    'latin1',
+  );
+  if (magic === BOOT_MAGIC) return kernel;
+  throw new LinuxGuestError('EINVAL', `the kernel ${path} is no Linux kernel: it wants a bzImage (vmlinuz)`);
 }
 
 /** The ramdisk of the cache with our init, as it is in this version. @throws LinuxGuestError */

@@ -5,7 +5,14 @@ import type { Domain, DomainOptions } from '../../platform/sim/index.js';
 import type { DomainConfig, LinuxSpec } from '../../toolstack/domain-config.js';
 import type { BootedGuest } from '../boot.js';
 import type { Guest, GuestConsole } from '../guest.js';
-import { cachedFiles, readGuestFile, readOurRamdisk, readV86Module, requireFiles } from './files.js';
+import {
+  cachedFiles,
+  readGuestFile,
+  readKernel,
+  readOurRamdisk,
+  readV86Module,
+  requireFiles,
+} from './files.js';
 import { LinuxGuest, type SavedLinux } from './guest.js';
 import { readSnapshot, savedAsJson, savedFromJson, snapshotPath, writeSnapshot } from './snapshot.js';
 import { spawnNodeWorker } from './spawn-node-worker.js';
@@ -60,7 +67,7 @@ export async function createLinuxMachine(config: DomainConfig): Promise<GuestMac
 
 /** Kernel and ramdisk. A kernel of one's own boots with what its file says, not with modules of another. */
 function readBootFiles(spec: LinuxSpec): { kernel: Uint8Array; ramdisk?: Uint8Array } {
-  const kernel = readGuestFile(spec.kernel ?? requireFiles().kernel, 'the kernel');
+  const kernel = readKernel(spec.kernel ?? requireFiles().kernel);
   if (spec.ramdisk !== undefined) return { kernel, ramdisk: readGuestFile(spec.ramdisk, 'the ramdisk') };
   return spec.kernel === undefined ? { kernel, ramdisk: readOurRamdisk() } : { kernel };
 }
