@@ -130,6 +130,18 @@ function misused(name: string, what: string): number {
   return 2;
 }
 
+/**
+ * Ends this process when what it prints cannot be written: a reader that went away, as of `pvnet list | head -1`, is no error,
+ * a full disk is one.
+ */
+export function endWithOutput(): void {
+  process.stdout.on('error', error => {
+    if ((error as NodeJS.ErrnoException).code === 'EPIPE') process.exit(0);
+    process.stderr.write(`pvnet: what it prints cannot be written: ${error.message}\n`);
+    process.exit(1);
+  });
+}
+
 /** Rows with aligned columns; a column whose heading starts with ">" is flush right. */
 export function table(headings: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
   const right = headings.map(heading => heading.startsWith('>'));

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs';
-import { type Command, runCommand } from './command.js';
+import { type Command, endWithOutput, runCommand } from './command.js';
 import { DOMAIN_COMMANDS } from './domain-commands.js';
 import { LIFE_COMMANDS } from './life-commands.js';
 import { NET_COMMANDS } from './net-commands.js';
@@ -102,12 +102,7 @@ async function main(args: string[]): Promise<number> {
   }
 }
 
-// A reader that went away, as `pvnet list | head -1`, is no error; a full disk is one.
-process.stdout.on('error', error => {
-  if ((error as NodeJS.ErrnoException).code === 'EPIPE') process.exit(0);
-  process.stderr.write(`pvnet: what it prints cannot be written: ${error.message}\n`);
-  process.exit(1);
-});
+endWithOutput();
 const status = await main(process.argv.slice(2));
 // What became of the last that was printed is told in the next tick.
 setImmediate(() => process.exit(status));

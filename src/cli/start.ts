@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { parseDomain } from '../toolstack/domain-config.js';
 import type { Host, HostedDomain } from '../toolstack/host.js';
 import { NetworkNamespace } from '../uplink/namespace.js';
-import { table } from './command.js';
+import { endWithOutput, table } from './command.js';
 import { tellHandshake } from './handshake-story.js';
 import { CliError, defaultControlSocket } from './rpc.js';
 import { joinLinux, LINUX_NAME, linuxIsReady, linuxTraffic, prepareLinux } from './start-linux.js';
@@ -36,26 +36,17 @@ async function namespaceProblem(): Promise<string | null> {
 }
 
 /** The default place for the socket, or one of our own when another host has that. */
-async function startWhereFree(onTrace: NonNullable<Parameters<typeof startHost>[0]['host']>): Promise<{
-  running: RunningHost;
-  cleanUp(): void;
-}> {
+async function startWhereFree(
+  host: NonNullable<Parameters<typeof startHost>[0]['host']>,
+): Promise<RunningHost> {
   try {
-    return { running: await startHost({ host: onTrace }), cleanUp: () => {} };
+    return await startHost({ host });
   } catch (error) {
     const { code } = error as CliError;
     if (code !== 'EADDRINUSE' && code !== 'EACCES') throw error;
     const folder = mkdtempSync(join(tmpdir(), 'pvnet-'));
-    const cleanUp = (): void => rmSync(folder, { recursive: true, force: true });
-    try {
-      return {
-        running: await startHost({ controlSocket: join(folder, 'control.sock'), host: onTrace }),
-        cleanUp,
-      };
-    } catch (again) {
-      cleanUp();
-      throw again;
-    }
+    process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
+    return await startHost({ controlSocket: join(folder, 'control.sock'), host });
   }
 }
 
@@ -66,12 +57,13 @@ async function startWhereFree(onTrace: NonNullable<Parameters<typeof startHost>[
  */
 export async function start({ exit, linux: wantLinux }: StartOptions): Promise<number> {
   const began = performance.now();
+  endWithOutput();
   print(bold('pvnet: a simulated Xen host in one process'));
   const problem = await namespaceProblem();
 
   heading('The host boots');
   const story = { told: true };
-  const { running, cleanUp } = await startWhereFree({
+  const running = await startWhereFree({
     trace: event => {
       const line = story.told ? tellHandshake(event) : null;
       if (line === null) return;
@@ -105,7 +97,6 @@ export async function start({ exit, linux: wantLinux }: StartOptions): Promise<n
   if (exit) running.end();
   else if (!signal.aborted) showWayOn(running, problem === null);
   await running.ended;
-  cleanUp();
   if (!exit) print('\nEverything is shut down.');
   return results.failed === 0 ? 0 : 1;
 }

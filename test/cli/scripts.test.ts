@@ -1,5 +1,10 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
@@ -27,6 +32,28 @@ for (const [command, program] of Object.entries(PROGRAMS)) {
     assert.equal(wrong.stdout, '');
   });
 }
+
+test('npm start whose output nobody reads any more ends without a word, and leaves nothing behind', async t => {
+  const folder = mkdtempSync(join(tmpdir(), 'pvnet-scripts-'));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  // In the folder where it would be when another host has its usual place.
+  mkdirSync(join(folder, 'taken'));
+  const other = createServer().listen(join(folder, 'taken', 'c.sock'));
+  t.after(() => other.close());
+  const env = { ...process.env, PVNET_SOCKET: join(folder, 'taken', 'c.sock'), TMPDIR: folder };
+  const argv = ['scripts/start.mjs', '--no-linux'];
+  const child = spawn(process.execPath, argv, { cwd: root, env, stdio: ['ignore', 'pipe', 'pipe'] });
+  t.after(() => void child.kill('SIGKILL'));
+  let errors = '';
+  child.stderr.on('data', chunk => {
+    errors += chunk;
+  });
+  child.stdout.once('data', () => child.stdout.destroy());
+  const [status] = await once(child, 'exit');
+  assert.equal(errors, '');
+  assert.equal(status, 0);
+  assert.deepEqual(readdirSync(folder), ['taken']);
+});
 
 test('what is named or has a value that cannot be is refused', () => {
   for (const argv of [
