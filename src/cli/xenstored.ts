@@ -71,8 +71,8 @@ export async function xenstored(args: string[]): Promise<number> {
 function parseQuotas(settings: string[]): Partial<Quotas> {
   const quotas: Partial<Quotas> = {};
   for (const setting of settings) {
-    const [name, value] = setting.split('=');
-    if (!(QUOTA_NAMES as string[]).includes(name) || !/^[0-9]{1,9}$/.test(value ?? '')) {
+    const [, name, value] = /^(.*)=([0-9]{1,9})$/.exec(setting) ?? [];
+    if (!(QUOTA_NAMES as string[]).includes(name)) {
       const names = QUOTA_NAMES.join(', ');
       throw new XenStoreError('EINVAL', `--quota ${setting}: NAME=N is wanted, with a NAME of ${names}`);
     }

@@ -346,6 +346,7 @@ describe('pvnet', () => {
     [['vif-detach', 'a'], 2, /it needs DOMAIN DEVID/],
     [['list', 'x'], 2, /"x" is one argument too many/],
     [['list', '--frob'], 2, /--frob/],
+    [['xenstored', '--quota', 'nodes=1=2', '--socket', 'xs.sock'], 1, /--quota nodes=1=2: NAME=N is wanted/],
     [['list'], 1, /no pvnet host runs there; start one with "pvnet up FILE"/],
     [
       ['up', '--without', 'sg,tso'],

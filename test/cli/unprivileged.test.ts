@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { chownSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -10,12 +10,18 @@ const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const NOBODY = 65534;
 const AS_NOBODY = ['--reuid', String(NOBODY), '--regid', String(NOBODY), '--clear-groups', '--'];
 
-/** What keeps root from trying this as another user. */
-function obstacle(): string | false {
+/** What keeps root from trying things as another user. */
+function userObstacle(): string | false {
   if (process.getuid?.() !== 0)
     return 'needs root to become another user; the other tests run as this user anyway';
   const probe = spawnSync('setpriv', [...AS_NOBODY, process.execPath, MAIN, '--help']);
-  if (probe.status !== 0) return 'the user nobody cannot run this build';
+  return probe.status === 0 ? false : 'the user nobody cannot run this build';
+}
+
+/** What keeps it from having guests as another user. */
+function obstacle(): string | false {
+  const other = userObstacle();
+  if (other !== false) return other;
   const open = 'exec 3<>/dev/net/tun';
   const tap = spawnSync('setpriv', [
     ...AS_NOBODY,
@@ -66,4 +72,24 @@ test('a user without privilege runs guests in namespaces', { skip: obstacle() },
   up.kill('SIGINT');
   assert.equal(await ended, 0);
   assert.deepEqual(readdirSync(cwd).sort(), ['a.cfg', 'b.cfg']);
+});
+
+test('a folder that another user made where the socket would be is not used', { skip: userObstacle() }, t => {
+  const cwd = mkdtempSync(join(tmpdir(), 'pvnet-nobody-'));
+  t.after(() => rmSync(cwd, { recursive: true, force: true }));
+  chmodSync(cwd, 0o777);
+  const squatted = join(cwd, `pvnet-${NOBODY}`);
+  mkdirSync(squatted);
+  const { PVNET_SOCKET: _socket, XDG_RUNTIME_DIR: _folder, ...others } = process.env;
+  for (const command of ['up', 'list']) {
+    const { status, stderr } = spawnSync('setpriv', [...AS_NOBODY, process.execPath, MAIN, command], {
+      env: { ...others, TMPDIR: cwd },
+      encoding: 'utf8',
+    });
+    assert.match(
+      stderr,
+      /: EACCES: .*\/pvnet-65534 is not a folder that only this user writes to; remove it, or name a socket/,
+    );
+    assert.equal(status, 1);
+  }
 });
