@@ -31,7 +31,8 @@ export function framePacket(device: NetDevice, frame: Uint8Array): Packet | null
   const { packets, pages } = device.net;
   const needed = frame.length <= PACKET_LINEAR_MAX ? 0 : Math.ceil(frame.length / PAGE_SIZE);
   if (pages.available < needed) return null;
-  const packet = packets.get();
+  const packet = packets.tryGet();
+  if (packet === null) return null;
   const { u8 } = packet.memory;
   if (needed === 0) {
     u8.set(frame, packet.data);
@@ -43,6 +44,10 @@ export function framePacket(device: NetDevice, frame: Uint8Array): Packet | null
   for (let i = 0; i < needed; i++) {
     const part = frame.subarray(i * PAGE_SIZE, (i + 1) * PAGE_SIZE);
     const index = pages.alloc();
+    if (index < 0) {
+      packet.release();
+      return null;
+    }
     const address = pages.pages[index] << PAGE_SHIFT;
     u8.set(part, address);
     if (i === 0) {
