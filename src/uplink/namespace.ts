@@ -1,5 +1,6 @@
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { constants } from 'node:os';
 import { createInterface } from 'node:readline';
 import { checked, F_SETFD, F_SETFL, FD_CLOEXEC, libc, O_NONBLOCK, O_RDWR } from '../platform/linux/libc.js';
 import { UplinkError } from './error.js';
@@ -60,8 +61,8 @@ export function runProgram(argv: readonly string[], input = '', signal?: AbortSi
       stderr += chunk;
     });
     child.on('error', error => reject(programError(argv[0], error)));
-    child.on('close', (code, signal) => {
-      resolve({ status: code ?? (signal === null ? 1 : 128 + 15), stdout, stderr });
+    child.on('close', (code, endedBy) => {
+      resolve({ status: code ?? 128 + constants.signals[endedBy!], stdout, stderr });
     });
     child.stdin.on('error', () => {});
     child.stdin.end(input);
