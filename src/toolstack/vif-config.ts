@@ -101,14 +101,12 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     const key = (equals < 0 ? trimmed : trimmed.slice(0, equals)).trim().toLowerCase();
     if (!KEYS.includes(key as Key))
       fail(JSON.stringify(key), `no vif has that; there are ${KEYS.join(', ')}`);
-    const flag = FLAGS.get(key);
-    if (equals < 0 && flag !== undefined) {
-      given.set(...flag);
-      continue;
-    }
-    if (equals < 0) fail(key, `it needs a value, as in ${key}=…`);
-    if (given.has(key as Key)) fail(key, 'it is given twice');
-    given.set(key as Key, trimmed.slice(equals + 1).trim());
+    const flag = equals < 0 ? FLAGS.get(key) : undefined;
+    if (equals < 0 && flag === undefined) fail(key, `it needs a value, as in ${key}=…`);
+    if (equals >= 0 && key === 'untrusted') fail(key, 'it stands without a value, or say trusted=0');
+    const [name, value] = flag ?? [key as Key, trimmed.slice(equals + 1).trim()];
+    if (given.has(name)) fail(name, 'it is given twice');
+    given.set(name, value);
   }
   const interfaceName = (key: Key, value: string): string => {
     const problem = nameProblem(value);
