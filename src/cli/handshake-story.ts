@@ -43,7 +43,7 @@ export function tellHandshake(event: XenbusTraceEvent): StoryLine | null {
     }
     case 'write': {
       const key = event.path.slice(event.path.lastIndexOf('/') + 1);
-      if (!(key in PUBLISHED) || event.error !== undefined) return null;
+      if (!Object.hasOwn(PUBLISHED, key) || event.error !== undefined) return null;
       const path = event.path.replace(/^\/local\/domain\/\d+\//, '');
       return { domid, what: `${path} = ${event.value}`, meaning: PUBLISHED[key] };
     }

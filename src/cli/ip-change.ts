@@ -55,7 +55,7 @@ const FLAGS: Readonly<Record<string, number>> = {
 function parseRequest(net: Net, args: string[]): Request {
   const request: Request = { setFlags: 0, clearFlags: 0, kindArguments: [] };
   for (let word = args.shift(); word !== undefined; word = args.shift()) {
-    if (FLAGS[word] !== undefined) {
+    if (Object.hasOwn(FLAGS, word)) {
       // What is stored of arp is that there is none.
       if (onOff(args, word) === (word !== 'arp')) request.setFlags |= FLAGS[word];
       else request.clearFlags |= FLAGS[word];
@@ -176,9 +176,8 @@ function setKind(device: NetDevice, kind: string, args: string[]): void {
   const port = device.master instanceof Bridge ? device.master.portOf(device) : undefined;
   if (kind === 'bridge_slave' && port !== undefined) {
     for (let word = args.shift(); word !== undefined; word = args.shift()) {
-      const flag = PORT_FLAGS[word];
-      if (flag === undefined) throw unknown(kind, word, Object.keys(PORT_FLAGS));
-      port[flag] = onOff(args, word);
+      if (!Object.hasOwn(PORT_FLAGS, word)) throw unknown(kind, word, Object.keys(PORT_FLAGS));
+      port[PORT_FLAGS[word]] = onOff(args, word);
     }
   } else if (kind === 'bridge' && device instanceof Bridge) setBridge(device, args);
   else throw device.error('EOPNOTSUPP', `it is no ${kind}`);
@@ -202,12 +201,11 @@ export function addLink(net: Net, args: string[]): void {
   if (kind === undefined) throw new Refusal(1, 'Not enough information: "type" argument is required');
   const name =
     request.device === undefined ? (request.name ?? `${kind}%d`) : checkName(request.device, 'dev');
-  const make = MAKERS[kind];
-  if (make === undefined) {
+  if (!Object.hasOwn(MAKERS, kind)) {
     const known = Object.keys(MAKERS).join(', ');
     throw new Refusal(2, `Error: Unknown device type.\nthere is no "${kind}" here; there are: ${known}`);
   }
-  const device = make(net, name, request.kindArguments);
+  const device = MAKERS[kind](net, name, request.kindArguments);
   try {
     apply(device, { ...request, name: undefined });
   } catch (error) {
@@ -252,7 +250,7 @@ const MAKERS: Readonly<Record<string, (net: Net, name: string, args: string[]) =
 export function deleteLink(net: Net, args: string[]): void {
   const request = parseRequest(net, args);
   const device = findDevice(net, request.device);
-  if (device.kind === null || MAKERS[device.kind] === undefined) {
+  if (device.kind === null || !Object.hasOwn(MAKERS, device.kind)) {
     throw device.error('EOPNOTSUPP', 'it is its driver that takes it away');
   }
   void net.unregister(device);

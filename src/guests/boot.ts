@@ -34,12 +34,12 @@ export interface BootedGuest {
 }
 
 /** What control/shutdown may ask for, and how the domain then ends. */
-const SHUTDOWN_REASONS: Record<string, 'poweroff' | 'reboot' | 'suspend'> = {
-  poweroff: 'poweroff',
-  halt: 'poweroff',
-  reboot: 'reboot',
-  suspend: 'suspend',
-};
+const SHUTDOWN_REASONS: ReadonlyMap<string, 'poweroff' | 'reboot' | 'suspend'> = new Map([
+  ['poweroff', 'poweroff'],
+  ['halt', 'poweroff'],
+  ['reboot', 'reboot'],
+  ['suspend', 'suspend'],
+]);
 
 /**
  * Boots a domain: kernel, netfront, guest. The kernel does what control/shutdown asks for, as Linux does:
@@ -106,7 +106,7 @@ async function watchShutdown(
       if (asked === undefined || asked === '' || ending) return;
       // Says that it was seen.
       await xs.write(node, '');
-      const reason = SHUTDOWN_REASONS[asked];
+      const reason = SHUTDOWN_REASONS.get(asked);
       if (reason === undefined) {
         domain.platform.log(`control/shutdown asks for "${asked}", which this kernel does not do`);
         return;

@@ -226,6 +226,10 @@ test('link add and delete: bridge, dummy, veth; what cannot be is refused as by 
     [port.linkinfo.info_slave_data.isolated, port.linkinfo.info_slave_data.flood],
     [true, false],
   );
+  assert.match(
+    run('set tap0 type bridge_slave constructor on').stderr,
+    /^bridge_slave: unknown command "constructor"/,
+  );
   assert.deepEqual(run('delete br7'), done);
   assert.equal(net.byName('tap0')!.master, null);
 
@@ -240,6 +244,9 @@ test('link add and delete: bridge, dummy, veth; what cannot be is refused as by 
   assert.equal(net.byName('v1')!.stats.rxPackets, 1);
   assert.deepEqual(run('del v1'), done);
   assert.equal(net.byName('v0'), undefined);
+  assert.match(run('add x0 type toString').stderr, /^Error: Unknown device type/);
+  assert.equal(net.byName('x0'), undefined);
+  for (const line of ['add constructor type dummy', 'del constructor']) assert.deepEqual(run(line), done);
   assert.deepEqual(run('add d0 mtu 9000 type dummy'), done);
   assert.match(run('add d1 mtu 70000 type bridge').stderr, /mtu greater than device maximum/);
   assert.equal(net.byName('d1'), undefined, 'nothing half made stays');

@@ -326,6 +326,21 @@ describe('a host with echo guests', () => {
     assert.throws(() => host.find('b'), /ESRCH: there is no domain "b"; there are: none/);
   });
 
+  test('a guest ends for no reason that a kernel does not know', async t => {
+    const host = await start(t);
+    const a = await host.create(echo('a'));
+    const { domain } = a;
+    for (const asked of ['crash', 'toString']) {
+      await host.xs.write(`/local/domain/${domain.domid}/control/shutdown`, asked);
+      const told = (): boolean =>
+        domain.dmesg.some(line => line.includes(`control/shutdown asks for "${asked}"`));
+      while (!told()) {
+        assert.equal(domain.state, 'running');
+        await new Promise(resolve => setImmediate(resolve));
+      }
+    }
+  });
+
   test('destroys a domain that is being created, at any time', async t => {
     const host = await start(t);
     const first = await host.create(echo('first'));
