@@ -28,6 +28,7 @@ export const ERRNO = {
   ERANGE: 34,
   ENOSYS: 38,
   ENOTEMPTY: 39,
+  ELOOP: 40,
   ENODATA: 61,
   EPROTO: 71,
   EBADMSG: 74,

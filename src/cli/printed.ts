@@ -27,6 +27,7 @@ const TEXTS: Readonly<Record<string, string>> = {
   ENFILE: 'Too many open files in system',
   ENOSPC: 'No space left on device',
   ERANGE: 'Numerical result out of range',
+  ELOOP: 'Too many levels of symbolic links',
   EOPNOTSUPP: 'Operation not supported',
   EADDRNOTAVAIL: 'Cannot assign requested address',
   ENETDOWN: 'Network is down',

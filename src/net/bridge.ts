@@ -8,7 +8,6 @@ import {
   NetDevice,
   type RxHandler,
 } from './device.js';
-import { NetError } from './error.js';
 import { FDB_LOCAL, Fdb, type FdbEntry } from './fdb.js';
 import {
   NETIF_F_ALL_TSO,
@@ -113,7 +112,7 @@ export class Bridge extends NetDevice<undefined> implements Forwarder {
   private addressIsSet = false;
   private mtuIsSet = false;
 
-  /** Makes it; register it as any device. @throws what `Net.allocNetdevMqs` throws */
+  /** Makes it; register it as any device. */
   constructor(net: Net, name: string, options: BridgeOptions = {}) {
     super(
       net,
@@ -173,7 +172,7 @@ export class Bridge extends NetDevice<undefined> implements Forwarder {
       throw this.error('EINVAL', `${device.name} is no Ethernet device`);
     }
     if (device instanceof Bridge) {
-      throw this.error('EINVAL', `${device.name} is a bridge, and bridges cannot be ports`);
+      throw this.error('ELOOP', `${device.name} is a bridge, and bridges cannot be ports`);
     }
     if (device.master !== null) {
       throw this.error('EBUSY', `${device.name} is a port of ${device.master.name} already`);
@@ -530,7 +529,6 @@ function compare(a: Uint8Array, b: Uint8Array): number {
 /** Makes a bridge and registers it. @throws NetError as `Net.register` */
 export function createBridge(net: Net, name: string, options?: BridgeOptions): Bridge {
   const bridge = new Bridge(net, name, options);
-  if (name.length >= 16) throw new NetError('EINVAL', `"${name}" is too long for a device's name`);
   net.register(bridge);
   return bridge;
 }

@@ -244,6 +244,10 @@ test('link add and delete: bridge, dummy, veth; what cannot be is refused as by 
   assert.equal(net.byName('v1')!.stats.rxPackets, 1);
   assert.deepEqual(run('del v1'), done);
   assert.equal(net.byName('v0'), undefined);
+  assert.equal(
+    run('set bridge0 master br0').stderr.split('\n')[0],
+    'RTNETLINK answers: Too many levels of symbolic links',
+  );
   assert.match(run('add x0 type toString').stderr, /^Error: Unknown device type/);
   assert.equal(net.byName('x0'), undefined);
   for (const line of ['add constructor type dummy', 'del constructor']) assert.deepEqual(run(line), done);

@@ -191,7 +191,8 @@ test('ports come and go: carrier, MTU, address and table follow', async () => {
   assert.equal(bridge.portList.length, 1);
   assert.deepEqual([...bridge.address], [...ports[1].address]);
   assert.throws(() => bridge.addPort(ports[1]), { code: 'EBUSY' });
-  assert.throws(() => bridge.addPort(bridge), { code: 'EINVAL' });
+  assert.throws(() => bridge.addPort(bridge), { code: 'ELOOP' });
+  assert.throws(() => createBridge(net, 'sixteen_letters_'), { code: 'EINVAL' });
   await net.unregister(bridge);
   assert.equal(ports[1].master, null);
   assert.equal(ports[1].rxHandler, null);
