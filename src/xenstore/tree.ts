@@ -328,14 +328,3 @@ function everything(node: StoreNode, path: string): [string, StoreNode][] {
   walk(node, path, (below, at) => found.push([at, below]));
   return found;
 }
-
-/** Nodes in a subtree, its root included. */
-export function countNodes(node: StoreNode): number {
-  let count = 0;
-  const nodes = [node];
-  for (let next = nodes.pop(); next !== undefined; next = nodes.pop()) {
-    count++;
-    eachChild(next, child => nodes.push(child));
-  }
-  return count;
-}

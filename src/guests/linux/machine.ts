@@ -1,5 +1,5 @@
 import { V86 } from 'v86';
-import { Memory, PAGE_SIZE } from '../../platform/index.js';
+import { Memory } from '../../platform/index.js';
 import { CONTROL_BYTES, ControlBlock, WORD } from './control-block.js';
 import { HOOK, patchV86, shareImportedMemory } from './v86-module.js';
 import {
@@ -171,7 +171,6 @@ export interface PortHandler {
 export class Machine {
   /** The guest's RAM: guest-physical address 0 is its byte 0. Shared between threads, and never moves. */
   readonly ram: Memory;
-  readonly pages: number;
   private readonly cpu: Cpu;
   // v86's own views are proxies that make an array at each access.
   private readonly registers: Int32Array;
@@ -194,7 +193,6 @@ export class Machine {
     const { buffer } = exports.memory;
     const { byteOffset, length } = this.cpu.mem8;
     this.ram = new Memory(buffer, byteOffset, length);
-    this.pages = length / PAGE_SIZE;
     const words = (view: Int32Array, count: number) => new Int32Array(buffer, view.byteOffset, count);
     this.registers = words(this.cpu.reg32, 8);
     this.controlRegisters = words(this.cpu.cr, 8);

@@ -14,14 +14,11 @@ export const SECTION = {
 export const EXTERN = { func: 0, table: 1, memory: 2, global: 3 } as const;
 
 export const OP = {
-  unreachable: 0x00,
-  block: 0x02,
   if: 0x04,
   end: 0x0b,
   br_if: 0x0d,
   return: 0x0f,
   call: 0x10,
-  drop: 0x1a,
   local_get: 0x20,
   local_set: 0x21,
   local_tee: 0x22,
