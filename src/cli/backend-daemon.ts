@@ -7,6 +7,7 @@ import { type NetbackOptions, registerNetback } from '../netback/netback.js';
 import { Vif } from '../netback/vif.js';
 import type { VifInfo } from '../toolstack/host.js';
 import { publishedRings } from '../toolstack/published-rings.js';
+import { DEFAULT_SCRIPT } from '../toolstack/vif-config.js';
 import { openTap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import { TapPort } from '../uplink/tap-port.js';
@@ -20,8 +21,6 @@ import { matchesVif } from './vif-pattern.js';
 const DRAIN_MS = 1000;
 /** How long frontends have to close. */
 const CLOSE_MS = 5000;
-/** libxl's default. */
-const DEFAULT_SCRIPT = '/etc/xen/scripts/vif-bridge';
 
 export interface BackendOptions {
   /** The vifs are ports of this bridge of ours, and a TAP of the same name is its way to this machine. */

@@ -1,11 +1,13 @@
 import { isIPv4, isIPv6 } from 'node:net';
+import {
+  ETH_P_ARP,
+  ETH_P_IP,
+  ETH_P_IPV6,
+  IPPROTO_ICMP,
+  IPPROTO_ICMPV6,
+  IPPROTO_UDP,
+} from '../net/headers.js';
 
-const ETH_P_IP = 0x0800;
-const ETH_P_ARP = 0x0806;
-const ETH_P_IPV6 = 0x86dd;
-const IPPROTO_ICMP = 1;
-const IPPROTO_UDP = 17;
-const IPPROTO_ICMPV6 = 58;
 const ICMP_ECHOREPLY = 0;
 const ICMP_ECHO = 8;
 const ICMPV6_ECHO_REQUEST = 128;

@@ -10,6 +10,7 @@ import {
   NETIF_F_TSO,
   NETIF_F_TSO6,
 } from '../net/features.js';
+import { ETH_DATA_LEN, ETH_HLEN, ETH_MAX_MTU, VLAN_HLEN } from '../net/flags.js';
 import { Headers } from '../net/headers.js';
 import type { Napi } from '../net/napi.js';
 import type { Net } from '../net/net.js';
@@ -38,13 +39,11 @@ const QUEUE_LENGTH = 32;
  */
 const QUEUE_LIMIT_MIN = RX_QUEUE_BYTES_MAX / 4;
 /** An Ethernet header with a VLAN tag: what the longest packet leaves for the payload. */
-const VLAN_ETH_HLEN = 18;
-const ETH_MAX_MTU = 65535;
-const ETH_DATA_LEN = 1500;
+const VLAN_ETH_HLEN = ETH_HLEN + VLAN_HLEN;
 /** Every vif has this address, so that a bridge never picks a guest's for its own. */
 const VIF_ADDRESS = 'fe:ff:ff:ff:ff:ff';
 
-/** What the frontend said it can take, and where its rings are. */
+/** What the frontend said it can take. */
 export interface FrontendFeatures extends PeerOffloads {
   /** GSO types, a bit each, that it takes with a prefix instead of an extra info (feature-gso-tcpv4-prefix, …). */
   readonly gsoPrefix?: number;

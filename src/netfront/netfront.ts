@@ -19,6 +19,7 @@ import {
   NETIF_F_TSO,
   NETIF_F_TSO6,
 } from '../net/features.js';
+import { ETH_DATA_LEN, ETH_MAX_MTU, ETH_MIN_MTU } from '../net/flags.js';
 import { ethMacAddr } from '../net/link.js';
 import { NETDEV_NOTIFY_PEERS } from '../net/notifier.js';
 import type { Packet } from '../net/packet.js';
@@ -40,10 +41,6 @@ import type { NetfrontFeature } from './features.js';
 import { GrantedPool } from './granted-pool.js';
 import { isFilterable, MulticastFilterRequests } from './multicast.js';
 import { GRANTS_PER_QUEUE, Queue, type QueueDevice } from './queue.js';
-
-const ETH_DATA_LEN = 1500;
-const ETH_MAX_MTU = 65535;
-const ETH_MIN_MTU = 68;
 
 /** What the backend can do, as its xenstore keys say. */
 interface BackendFeatures extends PeerOffloads {
