@@ -357,7 +357,7 @@ export class NetDevice<Priv = unknown> {
     return false;
   }
 
-  /** Sets who hears that a stopped queue has room again and has sent what waited. */
+  /** Adds one that hears that a stopped queue has room again and has sent what waited. */
   onWake(listener: () => void): void {
     this.wakeListeners.push(listener);
   }

@@ -64,7 +64,7 @@ export interface NetfrontOptions {
    */
   staticGrants?: boolean;
   /**
-   * Has a backend that can pass on only those groups that are in the device's list (`ip maddr`). Whoever sits above the device
+   * Has a backend that can pass on only those groups that are in the device's list. Whoever sits above the device
    * must put there what it wants; broadcasts come anyway.
    */
   multicastControl?: boolean;

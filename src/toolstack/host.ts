@@ -279,7 +279,10 @@ export class Host {
     throw new ToolstackError('ESRCH', `there is no domain "${wanted}"; there are: ${names}`);
   }
 
-  /** The kernel of a domain, domain 0 included. @throws ToolstackError ESRCH */
+  /**
+   * The kernel of a domain, domain 0 included.
+   * @throws ToolstackError ESRCH, EAGAIN while it boots, EOPNOTSUPP for a guest with a kernel of its own
+   */
   kernelOf(nameOrDomid: string | number): { kernel: Kernel; domain: Domain } {
     if (nameOrDomid === 'Domain-0' || String(nameOrDomid) === '0') {
       return { kernel: this.dom0, domain: this.hypervisor.domain(0)! };
@@ -668,7 +671,7 @@ export class Host {
    * Attaches a vif to a domain.
    * @returns its devid
    * @throws ToolstackError EEXIST for a devid that is in use, EINVAL for a backend that is none, ETIMEDOUT, ENODEV when it
-   * is detached meanwhile; EBUSY, ESRCH as `exclusively`
+   * is detached meanwhile, EOPNOTSUPP for antispoof with another domain's backend; EBUSY, ESRCH as `exclusively`
    */
   async attachVif(hosted: HostedDomain, vif: VifConfig): Promise<number> {
     this.requireFree(hosted);
