@@ -115,23 +115,12 @@ function busDevice(net: Net, device: BusDevice): VirtualDirectory {
 
 function procXen(domain: DomainFiles): Record<string, VirtualNode> {
   const { xenstore } = domain.platform;
+  const refuse = (): never => {
+    throw new ErrnoError('EOPNOTSUPP', 'xenbus carries messages, not text: use `pvnet exec` or the socket');
+  };
   const entries: Record<string, VirtualNode> = {
     capabilities: file(0o444, () => (domain.xenbus.initialDomain ? 'control_d\n' : '')),
-    xenbus: file(
-      0o600,
-      () => {
-        throw new ErrnoError(
-          'EOPNOTSUPP',
-          'xenbus carries messages, not text: use `pvnet exec` or the socket',
-        );
-      },
-      () => {
-        throw new ErrnoError(
-          'EOPNOTSUPP',
-          'xenbus carries messages, not text: use `pvnet exec` or the socket',
-        );
-      },
-    ),
+    xenbus: file(0o600, refuse, refuse),
   };
   if (domain.xenbus.initialDomain && xenstore.kind === 'ring') {
     entries.xsd_kva = file(0o600, () => `0x${xenstore.address.toString(16).padStart(16, '0')}`);

@@ -405,8 +405,6 @@ async function frontendChanged(back: Netback, state: number): Promise<void> {
       await back.setState(XenbusState.Closing);
       break;
     case XenbusState.Closed:
-      await back.setState(XenbusState.Closed);
-      break;
     case XenbusState.Unknown:
       await back.setState(XenbusState.Closed);
       break;
