@@ -197,7 +197,8 @@ export class Netfront implements QueueDevice {
   private filtering = false;
   private readonly without: ReadonlySet<NetfrontFeature>;
   readonly taken: PeerOffloads | null;
-  private reconfiguring: { resolve(): void; reject(error: Error): void } | null = null;
+  /** Who waits for another XDP headroom, and whether the backend was asked for it. */
+  private reconfiguring: { resolve(): void; reject(error: Error): void; asked: boolean } | null = null;
 
   constructor(
     private readonly kernel: Kernel,
@@ -320,12 +321,13 @@ export class Netfront implements QueueDevice {
   }
 
   /** The backend is Connected, too. */
-  backendConnected(): void {
+  async backendConnected(): Promise<void> {
     const first = this.failures > 0;
     this.failures = 0;
     this.net.notifiers.call(NETDEV_NOTIFY_PEERS, this.dev as NetDevice);
     // Nothing waits for it: a backend may not answer.
     if (first && this.options.staticGrants) void this.mapGrants();
+    if (this.connected) await this.reconfigure();
   }
 
   /** Has the backend map the pages of each queue, as many as it has room for. */
@@ -409,12 +411,21 @@ export class Netfront implements QueueDevice {
     if (this.reconfiguring !== null) throw dev.error('EBUSY', 'its XDP headroom is being changed');
     this.xdpHeadroom = bytes;
     const done = new Promise<void>((resolve, reject) => {
-      this.reconfiguring = { resolve, reject };
+      this.reconfiguring = { resolve, reject, asked: false };
     });
     done.catch(() => {});
-    await xbdev.publish({ 'xdp-headroom': bytes });
-    await xbdev.switchState(XenbusState.Reconfiguring);
+    // One that is on its way there would see Reconfiguring in place of Connected, and not go on.
+    if (xbdev.otherendState === XenbusState.Connected) await this.reconfigure();
     await done;
+  }
+
+  /** Asks the backend for the XDP headroom that somebody waits for, if that was not done yet. */
+  private async reconfigure(): Promise<void> {
+    const { xbdev, reconfiguring } = this;
+    if (reconfiguring === null || reconfiguring.asked) return;
+    reconfiguring.asked = true;
+    await xbdev.publish({ 'xdp-headroom': this.xdpHeadroom });
+    await xbdev.switchState(XenbusState.Reconfiguring);
   }
 
   /** The backend has taken what was reconfigured. */
@@ -743,7 +754,7 @@ async function backendChanged(front: Netfront, state: number): Promise<void> {
       else await front.backendRestarted();
       break;
     case XenbusState.Connected:
-      front.backendConnected();
+      await front.backendConnected();
       break;
     case XenbusState.Closing:
     case XenbusState.Closed:

@@ -376,6 +376,30 @@ describe('XDP headroom', () => {
     assert.equal(vif.xdpHeadroom, 0);
   });
 
+  test('can be asked for at any moment: before the backend is connected, and right after it was given', async () => {
+    const s = await scene(14);
+    const { host, guest, eth0, vif } = s;
+    /** Asks for another while domain 0 has much else to do, and has not seen yet that we are Connected. */
+    const askWhenBusy = async (state: XenbusState, bytes: number) => {
+      await host.until(() => host.states(guest)[1] === state);
+      let goOn = () => {};
+      const busy = host.dom0.xenbus.runOnXenwatch(() => new Promise<void>(resolve => (goOn = resolve)));
+      await host.until(() => host.states(guest)[0] === Connected && eth0.carrierOk);
+      const asked = front(s).setXdpHeadroom(bytes);
+      await assert.rejects(front(s).setXdpHeadroom(8), { code: 'EBUSY' });
+      await host.scheduler.runFor(20);
+      goOn();
+      await host.run(busy);
+      await host.run(asked);
+      assert.equal(vif.xdpHeadroom, bytes);
+    };
+    await host.run(back(s).xbdev.switchState(XenbusState.Closing));
+    await askWhenBusy(XenbusState.InitWait, 256);
+    await askWhenBusy(XenbusState.Reconfigured, 512);
+    await host.until(() => host.states(guest).every(state => state === Connected));
+    assert.equal(vif.xdpHeadroom, 512);
+  });
+
   test('is room for an XDP program, which outlives a connection', async () => {
     const s = await scene(13);
     const { host, guest, eth0, peer } = s;
