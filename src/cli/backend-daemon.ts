@@ -104,7 +104,6 @@ export class BackendDaemon {
     }
     const tap = openTap(device.name);
     try {
-      tap.setAddress(device.address);
       // Whoever configures the interface decides on the MTU, as for a vif of the kernel's.
       const face = new TapFace(device, tap, this.host.poller, () => {});
       this.faces.set(device, face);

@@ -41,7 +41,6 @@ export const FRONTEND_COMMAND: Command = {
         try {
           tap = openTap(name.replace('%d', String(devid)));
           const { name: interfaceName } = tap;
-          tap.setAddress(device.address);
           const setMtu = (mtu: number): void => {
             runProgram(['ip', 'link', 'set', 'dev', interfaceName, 'mtu', String(mtu)]).catch(error =>
               log(`${interfaceName}: ${error}`),

@@ -52,10 +52,9 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
       return;
     }
     const setMtu = (mtu: number): void =>
-      enqueue(`${name}: MTU ${mtu}`, () => namespace.ip(`link set dev ${name} mtu ${mtu}`));
+      enqueue(`${name}: MTU ${mtu}`, () => namespace.ip(`link set dev ${tap.nameNow ?? name} mtu ${mtu}`));
     let face: TapFace;
     try {
-      tap.setAddress(device.address);
       face = new TapFace(device, tap, options.poller(), setMtu);
     } catch (error) {
       tap.close();
@@ -126,12 +125,12 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
     settled,
     async save(): Promise<SavedNamespace> {
       await settled();
-      const there = await interfaceNames(namespace);
-      const save = (device: NetDevice) => saveInterface(namespace, device.name, vifDevid(device));
-      // Whoever is root inside may have deleted or renamed one, and keeps nobody from being saved by that.
-      const [known, lost] = [true, false].map(is => [...faces.keys()].filter(d => there.has(d.name) === is));
-      for (const { name } of lost) options.log(`netns: ${name} is not there any more: it is not saved`);
-      return { interfaces: await Promise.all(known.map(save)) };
+      const save = async ([device, { tap }]: [NetDevice, TapFace]) => {
+        const { nameNow } = tap;
+        // One that was deleted comes back as the domain's file has it.
+        return nameNow === null ? [] : [await saveInterface(namespace, nameNow, vifDevid(device))];
+      };
+      return { interfaces: (await Promise.all([...faces].map(save))).flat() };
     },
     unsaved() {
       const programs = namespace.programs().map(({ pid, name }) => `${name} (pid ${pid})`);

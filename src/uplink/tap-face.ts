@@ -4,6 +4,7 @@ import { Gro } from '../net/gro.js';
 import type { NotifierBlock } from '../net/notifier.js';
 import {
   NETDEV_CHANGE,
+  NETDEV_CHANGEADDR,
   NETDEV_CHANGEMTU,
   NETDEV_DOWN,
   NETDEV_FEAT_CHANGE,
@@ -21,13 +22,20 @@ const BURST_BYTES = 128 * 1024;
 /** With the page of the headers, the slots that every backend takes: 18 of data. */
 const GRO_FRAGMENTS_MAX = 17;
 /** What may change what the interface should be. */
-const EVENTS = [NETDEV_UP, NETDEV_DOWN, NETDEV_CHANGE, NETDEV_FEAT_CHANGE, NETDEV_CHANGEMTU];
+const EVENTS = [
+  NETDEV_UP,
+  NETDEV_DOWN,
+  NETDEV_CHANGE,
+  NETDEV_FEAT_CHANGE,
+  NETDEV_CHANGEMTU,
+  NETDEV_CHANGEADDR,
+];
 
 /**
  * A TAP as the user of a network device: what arrives on the device is what the TAP's interface receives,
  * and what is sent there goes out through the device. Frames are read straight into pages that the device
- * sends without copying, and are not read while it is stopped. The carrier, the MTU and the offloads of the
- * interface follow the device's, the carrier from `start` on.
+ * sends without copying, and are not read while it is stopped. The carrier, the address, the MTU and the
+ * offloads of the interface follow the device's, the carrier from `start` on.
  */
 export class TapFace {
   private readonly io: TapIo;
@@ -41,7 +49,8 @@ export class TapFace {
   private waitingCount = 0;
   private readonly flushTask: Task;
   private started = false;
-  /** The MTU that the interface was told of. */
+  /** The address and the MTU that the interface was told of. */
+  private readonly address = new Uint8Array(6);
   private mtu: number;
 
   /** @param onMtu learns the device's MTU when it is another than it was here */
@@ -113,7 +122,11 @@ export class TapFace {
       if (offload !== TUN_F_CSUM) offload |= TUN_F_TSO_ECN;
     }
     tap.setOffload(offload);
-    // A driver may set the MTU without an event, before it has a carrier.
+    // A driver may set these without an event, before it has a carrier.
+    if (device.address.some((byte, i) => byte !== this.address[i])) {
+      tap.setAddress(device.address);
+      this.address.set(device.address);
+    }
     if (device.mtu !== this.mtu) {
       this.mtu = device.mtu;
       this.onMtu(device.mtu);

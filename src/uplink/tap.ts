@@ -35,6 +35,7 @@ export const TUN_DEVICE = '/dev/net/tun';
 const TUNSETIFF = 0x400454ca;
 const TUNSETOFFLOAD = 0x400454d0;
 const TUNSETCARRIER = 0x400454e2;
+const TUNGETIFF = 0x800454d2;
 const IFF_TAP = 0x0002;
 const IFF_NO_PI = 0x1000;
 const IFF_VNET_HDR = 0x4000;
@@ -88,7 +89,7 @@ export class Tap {
   constructor(
     private readonly c: Libc,
     readonly fd: number,
-    /** The interface's name in its network namespace. */
+    /** The name that its interface was made with. */
     readonly name: string,
     /** Where that namespace's sysfs is in a folder sys. */
     private readonly root = '',
@@ -116,6 +117,12 @@ export class Tap {
     ifreq.view.setUint16(IFNAMSIZ, ARPHRD_ETHER, true);
     ifreq.u8.set(mac, IFNAMSIZ + 2);
     this.set(SIOCSIFHWADDR, ifreq.address, 'the MAC address');
+  }
+
+  /** What its interface is called now: whoever is root in its namespace may rename it. Null when it was deleted there. */
+  get nameNow(): string | null {
+    const ifreq = new CStruct(IFREQ_SIZE);
+    return this.c.ioctl(this.fd, TUNGETIFF, ifreq.address) < 0 ? null : nameIn(ifreq);
   }
 
   /** Closes the device; the interface goes away. */
@@ -182,14 +189,18 @@ export function adoptTun(fd: number, name: string, root = ''): Tap {
     ifreq.u8.set(bytes);
     ifreq.view.setUint16(IFNAMSIZ, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true);
     if (c.ioctl(fd, TUNSETIFF, ifreq.address) < 0) throw tunError(errno(), name);
-    const end = ifreq.u8.indexOf(0);
-    const tap = new Tap(c, fd, Buffer.from(ifreq.u8.slice(0, end)).toString(), root);
+    const tap = new Tap(c, fd, nameIn(ifreq), root);
     tap.setOffload(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN);
     return tap;
   } catch (error) {
     c.close(fd);
     throw error;
   }
+}
+
+/** The name at the start of a struct ifreq. */
+function nameIn({ u8 }: CStruct): string {
+  return Buffer.from(u8.slice(0, u8.indexOf(0))).toString();
 }
 
 function tunError(number: number, name: string): UplinkError {

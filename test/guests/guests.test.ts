@@ -140,6 +140,28 @@ describe('guests that are network namespaces', { skip }, () => {
     await becomes('1\n');
   });
 
+  test('have an interface that follows the device, and is saved, under whatever name it has by now', async t => {
+    const host = await start(t);
+    const a = await create(host, 'a', 'netns', 'ip=10.0.0.1/16');
+    const device = a.booted!.kernel!.net.byName('eth0')!;
+    for (const line of ['eth0 down', 'eth0 name wan0', 'wan0 up']) {
+      assert.equal((await run(a, 'ip', 'link', 'set', ...line.split(' '))).status, 0);
+    }
+    device.rename('lan0');
+    device.setMtu(1400);
+    device.close();
+    device.setAddress(Uint8Array.of(0, 0x16, 0x3e, 9, 9, 9));
+    device.open();
+    await a.booted!.guest.settled();
+    const [link] = JSON.parse((await run(a, 'ip', '-j', 'link', 'show', 'dev', 'wan0')).stdout);
+    assert.deepEqual([link.mtu, link.address], [1400, '00:16:3e:09:09:09']);
+    assert.deepEqual(await a.booted!.guest.save!(), {
+      interfaces: [
+        { devid: 0, up: true, addresses: ['10.0.0.1/16 brd 10.0.255.255'], routes: { 4: [], 6: [] } },
+      ],
+    });
+  });
+
   test('leave no process and no interface behind', async t => {
     const host = await start(t);
     const a = await create(host, 'a', 'netns', 'ip=10.0.0.1');
