@@ -50,12 +50,19 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
   const { platform } = domain;
   const kernel = await bootKernel(platform, { name: domain.name, trace: options.trace });
   options.onKernel?.(kernel);
+  let registered: Promise<void> | null = null;
+  const registerDrivers = () => {
+    registered ??= registerNetfront(kernel, options.netfront);
+    return registered;
+  };
   const started = await kind({
     name: domain.name,
     kernel,
     argument,
     vif: devid => options.vif(devid),
     poller,
+    // Whether that worked is asked below.
+    needDevices: () => void registerDrivers().catch(() => {}),
     log: line => platform.log(line),
     state: options.state,
   });
@@ -67,7 +74,7 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
       return stopped;
     },
   };
-  await registerNetfront(kernel, options.netfront);
+  await registerDrivers();
   const resume = await watchShutdown(domain, kernel, guest);
   return { kernel, guest, resume };
 }

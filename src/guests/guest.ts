@@ -16,6 +16,8 @@ export interface GuestOptions {
   vif(devid: number): VifConfig | undefined;
   /** What reads the devices of the machine that we run on. */
   poller(): Poller;
+  /** Has devices come before the guest has started; by default they do afterwards. */
+  needDevices(): void;
   /** One line for the domain's log. */
   log(line: string): void;
   /** What `save` or `leave` of the same kind gave, of the domain that this one continues. */

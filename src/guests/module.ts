@@ -102,6 +102,8 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
       device(devid = 0) {
         const known = devices.get(devid);
         if (known !== undefined) return Promise.resolve(known);
+        // The module may await it before it returns.
+        options.needDevices();
         return new Promise(resolve => waiting.set(devid, [...(waiting.get(devid) ?? []), resolve]));
       },
       log: line => options.log(line),

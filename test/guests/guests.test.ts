@@ -172,6 +172,13 @@ describe('guests that are network namespaces', { skip }, () => {
   });
 });
 
+test('a module may await its device before it returns', { timeout: 20_000 }, async t => {
+  const host = await start(t);
+  const module = fileURLToPath(new URL('../support/waiting-guest.js', import.meta.url));
+  const waiting = await create(host, 'waiting', `module:${module}`, 'ip=10.0.0.1');
+  assert.ok(waiting.domain.dmesg.some(line => line.includes('it is eth0')));
+});
+
 test('a module gets its device and sees what arrives', async t => {
   const host = await start(t);
   const counter = await create(host, 'counter', 'module:./counter.js', 'ip=10.0.0.1');
