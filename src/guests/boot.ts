@@ -74,9 +74,15 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
       return stopped;
     },
   };
-  await registerDrivers();
-  const resume = await watchShutdown(domain, kernel, guest);
-  return { kernel, guest, resume };
+  try {
+    // Nobody waited for a guest that took too long to start, and the bus of a domain that is gone never answers.
+    if (domain.state !== 'running') throw new ErrnoError('ESRCH', `the domain ${domain.name} is gone`);
+    await registerDrivers();
+    return { kernel, guest, resume: await watchShutdown(domain, kernel, guest) };
+  } catch (error) {
+    await guest.stop();
+    throw error;
+  }
 }
 
 /** @returns what goes on after a suspend */

@@ -179,6 +179,15 @@ test('a module may await its device before it returns', { timeout: 20_000 }, asy
   assert.ok(waiting.domain.dmesg.some(line => line.includes('it is eth0')));
 });
 
+test('a guest that has started is stopped when its domain fails to boot all the same', async t => {
+  const host = await start(t);
+  const module = fileURLToPath(new URL('../support/own-netfront-guest.js', import.meta.url));
+  const hosted: HostedDomain[] = [];
+  host.watchKernels({ came: () => hosted.push(...host.domains), went: () => {} });
+  await assert.rejects(create(host, 'own', `module:${module}`, 'ip=10.0.0.1'), { code: 'EEXIST' });
+  assert.ok(hosted[0].domain.dmesg.some(line => line.includes('stopping')));
+});
+
 test('a module gets its device and sees what arrives', async t => {
   const host = await start(t);
   const counter = await create(host, 'counter', 'module:./counter.js', 'ip=10.0.0.1');
