@@ -125,10 +125,14 @@ export async function startNetns(options: GuestOptions): Promise<Guest> {
     settled,
     async save(): Promise<SavedNamespace> {
       await settled();
+      const there = await interfaceNames(namespace);
       const save = async ([device, { tap }]: [NetDevice, TapFace]) => {
         const { nameNow } = tap;
-        // One that was deleted comes back as the domain's file has it.
-        return nameNow === null ? [] : [await saveInterface(namespace, nameNow, vifDevid(device))];
+        if (nameNow !== null && there.has(nameNow))
+          return [await saveInterface(namespace, nameNow, vifDevid(device))];
+        // Whoever is root inside has deleted it, or moved it elsewhere: it comes back as the domain's file has it.
+        options.log(`netns: ${device.name} is not there any more: it is not saved`);
+        return [];
       };
       return { interfaces: (await Promise.all([...faces].map(save))).flat() };
     },

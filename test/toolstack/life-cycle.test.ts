@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { describe, type TestContext, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { isDeepStrictEqual } from 'node:util';
 import { netbackOf } from '../../src/netback/index.js';
@@ -209,11 +210,11 @@ describe('save and restore', () => {
     await b.booted!.guest.ping!('10.9.0.7', 3000);
   });
 
-  test('a guest that deleted an interface of its namespace, or renamed one, is saved with the others', async t => {
+  test('a guest that deleted an interface of its namespace, moved one away, or renamed one, is saved with the others', async t => {
     const obstacle = await namespaceObstacle();
     if (obstacle !== false) return t.skip(obstacle);
     const host = await start(t);
-    const vifs = [1, 2, 3].map(n => `ip=10.9.0.${n}/24`).join("', '");
+    const vifs = [1, 2, 3, 4].map(n => `ip=10.9.0.${n}/24`).join("', '");
     const a = await create(host, config('a', 'netns', vifs));
     const { guest } = a.booted!;
     const ip = ({ booted }: HostedDomain, ...argv: string[]) => {
@@ -223,13 +224,21 @@ describe('save and restore', () => {
     ip(a, 'link', 'del', 'eth0');
     ip(a, 'link', 'set', 'eth1', 'name', 'mine');
     ip(a, 'addr', 'add', '10.9.0.33/24', 'dev', 'eth2');
-    assert.equal(((await guest.save!()) as { interfaces: object[] }).interfaces.length, 1);
+    const [file, ...rest] = guest.command!(['unshare', '--net', 'sleep', '100']);
+    const elsewhere = spawn(file, rest);
+    t.after(() => elsewhere.kill());
+    // Until it has a namespace of its own, that is where the interface is already.
+    while (ip(a, 'link', 'show', 'eth3') !== '') {
+      ip(a, 'link', 'set', 'eth3', 'netns', String(elsewhere.pid));
+      await delay(5);
+    }
+    assert.equal(((await guest.save!()) as { interfaces: object[] }).interfaces.length, 2);
     const image = parseHostImage(JSON.stringify(await saveHost(host)), 'host.pvnet');
     const again = await start(t);
     const [restored] = await restoreHost(again, image);
     assert.deepEqual(await again.settled(restored), []);
     const addresses = ip(restored, '-4', '-br', 'addr').match(/10\.9\.0\.\d+/g);
-    assert.deepEqual(addresses?.sort(), ['10.9.0.1', '10.9.0.2', '10.9.0.3', '10.9.0.33']);
+    assert.deepEqual(addresses?.sort(), ['10.9.0.1', '10.9.0.2', '10.9.0.3', '10.9.0.33', '10.9.0.4']);
   });
 
   test('what was said of a vif since it was attached holds after save and restore, and migration', async t => {
