@@ -190,15 +190,19 @@ export class LinuxGrants implements Grants, ForeignPages {
     view.setUint32(16, domid, true);
     view.setUint32(20, gref, true);
     const what = `mapping grant ${gref} of domain ${domid}`;
-    checked(libc().ioctl(this.gntdev, IOCTL_GNTDEV_MAP_GRANT_REF, address), what);
-    const offset = Number(view.getBigUint64(8, true));
+    // First, as it may fail: gntdev keeps what it has mapped until it is told.
     const page = this.own.allocPage();
+    let offset = -1;
     try {
+      checked(libc().ioctl(this.gntdev, IOCTL_GNTDEV_MAP_GRANT_REF, address), 'asking gntdev');
+      offset = Number(view.getBigUint64(8, true));
       this.own.replace(page, this.gntdev, offset, !readonly);
     } catch (error) {
-      this.own.restore(page);
+      if (offset >= 0) {
+        this.own.restore(page);
+        this.forget(offset);
+      }
       this.own.freePage(page);
-      this.forget(offset);
       throw new GrantError(GNTST.general_error, `${what}: ${(error as SystemError).message}`);
     }
     this.counts.maps++;
