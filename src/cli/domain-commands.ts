@@ -3,7 +3,7 @@ import { constants } from 'node:os';
 import { resolve } from 'node:path';
 import { NETFRONT_FEATURES } from '../netfront/features.js';
 import { readText } from '../toolstack/domain-config.js';
-import { DEVID_MAX } from '../toolstack/vif-config.js';
+import { DEVID_MAX, VIF_KEYS } from '../toolstack/vif-config.js';
 import type { Command } from './command.js';
 import { parseNumber, table } from './command.js';
 import type { HostMethods } from './host-methods.js';
@@ -129,7 +129,8 @@ export const DOMAIN_COMMANDS: Readonly<Record<string, Command>> = {
     usage: 'DOMAIN [KEY=VALUE…]',
     summary: 'Attaches a virtual interface to a domain that runs.',
     details:
-      'Keys are those of vif = [ … ] in a domain file: mac, bridge, ip, rate, vifname, mtu, script, devid.',
+      'Keys are those of vif = [ … ] in a domain file (docs/guide.md says what each does):\n' +
+      `${VIF_KEYS.join(', ')}.`,
     arguments: [1, Number.POSITIVE_INFINITY],
     async run({ positionals: [domain, ...keys], host, show }) {
       const params = { domain, vif: keys.join(',') };

@@ -57,7 +57,7 @@ const DEFAULT_RATE_USECS = 50_000;
 /** Bytes and microseconds of a rate, at most. */
 export const RATE_MAX = 0xffff_ffff;
 
-const KEYS = [
+export const VIF_KEYS = [
   'mac',
   'bridge',
   'ip',
@@ -76,7 +76,7 @@ const KEYS = [
   'untrusted',
   'antispoof',
 ] as const;
-type Key = (typeof KEYS)[number];
+type Key = (typeof VIF_KEYS)[number];
 /** Keys that may stand without a value, and what they then say. */
 const FLAGS: ReadonlyMap<string, readonly [key: Key, value: string]> = new Map([
   ['trusted', ['trusted', '1']],
@@ -99,8 +99,8 @@ export function parseVif(text: string, where = 'vif'): VifConfig {
     if (trimmed === '') continue;
     const equals = trimmed.indexOf('=');
     const key = (equals < 0 ? trimmed : trimmed.slice(0, equals)).trim().toLowerCase();
-    if (!KEYS.includes(key as Key))
-      fail(JSON.stringify(key), `no vif has that; there are ${KEYS.join(', ')}`);
+    if (!VIF_KEYS.includes(key as Key))
+      fail(JSON.stringify(key), `no vif has that; there are ${VIF_KEYS.join(', ')}`);
     const flag = equals < 0 ? FLAGS.get(key) : undefined;
     if (equals < 0 && flag === undefined) fail(key, `it needs a value, as in ${key}=…`);
     if (equals >= 0 && key === 'untrusted') fail(key, 'it stands without a value, or say trusted=0');

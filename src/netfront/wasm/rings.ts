@@ -1,6 +1,6 @@
 /**
- * A frontend's loops over the slots of its rings: the same steps as queue.ts has for rings in other memory. AssemblyScript,
- * compiled by `scripts/wasm.mjs`.
+ * A frontend's loops over the slots of its rings: the same steps as tx-ring.ts and rx-ring.ts have for rings in other memory.
+ * AssemblyScript, compiled by `scripts/wasm.mjs`.
  */
 import {
   ETH_HLEN,
@@ -62,7 +62,7 @@ import {
   SLOT_UNANSWERED,
 } from '../ring-block';
 
-/** As queue.ts and rx-slots.ts have them. */
+/** As rx-slots.ts and rx-ring.ts have them. */
 const SLOTS_MAX = 19;
 const PULL_BYTES = 128;
 const LOCAL = -1;
