@@ -53,6 +53,11 @@ export class AddressList implements Iterable<ListedAddress> {
   }
 }
 
+/** @param b of the same length */
+export function isSameAddress(a: Uint8Array, b: Uint8Array): boolean {
+  return a.every((byte, i) => byte === b[i]);
+}
+
 function key(address: Uint8Array): string {
   return Array.from(address, byte => byte.toString(16).padStart(2, '0')).join(':');
 }

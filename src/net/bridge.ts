@@ -1,3 +1,4 @@
+import { isSameAddress } from './address-list.js';
 import {
   etherSetup,
   type Forwarder,
@@ -264,7 +265,7 @@ export class Bridge extends NetDevice<undefined> implements Forwarder {
       for (const { device } of this.ports) {
         if (lowest === null || compare(device.address, lowest) < 0) lowest = device.address;
       }
-      if (lowest !== null && compare(lowest, this.address) !== 0) {
+      if (lowest !== null && !isSameAddress(lowest, this.address)) {
         this.address = lowest.slice();
         if (this.registered) this.net.notify(NETDEV_CHANGEADDR, this);
       }

@@ -1,4 +1,5 @@
 import { ErrnoError } from '../abi/errno.js';
+import { isSameAddress } from './address-list.js';
 import type { NetDevice } from './device.js';
 import { formatAddress, isValidEtherAddress, NET_ADDR_SET, NET_NAME_RENAMED } from './device.js';
 import { featureNames, fixFeatures, NETIF_F_NEVER_CHANGE } from './features.js';
@@ -201,7 +202,7 @@ export function changeAddress(device: NetDevice, address: Uint8Array): void {
     }
     if (!device.present) throw device.error('ENODEV', 'it is not registered');
     device.net.notifyOrThrow(NETDEV_PRE_CHANGEADDR, device, address);
-    if (address.some((byte, i) => byte !== device.address[i])) {
+    if (!isSameAddress(address, device.address)) {
       device.ops.setMacAddress(device, address);
     }
     device.addrAssignType = NET_ADDR_SET;

@@ -1,3 +1,4 @@
+import { isSameAddress } from '../net/address-list.js';
 import type { NetDevice } from '../net/device.js';
 import { NETIF_F_ALL_TSO, NETIF_F_CSUM_MASK, NETIF_F_TSO, NETIF_F_TSO6 } from '../net/features.js';
 import { Gro } from '../net/gro.js';
@@ -123,7 +124,7 @@ export class TapFace {
     }
     tap.setOffload(offload);
     // A driver may set these without an event, before it has a carrier.
-    if (device.address.some((byte, i) => byte !== this.address[i])) {
+    if (!isSameAddress(device.address, this.address)) {
       tap.setAddress(device.address);
       this.address.set(device.address);
     }

@@ -1,5 +1,6 @@
 import type { ErrnoName } from '../abi/errno.js';
 import { type XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
+import { printable } from '../xenstore/latin1.js';
 
 /** One thing that the bus did or saw. Paths are as the bus used them: relative ones start at the domain's home. */
 export type XenbusTraceEvent =
@@ -65,7 +66,7 @@ export function formatXenbusTrace(event: XenbusTraceEvent): string {
       return `${who} ${event.device} allocates event channel ${event.number}`;
     default: {
       // A peer may have written it, and it goes to a terminal.
-      const result = event.error ?? event.value?.replace(/[^ -~]/g, '?');
+      const result = event.error ?? (event.value === undefined ? undefined : printable(event.value));
       return `${who} ${event.kind} ${event.path}${result === undefined ? '' : ` = ${result}`}`;
     }
   }

@@ -1,3 +1,4 @@
+import { printable } from '../xenstore/latin1.js';
 import { XenbusError } from './error.js';
 import type { XsOperations } from './xs.js';
 
@@ -84,6 +85,6 @@ export async function xenbusReadUnsigned(
 
 /** A peer's text for a message or a terminal: at most 64 characters, printable. */
 export function shorten(raw: string): string {
-  const head = raw.slice(0, 64).replace(/[^ -~]/g, '?');
+  const head = printable(raw.slice(0, 64));
   return raw.length > 64 ? `${head}…` : head;
 }

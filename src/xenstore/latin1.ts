@@ -16,6 +16,11 @@ export function putLatin1(bytes: Uint8Array, at: number, text: string): number {
   return at + text.length;
 }
 
+/** A text that somebody else wrote, for a log or a terminal: what is not printable ASCII is a question mark. */
+export function printable(text: string): string {
+  return text.replace(/[^ -~]/g, '?');
+}
+
 export function latin1Bytes(text: string): Uint8Array {
   const bytes = new Uint8Array(text.length);
   putLatin1(bytes, 0, text);

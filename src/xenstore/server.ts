@@ -13,7 +13,7 @@ import { type Scheduler, Task } from '../platform/scheduler.js';
 import { Connection, type ConnectionHost, watchKey } from './connection.js';
 import { control } from './control.js';
 import { type Domain, type DomainState, SUPPORTED_FEATURES } from './domains.js';
-import { latin1, latin1Bytes } from './latin1.js';
+import { latin1, latin1Bytes, printable } from './latin1.js';
 import { get32 } from './output.js';
 import { domainPath, hashPath, Path } from './path.js';
 import { parseDomid, stringEnd, strings } from './payload.js';
@@ -249,9 +249,8 @@ export class XenStoreServer implements ConnectionHost {
     if (this.isLogging) {
       const about = latin1(bytes, start, Math.max(start, stringEnd(bytes, start, end)));
       // A guest's bytes must not look like lines of their own, or reach a terminal.
-      const shown = about.replace(/[^ -~]/g, '?');
       this.log(
-        `${connection.id} (domain ${connection.domid}) ${xsTypeName(type)} ${shown} ${error}`.trimEnd(),
+        `${connection.id} (domain ${connection.domid}) ${xsTypeName(type)} ${printable(about)} ${error}`.trimEnd(),
       );
     }
     if (error !== '') connection.replyError(error);

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { XS, XS_HEADER_SIZE } from '../../src/abi/xs-wire.js';
+import type { ByteStream } from '../../src/platform/platform.js';
 import { XenStoreClient } from '../../src/xenstore/index.js';
 import type { Transport } from '../../src/xenstore/transport.js';
 import { Lab } from './lab.js';
@@ -18,6 +19,14 @@ async function withDomain() {
   await lab.run(client.write('x', ''));
   const { usage } = lab.server.store.domains.get(5)!;
   return { lab, admin, client, guest, usage };
+}
+
+/** What one request over a connection is answered. */
+async function ask(lab: Lab, stream: ByteStream, type: number, payload: string): Promise<string[]> {
+  const raw = new RawClient(stream);
+  raw.send(type, payload);
+  await lab.scheduler.runFor(10);
+  return raw.take();
 }
 
 describe('what a domain may cost', () => {
@@ -97,10 +106,7 @@ describe('what a domain may cost', () => {
       assert.ok(lab.scheduler.idle, 'a timer runs for events that are gone');
       assert.equal(guest.get('ERROR'), 0);
     }
-    const again = new RawClient(guest.stream());
-    again.send(XS.READ, 'x\0');
-    await lab.scheduler.runFor(10);
-    assert.deepEqual(again.take(), ['']);
+    assert.deepEqual(await ask(lab, guest.stream(), XS.READ, 'x\0'), ['']);
   });
 
   test('a message that is longer than any ends the client’s connection', async () => {
@@ -147,10 +153,7 @@ describe('what ends', () => {
     stream.reconnect();
     await lab.scheduler.runFor(10);
     assert.equal(guest.get('ERROR'), 0);
-    const again = new RawClient(guest.stream());
-    again.send(XS.GET_DOMAIN_PATH, '5\0');
-    await lab.scheduler.runFor(10);
-    assert.deepEqual(again.take(), ['/local/domain/5|']);
+    assert.deepEqual(await ask(lab, guest.stream(), XS.GET_DOMAIN_PATH, '5\0'), ['/local/domain/5|']);
   });
 
   test('the shutdown of a domain is told once, and once more after a resume', async () => {
