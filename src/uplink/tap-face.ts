@@ -12,13 +12,17 @@ import {
   NETDEV_UP,
 } from '../net/notifier.js';
 import type { Packet } from '../net/packet.js';
+import { PAGE_SIZE } from '../platform/memory.js';
 import { Task } from '../platform/scheduler.js';
 import { POLL_BLOCKED, type Poller, type PollHandle } from './poller.js';
 import { type Tap, TapIo, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6 } from './tap.js';
 
 /** Packets that are written at a time. */
 const BATCH = 64;
-/** Bytes that are read before they are sent on: of more, the first are out of the cache when they are copied. */
+/**
+ * Bytes of frames above a page that are read before they are sent on: of more, the first are out of the cache when they
+ * are copied. Of those up to a page a poll's budget is not too many.
+ */
 const BURST_BYTES = 128 * 1024;
 /** With the page of the headers, the slots that every backend takes: 18 of data. */
 const GRO_FRAGMENTS_MAX = 17;
@@ -170,7 +174,7 @@ export class TapFace {
     do {
       const packet = io.readPacket();
       if (packet === null) break;
-      bytes += packet.length;
+      if (packet.length > PAGE_SIZE) bytes += packet.length;
       if ((device.features & NETIF_F_ALL_TSO) !== 0) this.gro.receive(packet, this.sender);
       else device.xmit(packet, true);
     } while (++count < budget && bytes < BURST_BYTES && !device.congested);
