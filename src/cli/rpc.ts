@@ -22,7 +22,7 @@ const SOCKET_PATH_MAX = 107;
 export interface CallContext {
   /** Sends something before the answer. */
   emit(event: unknown): void;
-  /** Aborted when the caller hangs up. */
+  /** Aborted when the caller hangs up, or only asks no more and waits for its answers. */
   readonly signal: AbortSignal;
 }
 
@@ -155,7 +155,7 @@ export class RpcServer {
   /** @throws CliError EADDRINUSE, EINVAL; the system's error when the folder is closed to us */
   static async listen(registry: RpcRegistry, path: string): Promise<RpcServer> {
     await prepareSocketPath(path);
-    const server = createServer();
+    const server = createServer({ allowHalfOpen: true });
     const rpc = new RpcServer(server, path);
     server.on('connection', socket => rpc.serve(registry, socket));
     await new Promise<void>((resolve, reject) => {
@@ -184,11 +184,20 @@ export class RpcServer {
 
   private serve(registry: RpcRegistry, socket: Socket): void {
     const hangUp = new AbortController();
+    /** Calls without an answer yet: one who has ended its side still waits for them. */
+    let pending = 0;
+    const endWhenAnswered = (): void => {
+      if (hangUp.signal.aborted && pending === 0) socket.end();
+    };
     this.sockets.add(socket);
     socket.on('error', () => {});
     socket.on('close', () => {
       this.sockets.delete(socket);
       hangUp.abort();
+    });
+    socket.on('end', () => {
+      hangUp.abort();
+      endWhenAnswered();
     });
     const send = (message: object): void => {
       if (socket.writableLength > UNREAD_MAX) socket.destroy();
@@ -208,11 +217,18 @@ export class RpcServer {
         return;
       }
       const context = { emit: (event: unknown) => send({ id, event }), signal: hangUp.signal };
-      registry.call(method, params, context).then(
-        result => send({ id, result: result ?? null }),
-        error =>
-          send({ id, error: { code: error?.code ?? 'EIO', message: String(error?.message ?? error) } }),
-      );
+      pending++;
+      registry
+        .call(method, params, context)
+        .then(
+          result => send({ id, result: result ?? null }),
+          error =>
+            send({ id, error: { code: error?.code ?? 'EIO', message: String(error?.message ?? error) } }),
+        )
+        .finally(() => {
+          pending--;
+          endWhenAnswered();
+        });
     });
   }
 }

@@ -3,6 +3,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { createConnection, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { after, before, describe, test } from 'node:test';
 import { RpcClient, RpcRegistry, RpcServer, requireOwn } from '../../src/cli/rpc.js';
 
@@ -19,7 +20,13 @@ describe('the control socket', () => {
     const registry = new RpcRegistry();
     registry.register('echo', params => params);
     registry.register('long', ({ bytes }) => 'x'.repeat(bytes));
+    registry.register('late', async () => {
+      await new Promise(resolve => setTimeout(resolve, 20));
+      return 'at last';
+    });
     registry.register('flood', (_params, { emit, signal }) => {
+      flood.sent = 0;
+      flood.ended = false;
       return new Promise(resolve => {
         const timer = setInterval(() => {
           for (let i = 0; i < 100; i++) emit('x'.repeat(10_000));
@@ -80,6 +87,22 @@ describe('the control socket', () => {
     client.close();
   });
 
+  test('answers who has ended its own side, then hangs up', async () => {
+    const raw = await connected();
+    const answers = text(raw);
+    raw.end('{"id":1,"method":"late"}\n{"id":2,"method":"echo","params":5}\n');
+    assert.deepEqual((await answers).trim().split('\n').sort(), [
+      '{"id":1,"result":"at last"}',
+      '{"id":2,"result":5}',
+    ]);
+  });
+
+  test('ends what goes on until its caller hangs up for one that has ended its own side', async () => {
+    const raw = await connected();
+    raw.end('{"id":1,"method":"flood"}\n');
+    assert.match(await text(raw), /"result":null\}\n$/);
+  });
+
   test('hangs up on who sends a line without end', async () => {
     const raw = await connected();
     const closed = new Promise(resolve => raw.once('close', resolve));
@@ -91,6 +114,7 @@ describe('the control socket', () => {
     const raw = await connected();
     raw.pause();
     raw.write('{"id":1,"method":"flood"}\n');
+    while (flood.ended) await new Promise(resolve => setTimeout(resolve, 5));
     while (!flood.ended && flood.sent < 400e6) await new Promise(resolve => setTimeout(resolve, 5));
     raw.destroy();
     assert.ok(flood.ended && flood.sent < 100e6, `${flood.sent} bytes were sent to who does not read`);
