@@ -22,7 +22,7 @@ import { hotplugOnline } from './hotplug.js';
 import { type PublishedRings, publishedRings } from './published-rings.js';
 import { configNow } from './save.js';
 import { type SimXenstored, startSimXenstored } from './sim-xenstored.js';
-import { resumeDomain, stateOf, suspendDomain } from './suspend.js';
+import { isSuspended, resumeDomain, stateOf, suspendDomain } from './suspend.js';
 import { randomMac, type VifConfig } from './vif-config.js';
 import { removeVifNodes, requestClose, type VifPaths, vifPaths, writeVif } from './vif-store.js';
 
@@ -524,19 +524,23 @@ export class Host {
 
   /**
    * Asks a domain's kernel to power off or reboot, and waits until it has.
-   * @throws ToolstackError ETIMEDOUT; EBUSY, ESRCH as `exclusively`
+   * @throws ToolstackError EINVAL for a suspended one, which would learn of it when it is resumed; ETIMEDOUT; EBUSY, ESRCH as
+   * `exclusively`
    */
   shutdown(hosted: HostedDomain, how: 'poweroff' | 'reboot' = 'poweroff'): Promise<void> {
     return this.exclusively([hosted], 'being shut down', async () => {
-      const { domid } = hosted.domain;
-      await this.xs.write(`/local/domain/${domid}/control/shutdown`, how);
+      const { domain, config } = hosted;
+      if (isSuspended(hosted)) {
+        throw new ToolstackError(
+          'EINVAL',
+          `the domain ${config.name} is suspended: resume it first, or destroy it`,
+        );
+      }
+      await this.xs.write(`/local/domain/${domain.domid}/control/shutdown`, how);
       const end = this.scheduler.now() + SHUTDOWN_TIMEOUT_MS;
       while (!this.hasEnded(hosted)) {
         if (this.scheduler.now() >= end) {
-          throw new ToolstackError(
-            'ETIMEDOUT',
-            `the domain ${hosted.config.name} did not go down; destroy it`,
-          );
+          throw new ToolstackError('ETIMEDOUT', `the domain ${config.name} did not go down; destroy it`);
         }
         await new Promise(resolve => this.scheduler.after(10, () => resolve(undefined)));
       }

@@ -55,6 +55,7 @@ test('suspend, resume, migrate, save and restore from the command line', async t
   assert.match(machine.run('1.sock', 'vif-list'), /the domain is suspended/);
   assert.match(machine.run('1.sock', 'list'), /^a .* suspended +echo/m);
   assert.match(machine.run('1.sock', 'suspend', 'a'), /EINVAL: the domain a does not run: it is suspended/);
+  assert.match(machine.run('1.sock', 'shutdown', 'a'), /EINVAL: the domain a is suspended: resume it first/);
   assert.equal(machine.run('1.sock', 'resume', 'a'), '');
   assert.equal(machine.run('1.sock', 'vif-carrier', 'a', '0', 'down'), '');
   assert.match(machine.run('1.sock', 'vif-list'), /without carrier/);
