@@ -729,10 +729,8 @@ export class XenStoreServer implements ConnectionHost {
     let features = SUPPORTED_FEATURES;
     if (words.length === 1 && words[0] !== '') {
       if (!connection.privileged) return 'EACCES';
-      const domid = parseDomid(words[0]);
-      if (domid < 0) return 'EINVAL';
-      const domain = this.store.domains.find(domid);
-      if (domain === undefined) return 'ENOENT';
+      const domain = this.#existing(words[0]);
+      if (typeof domain === 'string') return domain;
       features = domain.features;
     }
     connection.replyText(`${features}\0`);
@@ -771,12 +769,11 @@ export class XenStoreServer implements ConnectionHost {
         return this.#ok(connection);
       }
       case XS.SET_FEATURE: {
-        const domid = parseDomid(words[0] ?? '');
-        if (words.length !== 2 || domid < 0 || !/^[0-9]{1,10}$/.test(words[1])) return 'EINVAL';
+        if (words.length !== 2 || !/^[0-9]{1,10}$/.test(words[1])) return 'EINVAL';
         const features = Number(words[1]);
         if (features & ~SUPPORTED_FEATURES || features > 0xffffffff) return 'EINVAL';
-        const domain = this.store.domains.find(domid);
-        if (domain === undefined) return 'ENOENT';
+        const domain = this.#existing(words[0]);
+        if (typeof domain === 'string') return domain;
         if (domain.introduced) return 'EBUSY';
         domain.features = features;
         return this.#ok(connection);
@@ -792,8 +789,8 @@ export class XenStoreServer implements ConnectionHost {
           connection.replyText(`${this.store.quotas[name]}\0`);
           return '';
         }
-        const domain = this.store.domains.find(parseDomid(words[0]));
-        if (domain === undefined) return 'ENOENT';
+        const domain = this.#existing(words[0]);
+        if (typeof domain === 'string') return domain;
         connection.replyText(`${this.store.quota(domain, name)}\0`);
         return '';
       }
@@ -804,8 +801,8 @@ export class XenStoreServer implements ConnectionHost {
         }
         if (words.length === 2) this.store.quotas[name] = Number(value);
         else {
-          const domain = this.store.domains.find(parseDomid(words[0]));
-          if (domain === undefined) return 'ENOENT';
+          const domain = this.#existing(words[0]);
+          if (typeof domain === 'string') return domain;
           domain.quotas[name] = Number(value);
         }
         return this.#ok(connection);
@@ -827,6 +824,12 @@ export class XenStoreServer implements ConnectionHost {
       return parseXsdError((error as { code?: string }).code ?? '');
     }
     return this.#ok(connection);
+  }
+
+  /** The domain of this number, introduced or not, or the error to answer. */
+  #existing(word: string): Domain | 'EINVAL' | 'ENOENT' {
+    const domid = parseDomid(word);
+    return domid < 0 ? 'EINVAL' : (this.store.domains.find(domid) ?? 'ENOENT');
   }
 
   /** The domain of this number that is introduced, or the error to answer. */

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { XS } from '../../src/abi/xs-wire.js';
+import { QUOTA_NAMES } from '../../src/xenstore/index.js';
 import { Lab } from './lab.js';
 import { RawClient } from './raw.js';
 
@@ -141,6 +142,33 @@ describe('requests', () => {
       await assert.rejects(lab.run(admin.getQuota(name)), code('EINVAL'));
       await assert.rejects(lab.run(admin.setQuota(name, 1)), code('EINVAL'));
       await assert.rejects(lab.run(admin.control('quota', 'set', name, '1')), code('EINVAL'));
+    }
+  });
+
+  test('features and quotas are those of a domain that there is', async () => {
+    const lab = new Lab();
+    const admin = lab.client();
+    const { client } = lab.domain(5);
+    lab.createDomain(6);
+    assert.deepEqual(await lab.run(admin.quotaNames()), QUOTA_NAMES);
+    await lab.run(admin.setQuota('watches', 3, 6));
+    assert.equal(await lab.run(admin.getQuota('watches', 6)), 3);
+    assert.equal(await lab.run(admin.getQuota('watches', 5)), 128);
+    await lab.run(admin.setFeature(6, 1));
+    assert.equal(await lab.run(admin.getFeature(6)), 1);
+    assert.equal(await lab.run(client.getFeature()), 7);
+    await assert.rejects(lab.run(client.getFeature(5)), code('EACCES'));
+    await assert.rejects(lab.run(admin.setFeature(6, 8)), code('EINVAL'));
+    await assert.rejects(lab.run(admin.setFeature(5, 1)), code('EBUSY'));
+    for (const [domid, error] of [
+      [7, 'ENOENT'],
+      [-1, 'EINVAL'],
+      [70000, 'EINVAL'],
+    ] as const) {
+      await assert.rejects(lab.run(admin.getFeature(domid)), code(error));
+      await assert.rejects(lab.run(admin.setFeature(domid, 1)), code(error));
+      await assert.rejects(lab.run(admin.getQuota('nodes', domid)), code(error));
+      await assert.rejects(lab.run(admin.setQuota('nodes', 1, domid)), code(error));
     }
   });
 
