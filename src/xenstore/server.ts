@@ -332,6 +332,8 @@ export class XenStoreServer implements ConnectionHost {
 
   #cleanUp(): void {
     for (const connection of this.#abandoned.splice(0)) {
+      // It has connected anew since.
+      if (!connection.ignored) continue;
       this.#dropState(connection);
       // A domain's connection stays until the domain goes: then @releaseDomain is due (XSA-325).
       if (this.#rings.get(connection.domid)?.connection !== connection) connection.close();

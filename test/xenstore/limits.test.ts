@@ -10,8 +10,8 @@ import { message, RawClient } from './raw.js';
 const code = (name: string) => (error: { code?: string }) => error.code === name;
 
 /** A lab with domain 5, whose home is its own. */
-async function withDomain() {
-  const lab = new Lab();
+async function withDomain(seed = 1) {
+  const lab = new Lab(seed);
   const admin = lab.client();
   const { client, guest } = lab.domain(5);
   await lab.run(admin.mkdir('/local/domain/5'));
@@ -154,6 +154,22 @@ describe('what ends', () => {
     await lab.scheduler.runFor(10);
     assert.equal(guest.get('ERROR'), 0);
     assert.deepEqual(await ask(lab, guest.stream(), XS.GET_DOMAIN_PATH, '5\0'), ['/local/domain/5|']);
+  });
+
+  test('what a domain sets up after it has connected anew stays, however soon that was', async () => {
+    for (let seed = 1; seed <= 100; seed++) {
+      const { lab, admin, guest } = await withDomain(seed);
+      const stream = guest.stream();
+      const raw = new RawClient(stream);
+      raw.send(XS.READ, '', { length: 5000 });
+      await lab.scheduler.runUntil(() => guest.get('ERROR') === 3);
+      stream.reconnect();
+      raw.send(XS.WATCH, 'y\0t\0');
+      await lab.scheduler.runReady();
+      await lab.run(admin.write('/local/domain/5/y', ''));
+      await lab.scheduler.runReady();
+      assert.deepEqual(raw.take(), ['OK|', 'y|t|', 'y|t|'], `seed ${seed}`);
+    }
   });
 
   test('the shutdown of a domain is told once, and once more after a resume', async () => {
