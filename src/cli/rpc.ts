@@ -303,7 +303,7 @@ export class RpcClient {
       this.calls.delete(id);
       if (error === undefined) call.resolve(result);
       else {
-        const code: ErrnoName = error.code in ERRNO ? error.code : 'EIO';
+        const code: ErrnoName = Object.hasOwn(ERRNO, error.code) ? error.code : 'EIO';
         call.reject(new CliError(code, String(error.message).replace(new RegExp(`^${code}: `), '')));
       }
     });

@@ -198,20 +198,20 @@ async function rm(nodes: Nodes, paths: string[], { tidy }: Values): Promise<Resu
 
 async function list(nodes: Nodes, paths: string[], { prefix }: Values): Promise<Result> {
   let text = '';
-  const json: Record<string, string[]> = {};
+  const lists: [path: string, names: string[]][] = [];
   for (const path of paths) {
     const names = await nodes.directory(path);
-    json[path] = names;
+    lists.push([path, names]);
     const front = prefix ? `${path === '/' ? '' : path}/` : '';
     for (const name of names) text += `${front}${name}\n`;
   }
-  return { text, json };
+  return { text, json: Object.fromEntries(lists) };
 }
 
 async function exists(nodes: Nodes, paths: string[]): Promise<Result> {
-  const json: Record<string, boolean> = {};
-  for (const path of paths) json[path] = await nodes.exists(path);
-  return { json, status: Object.values(json).every(Boolean) ? 0 : 1 };
+  const found: [path: string, isThere: boolean][] = [];
+  for (const path of paths) found.push([path, await nodes.exists(path)]);
+  return { json: Object.fromEntries(found), status: found.every(([, isThere]) => isThere) ? 0 : 1 };
 }
 
 async function chmod(nodes: Nodes, words: string[], { upto, recurse }: Values): Promise<Result> {

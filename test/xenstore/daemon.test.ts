@@ -325,6 +325,10 @@ describe('the xenstore tools', () => {
     const { stdout } = await ours(['ls', '--json', '/a/b/c'], socket);
     assert.deepEqual(JSON.parse(stdout)[0].path, '/a/b/c/d');
     assert.equal((await ours(['exists', '--json', '/no'], socket)).stdout, '{"/no":false}\n');
+    assert.deepEqual(await ours(['exists', '--json', '__proto__'], socket), {
+      stdout: '{"__proto__":false}\n',
+      status: 1,
+    });
   });
 
   describe('without a server, the message says what was tried and what to do', () => {
