@@ -64,7 +64,7 @@ export function registerHostMethods(registry: RpcRegistry, host: Host, down: () 
     const hosted = host.find(domain);
     const devid = await host.attachVif(hosted, parseVif(String(vif)));
     const attached = hosted.vifs.get(devid)!;
-    await host.settled(hosted, undefined, attached);
+    await host.settled(hosted, { vif: attached });
     host.mustStay(hosted, attached);
     return { devid, waitingFor: host.waitingFor(hosted, attached) };
   });

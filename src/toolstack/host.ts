@@ -437,14 +437,15 @@ export class Host {
 
   /**
    * Waits until every vif of a domain is connected at both ends, and set up in the guest.
-   * @param one waits for this vif alone, while the domain has it
+   * @param options.timeoutMs how long, 10 s by default
+   * @param options.vif waits for this vif alone, while the domain has it
    * @returns those that are not
    */
   async settled(
     hosted: HostedDomain,
-    timeoutMs = INIT_TIMEOUT_MS,
-    one?: AttachedVif,
+    options: { timeoutMs?: number; vif?: AttachedVif } = {},
   ): Promise<AttachedVif[]> {
+    const { timeoutMs = INIT_TIMEOUT_MS, vif: one } = options;
     // A machine takes its time to boot, and nothing can be said of its devices before.
     if (hosted.booted?.kernel === null) await hosted.booted.guest.settled();
     const end = this.scheduler.now() + timeoutMs;
@@ -530,7 +531,7 @@ export class Host {
   shutdown(hosted: HostedDomain, how: 'poweroff' | 'reboot' = 'poweroff'): Promise<void> {
     return this.exclusively([hosted], 'being shut down', async () => {
       const { domain, config } = hosted;
-      if (isSuspended(hosted)) {
+      if (isSuspended(domain)) {
         throw new ToolstackError(
           'EINVAL',
           `the domain ${config.name} is suspended: resume it first, or destroy it`,
@@ -643,29 +644,16 @@ export class Host {
   }
 
   list(): DomainInfo[] {
+    const info = (domain: Domain, guest: string, memoryMib: number, vifs: number): DomainInfo => {
+      const { domid, name, vcpus } = domain;
+      return { domid, name, memoryMib, vcpus: vcpus.length, state: stateOf(domain), guest, vifs };
+    };
     const dom0 = this.hypervisor.domain(0)!;
-    const info = (
-      domain: Domain,
-      state: string,
-      guest: string,
-      memoryMib: number,
-      vifs: number,
-    ): DomainInfo => ({
-      domid: domain.domid,
-      name: domain.name,
-      memoryMib,
-      vcpus: domain.vcpus.length,
-      state,
-      guest,
-      vifs,
-    });
-    const used = Math.ceil(dom0.pages / PAGES_PER_MIB);
     return [
-      info(dom0, dom0.state, 'netback', used, 0),
-      ...[...this.hosted.values()].map(hosted => {
-        const { domain, config, vifs } = hosted;
-        return info(domain, stateOf(hosted), config.guest.kind, config.memory, vifs.size);
-      }),
+      info(dom0, 'netback', Math.ceil(dom0.pages / PAGES_PER_MIB), 0),
+      ...Array.from(this.hosted.values(), ({ domain, config, vifs }) =>
+        info(domain, config.guest.kind, config.memory, vifs.size),
+      ),
     ];
   }
 

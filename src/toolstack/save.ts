@@ -123,7 +123,8 @@ async function suspendAndSave(host: Host, hosted: HostedDomain): Promise<DomainI
 
 /** Lets a domain go on as if nothing had been, if it is still there. */
 async function callOff(host: Host, hosted: HostedDomain): Promise<void> {
-  if (isSuspended(hosted) && !host.hasEnded(hosted)) await resumeDomain(host, hosted, { cancelled: true });
+  if (isSuspended(hosted.domain) && !host.hasEnded(hosted))
+    await resumeDomain(host, hosted, { cancelled: true });
 }
 
 async function callOffAll(host: Host, all: readonly HostedDomain[]): Promise<void> {
@@ -220,7 +221,7 @@ function requireNoMore(host: Host, all: readonly HostedDomain[]): void {
 /** Lets those domains that are suspended go on as if nothing had been. @throws as `Host.resume` */
 export async function resumeAll(host: Host, domains: Iterable<HostedDomain>): Promise<void> {
   for (const hosted of domains) {
-    if (isSuspended(hosted) && !host.hasEnded(hosted)) await host.resume(hosted, { cancelled: true });
+    if (isSuspended(hosted.domain) && !host.hasEnded(hosted)) await host.resume(hosted, { cancelled: true });
   }
 }
 

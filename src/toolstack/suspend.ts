@@ -1,3 +1,4 @@
+import type { Domain } from '../platform/sim/domain.js';
 import { ToolstackError } from './error.js';
 import type { Host, HostedDomain } from './host.js';
 
@@ -5,13 +6,13 @@ import type { Host, HostedDomain } from './host.js';
 const SUSPEND_TIMEOUT_MS = 10_000;
 
 /** True for a domain that `resumeDomain` lets go on. */
-export function isSuspended({ domain }: HostedDomain): boolean {
+export function isSuspended(domain: Domain): boolean {
   return domain.state === 'shutdown' && domain.shutdownReason === 'suspend';
 }
 
 /** A domain's state in words: "suspended" is what Xen calls a shutdown. */
-export function stateOf(hosted: HostedDomain): string {
-  return isSuspended(hosted) ? 'suspended' : hosted.domain.state;
+export function stateOf(domain: Domain): string {
+  return isSuspended(domain) ? 'suspended' : domain.state;
 }
 
 /** @throws ToolstackError EBUSY for a domain with a vif that is being attached or detached: no image of it would be right */
@@ -33,12 +34,12 @@ export async function suspendDomain(host: Host, hosted: HostedDomain): Promise<v
   }
   host.requireAlive(hosted);
   if (domain.state !== 'running') {
-    throw new ToolstackError('EINVAL', `the domain ${config.name} does not run: it is ${stateOf(hosted)}`);
+    throw new ToolstackError('EINVAL', `the domain ${config.name} does not run: it is ${stateOf(domain)}`);
   }
   requireVifsAtRest(hosted);
   await host.xs.write(`/local/domain/${domain.domid}/control/shutdown`, 'suspend');
   const end = host.scheduler.now() + SUSPEND_TIMEOUT_MS;
-  while (!isSuspended(hosted)) {
+  while (!isSuspended(domain)) {
     if (domain.state !== 'running') {
       throw new ToolstackError('ESRCH', `the domain ${config.name} ended when it was to suspend itself`);
     }
@@ -56,7 +57,7 @@ export async function resumeDomain(
   options: { cancelled?: boolean } = {},
 ): Promise<void> {
   const { domain, config, booted } = hosted;
-  if (!isSuspended(hosted) || booted?.resume === undefined) {
+  if (!isSuspended(domain) || booted?.resume === undefined) {
     throw new ToolstackError('EINVAL', `the domain ${config.name} is not suspended: it is ${domain.state}`);
   }
   const cancelled = options.cancelled === true || booted.kernel === null;

@@ -66,7 +66,7 @@ test('vif-attach waits for its own vif, and not ten seconds for another one', { 
   const first = a.vifs.get(0)!;
   await host.xs.write(`${first.paths.backend}/state`, '3');
   assert.deepEqual(await served.call('vif-attach', { domain: 'a', vif: '' }), { devid: 1, waitingFor: null });
-  assert.deepEqual(await host.settled(a, 0), [first]);
+  assert.deepEqual(await host.settled(a, { timeoutMs: 0 }), [first]);
 });
 
 test('nothing comes between the image of a host that goes on and its domains going on', async t => {
