@@ -105,7 +105,6 @@ export const GNTTAB_COPY_32 = {
   status: 20,
   side: { ref: 0, domid: 4, offset: 6 },
 } as const;
-export const GNTTAB_SETUP_TABLE_32 = { size: 16, dom: 0, nr_frames: 4, status: 8, frame_list: 12 } as const;
 
 /** The xen-platform device (5853:0001) and its ports to take emulated devices away (docs/misc/hvm-emulated-unplug). */
 export const XEN_PLATFORM = {

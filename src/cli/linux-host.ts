@@ -10,7 +10,6 @@ import { connectXenStore } from '../xenstore/node/index.js';
 /** Drivers of ours in a real Xen domain, as a process of its user space. */
 export interface LinuxHost {
   readonly platform: LinuxPlatform;
-  readonly scheduler: EventLoopScheduler;
   readonly poller: Poller;
   readonly kernel: Kernel;
   /** Lets go of Xen; the drivers have to be gone by then. */
@@ -39,7 +38,6 @@ export async function openLinuxHost(name: string, log: (line: string) => void): 
     await kernel.xenbus.ready;
     return {
       platform,
-      scheduler,
       poller,
       kernel,
       close() {

@@ -32,7 +32,7 @@ const WORDS: Readonly<Record<string, string>> = {
 };
 
 /** An event as data, one JSON line. */
-export function monitorJson(domain: string, heard: NetEvent): string {
+function monitorJson(domain: string, heard: NetEvent): string {
   const { device } = heard;
   return JSON.stringify({
     time: heard.time,
@@ -50,7 +50,7 @@ export function monitorJson(domain: string, heard: NetEvent): string {
 }
 
 /** An event in words. */
-export function monitorText(domain: string, heard: NetEvent): string {
+function monitorText(domain: string, heard: NetEvent): string {
   const { device, event } = heard;
   const state = OPERSTATES[shownOperstate(device)];
   const more =

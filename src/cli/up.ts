@@ -27,7 +27,7 @@ import {
 import { registerVifMethods, vifsOf } from './vif-methods.js';
 
 /** Where xenstored of a host listens: beside its control socket. */
-export function xenstoredSocketOf(controlSocket: string): string {
+function xenstoredSocketOf(controlSocket: string): string {
   return `${controlSocket.replace(/\.sock$/, '')}-xenstored.sock`;
 }
 
@@ -62,7 +62,6 @@ function parseUplink(text: string): UplinkOption {
 
 export interface RunningHost {
   readonly host: Host;
-  readonly registry: RpcRegistry;
   readonly controlSocket: string;
   readonly xenstoredSocket: string;
   /** Resolves when the host has been shut down. */
@@ -160,7 +159,6 @@ export async function startHost(options: {
   };
   return {
     host,
-    registry,
     controlSocket,
     xenstoredSocket,
     ended,

@@ -38,12 +38,11 @@ interface IrqInfo {
   readonly kind: Kind;
   readonly virq: number;
   readonly name: string;
+  /** Its users; with the last one it is unbound. */
   readonly handlers: IrqHandler[];
   readonly lateEoi: boolean;
   readonly shared: boolean;
   readonly keepPort: boolean;
-  /** Users of the IRQ; with the last one it is unbound. */
-  bindCount: number;
   /** Depth of `disableIrq`. */
   disabled: number;
   maskReasons: number;
@@ -207,7 +206,7 @@ export class Irqs {
     const at = handler === undefined ? info.handlers.length - 1 : info.handlers.indexOf(handler);
     if (at < 0) throw new HypercallError('EINVAL', `IRQ ${irq} (${info.name}) has no such handler`);
     info.handlers.splice(at, 1);
-    if (--info.bindCount > 0) return;
+    if (info.handlers.length > 0) return;
     this.evtchnToIrq[info.port] = -1;
     this.infos[irq - DYNIRQ_BASE] = null;
     if (irq - DYNIRQ_BASE < this.lowestFree) this.lowestFree = irq - DYNIRQ_BASE;
@@ -327,7 +326,6 @@ export class Irqs {
       lateEoi,
       shared: options.shared ?? false,
       keepPort: options.keepPort ?? false,
-      bindCount: 1,
       disabled: 0,
       maskReasons: 0,
       deferred: false,
@@ -353,7 +351,6 @@ export class Irqs {
       throw new HypercallError('EBUSY', `IRQ ${info.irq} (port ${info.port}) is ${info.name}'s alone`);
     }
     info.handlers.push(handler);
-    info.bindCount++;
     return info.irq;
   }
 

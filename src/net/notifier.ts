@@ -101,10 +101,6 @@ export class NotifierChain {
     return this.blocks.length;
   }
 
-  has(block: NotifierBlock): boolean {
-    return this.blocks.includes(block);
-  }
-
   add(block: NotifierBlock): void {
     const priority = block.priority ?? 0;
     let at = this.blocks.length;

@@ -192,7 +192,8 @@ export class Packet {
 /** Packets to reuse, with their buffers in the domain's own pages. */
 export class PacketPool {
   private freeList: Packet | null = null;
-  private readonly pages: number[] = [];
+  /** Pages that buffers were made in; they are kept. */
+  pages = 0;
   /** Packets handed out and not yet released. */
   used = 0;
 
@@ -226,17 +227,9 @@ export class PacketPool {
     this.used--;
   }
 
-  /** Gives the buffers back. @throws when a packet is still in use */
-  destroy(): void {
-    if (this.used !== 0) throw new Error(`${this.used} packets are still in use`);
-    for (const page of this.pages) this.memory.freePage(page);
-    this.pages.length = 0;
-    this.freeList = null;
-  }
-
   private grow(): Packet {
     const page = this.memory.allocPage();
-    this.pages.push(page);
+    this.pages++;
     let first: Packet | null = this.freeList;
     const each = PACKET_BUFFER_SIZE + FRAGMENTS_SIZE;
     for (let at = PAGE_SIZE - each; at >= 0; at -= each) {

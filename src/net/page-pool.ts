@@ -60,14 +60,6 @@ export class PagePool {
     for (let i = 0; i < this.freeCount; i++) dispose(this.pages[this.freeList[i]], this.freeList[i]);
   }
 
-  /** Gives all pages back to the domain. @throws when one is still in use */
-  destroy(): void {
-    if (this.used !== 0) throw new Error(`${this.used} pages of the pool are still in use`);
-    for (let i = 0; i < this.made; i++) this.memory.freePage(this.pages[i]);
-    this.made = 0;
-    this.freeCount = 0;
-  }
-
   private grow(): void {
     const size = Math.min(this.limit, this.made * 2);
     const { pages } = this;

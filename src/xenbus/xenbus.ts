@@ -256,11 +256,6 @@ export class Xenbus {
     this.#xenwatch.unpause();
   }
 
-  /** Each device with what it waits for, null when for nothing. */
-  waitingFor(): { device: XenbusDevice; waitingFor: string | null }[] {
-    return this.devices.map(device => ({ device, waitingFor: device.waitingFor() }));
-  }
-
   // ---------------------------------------------------------------- for the buses and devices
 
   /** @internal */

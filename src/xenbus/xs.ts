@@ -170,11 +170,6 @@ export class Xs implements XsOperations {
     return this.#watches.values();
   }
 
-  /** Requests and transactions that wait for xenstored. */
-  get users(): number {
-    return this.#users;
-  }
-
   read(path: string): Promise<string> {
     return this.#operations.read(path);
   }

@@ -43,8 +43,6 @@ export class Transaction {
   readonly #accesses = new Map<string, Access>();
   /** Nodes that the transaction adds to what each domain owns. */
   readonly nodeDeltas = new Map<number, number>();
-  /** A request in it failed in a way that must not be committed. */
-  failed = false;
 
   constructor(
     readonly id: number,

@@ -6,7 +6,7 @@ import { PathTable } from './path-table.js';
 import type { Permissions } from './permissions.js';
 import type { Value } from './value.js';
 
-export const EMPTY = new Uint8Array(0);
+const EMPTY = new Uint8Array(0);
 
 /** Hands out epochs and counts changes; one for all trees of a store. */
 export class Generations {

@@ -3,7 +3,7 @@
  * spends credit, and is not heard while its credit is negative. Credit grows with time, shared evenly by
  * all domains; what one does not use goes to a reserve for all.
  */
-export const WRITE_RATE = {
+const WRITE_RATE = {
   /** Credits a second, for all domains together. */
   rate: 200,
   /** Most credit that a domain saves up. */

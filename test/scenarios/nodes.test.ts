@@ -15,7 +15,6 @@ const { Connected } = XenbusState;
 interface Scene {
   host: Host;
   guest: GuestDomain;
-  other: GuestDomain;
   eth0: NetDevice;
   peer: NetDevice;
   vif: Vif;
@@ -30,7 +29,7 @@ async function scene(seed: number, keys: VifKeys = {}): Promise<Scene> {
   const peer = await host.connectVif(other);
   const vif = host.dom0.net.byName(`vif${guest.domain.domid}.0`)!.priv as Vif;
   for (const device of host.dom0.net.devices) if (device.mtu === 1500) device.setMtu(9600);
-  return { host, guest, other, eth0, peer, vif };
+  return { host, guest, eth0, peer, vif };
 }
 
 function frame(from: NetDevice, to: NetDevice, length = 100): Uint8Array {

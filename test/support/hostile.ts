@@ -260,9 +260,8 @@ export class Victim {
   /** Pages of the domain's, without those that its pools never give back. */
   get pages(): number {
     const { net } = this.dom;
-    const { pages } = net.packets as unknown as { pages: number[] };
     const { made } = net.pages as unknown as { made: number };
-    return this.domain.pages - pages.length - made;
+    return this.domain.pages - net.packets.pages - made;
   }
 
   connect(): HostileBackend {

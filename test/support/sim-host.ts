@@ -163,11 +163,6 @@ export class SimHost {
     return kernel;
   }
 
-  /** A new kernel in a domain whose old one is gone (its xenbus closed): as after kexec. */
-  rebootKernel(domain: Domain): SimKernel {
-    return this.#kernel(domain);
-  }
-
   frontDir({ type, front, devid = 0 }: PlugOptions): string {
     return `/local/domain/${front.domid}/device/${type}/${devid}`;
   }

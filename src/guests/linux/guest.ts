@@ -275,11 +275,6 @@ export class LinuxGuest {
     for (const resolve of this.upWaiters.splice(0)) resolve();
   }
 
-  /** Our init has run. Always false for a ramdisk of somebody else's. */
-  get up(): boolean {
-    return this.isUp;
-  }
-
   async destroy(): Promise<void> {
     if (this.destroyed) return;
     this.destroyed = true;

@@ -53,10 +53,6 @@ export class CopySegments {
     this.index = new Int32Array(Math.floor(words.length / SEGMENT_WORDS));
   }
 
-  get capacity(): number {
-    return this.index.length;
-  }
-
   /**
    * Encodes the copies from `from` on that have a grant on a side; `copyLocal` gets the others.
    * @returns the index behind the last copy that was taken: less than the batch's count when the segments are full

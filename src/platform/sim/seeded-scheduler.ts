@@ -14,7 +14,6 @@ export interface SeededSchedulerOptions {
 interface SeededTimer extends Timer {
   /** Virtual microseconds. */
   readonly atUs: number;
-  readonly order: number;
   readonly run: () => void;
   cancelled: boolean;
 }
@@ -34,7 +33,6 @@ export class SeededScheduler implements Scheduler {
   /** Sorted by time, then by the order in which they were started. */
   private readonly timers: SeededTimer[] = [];
   private timeUs = 0;
-  private started = 0;
   private readonly yieldToMicrotasks: () => Promise<unknown>;
   private readonly taskUs: number;
 
@@ -70,7 +68,7 @@ export class SeededScheduler implements Scheduler {
 
   after(delayMs: number, run: () => void): Timer {
     const atUs = this.timeUs + Math.max(0, Math.round(delayMs * 1000));
-    const timer: SeededTimer = { at: atUs / 1000, atUs, order: this.started++, run, cancelled: false };
+    const timer: SeededTimer = { at: atUs / 1000, atUs, run, cancelled: false };
     let i = this.timers.length;
     while (i > 0 && this.timers[i - 1].atUs > atUs) i--;
     this.timers.splice(i, 0, timer);

@@ -104,7 +104,7 @@ export async function prepareSocket(path: string): Promise<void> {
   unlinkSync(path);
 }
 
-export function listenError(error: NodeJS.ErrnoException, path: string): XenStoreError {
+function listenError(error: NodeJS.ErrnoException, path: string): XenStoreError {
   if (error.code === 'EACCES' || error.code === 'EPERM') {
     return new XenStoreError('EACCES', `no permission to make ${path}; --socket names another place`);
   }
