@@ -6,6 +6,8 @@ import {
   EPOLL_CTL_ADD,
   EPOLL_CTL_DEL,
   EPOLL_CTL_MOD,
+  EPOLL_EVENT_DATA,
+  EPOLL_EVENT_SIZE,
   EPOLLIN,
   EPOLLONESHOT,
   libc,
@@ -29,9 +31,6 @@ const SLICE_MS = 1;
 const RETRY_MS = 1;
 /** Events that the epoll tells at a time. */
 const EVENTS = 64;
-/** struct epoll_event is packed on x86-64 only. */
-const EVENT_SIZE = process.arch === 'x64' ? 12 : 16;
-const EVENT_DATA = process.arch === 'x64' ? 4 : 8;
 
 /** What `PollSource.poll` returns when it has no room to read into: it is tried again a little later. */
 export const POLL_STARVED = -1;
@@ -106,8 +105,8 @@ class Entry implements PollHandle {
  */
 export class Poller {
   private readonly epoll: number;
-  private readonly events = new CStruct(EVENTS * EVENT_SIZE);
-  private readonly change = new CStruct(EVENT_SIZE);
+  private readonly events = new CStruct(EVENTS * EPOLL_EVENT_SIZE);
+  private readonly change = new CStruct(EPOLL_EVENT_SIZE);
   private readonly unwatch: () => void;
   private readonly entries = new Map<number, Entry>();
   private readonly hot: Entry[] = [];
@@ -170,7 +169,7 @@ export class Poller {
     const { view, address } = this.change;
     const { fd } = entry.source;
     view.setUint32(0, EPOLLIN | EPOLLONESHOT, true);
-    view.setUint32(EVENT_DATA, fd, true);
+    view.setUint32(EPOLL_EVENT_DATA, fd, true);
     checked(libc().epollCtl(this.epoll, operation, fd, address), `watching file descriptor ${fd}`);
   }
 
@@ -243,9 +242,9 @@ export class Poller {
     const { view, address } = this.events;
     const count = libc().epollWait(this.epoll, address, EVENTS, 0);
     for (let i = 0; i < count; i++) {
-      const entry = this.entries.get(view.getUint32(i * EVENT_SIZE + EVENT_DATA, true));
+      const entry = this.entries.get(view.getUint32(i * EPOLL_EVENT_SIZE + EPOLL_EVENT_DATA, true));
       if (entry === undefined) continue;
-      entry.broken = (view.getUint32(i * EVENT_SIZE, true) & EPOLLIN) === 0;
+      entry.broken = (view.getUint32(i * EPOLL_EVENT_SIZE, true) & EPOLLIN) === 0;
       this.heat(entry, now);
     }
   }

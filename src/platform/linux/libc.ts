@@ -19,6 +19,9 @@ export const EPOLL_CTL_MOD = 3;
 export const EPOLLIN = 0x001;
 /** Tell once, and nothing more until EPOLL_CTL_MOD. */
 export const EPOLLONESHOT = 0x40000000;
+/** struct epoll_event, which is packed on x86-64 only: its bytes, and where its data begins. */
+export const EPOLL_EVENT_SIZE = process.arch === 'x64' ? 12 : 16;
+export const EPOLL_EVENT_DATA = process.arch === 'x64' ? 4 : 8;
 
 /** sys/mman.h */
 export const PROT_READ = 1;
@@ -111,7 +114,10 @@ export function checked(result: number, what: string): number {
   throw new SystemError(errnoName(number), `${what} failed (errno ${number})`);
 }
 
-/** Where a typed array's memory lies in this process. It must not be resizable, and be kept alive. */
+/**
+ * Where a typed array's memory lies in this process. It must not be resizable, be kept alive, and have more than 64 bytes
+ * unless they are shared: fewer may move.
+ */
 export function addressOf(array: Uint8Array): number {
   return Number(koffi.address(array));
 }

@@ -1,17 +1,15 @@
 import { chmodSync, rmSync } from 'node:fs';
+import { addressOf, CStruct, EPOLLIN } from '../../platform/linux/libc.js';
 import type { Connection } from '../connection.js';
 import type { XenStoreServer } from '../server.js';
 import type { Transport } from '../transport.js';
 import {
   accept,
-  addressOf,
   BROKEN,
   closeFd,
-  EPOLLIN,
   EPOLLOUT,
   Epoll,
   listenUnix,
-  memory,
   receive,
   send,
   WOULD_BLOCK,
@@ -31,8 +29,7 @@ const SLICE_MS = 1;
 export class EpollServer implements ListeningSocket {
   readonly #epoll = new Epoll();
   readonly #clients = new Map<number, EpollTransport>();
-  readonly #chunk = memory(CHUNK_BYTES);
-  readonly #chunkAddress = addressOf(this.#chunk);
+  readonly #chunk = new CStruct(CHUNK_BYTES);
   readonly #visit = (fd: number, events: number): void => this.#ready(fd, events);
 
   private constructor(
@@ -96,9 +93,9 @@ export class EpollServer implements ListeningSocket {
     if (events & EPOLLOUT) client.writable();
     if ((events & ~EPOLLOUT) === 0 || !client.isOpen) return;
     const { connection } = client;
-    const length = receive(fd, this.#chunkAddress, CHUNK_BYTES);
+    const length = receive(fd, this.#chunk.address, CHUNK_BYTES);
     if (length > 0) {
-      connection.receive(this.#chunk, 0, length);
+      connection.receive(this.#chunk.u8, 0, length);
       if (client.isOpen && !connection.wantsInput) client.pause();
     } else if (length === BROKEN) client.broken();
   }

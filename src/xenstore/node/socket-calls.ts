@@ -1,22 +1,28 @@
 import koffi from 'koffi';
 import { ERRNO } from '../../abi/errno.js';
+import {
+  CStruct,
+  EPOLL_CTL_ADD,
+  EPOLL_CTL_DEL,
+  EPOLL_CTL_MOD,
+  EPOLL_EVENT_DATA,
+  EPOLL_EVENT_SIZE,
+  errno,
+  F_SETFD,
+  libc,
+  O_CLOEXEC,
+  watchReadable,
+} from '../../platform/linux/libc.js';
 import { XenStoreError } from '../error.js';
 
-/** sys/socket.h, sys/epoll.h and fcntl.h, of Linux. */
+/** sys/socket.h and sys/epoll.h, of Linux. */
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
-const EPOLL_CLOEXEC = 0o2000000;
-const EPOLL_CTL = { add: 1, remove: 2, change: 3 } as const;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
-const F_SETFD = 2;
-export const EPOLLIN = 1;
 export const EPOLLOUT = 4;
-/** struct epoll_event is packed on x86-64 only. */
-const EVENT_SIZE = process.arch === 'x64' ? 12 : 16;
-const EVENT_DATA = process.arch === 'x64' ? 4 : 8;
 const SUN_PATH_BYTES = 108;
 const BACKLOG = 512;
 
@@ -32,11 +38,6 @@ interface C {
   accept4(fd: number, address: null, length: null, flags: number): number;
   recv(fd: number, to: number, length: number, flags: number): number;
   send(fd: number, from: number, length: number, flags: number): number;
-  close(fd: number): number;
-  fcntl(fd: number, command: number, argument: number): number;
-  epoll_create1(flags: number): number;
-  epoll_ctl(epoll: number, operation: number, fd: number, event: number): number;
-  epoll_wait(epoll: number, events: number, count: number, timeoutMs: number): number;
   execv(path: string, argv: (string | null)[]): number;
 }
 
@@ -52,11 +53,6 @@ function c(): C {
     accept4: library.func('accept4', 'int', ['int', 'void *', 'void *', 'int']),
     recv: library.func('recv', 'intptr_t', ['int', 'uintptr_t', 'size_t', 'int']),
     send: library.func('send', 'intptr_t', ['int', 'uintptr_t', 'size_t', 'int']),
-    close: library.func('close', 'int', ['int']),
-    fcntl: library.func('fcntl', 'int', ['int', 'int', 'long']),
-    epoll_create1: library.func('epoll_create1', 'int', ['int']),
-    epoll_ctl: library.func('epoll_ctl', 'int', ['int', 'int', 'int', 'uintptr_t']),
-    epoll_wait: library.func('epoll_wait', 'int', ['int', 'uintptr_t', 'int', 'int']),
     execv: library.func('execv', 'int', ['str', 'str *']),
   };
   return loaded;
@@ -69,7 +65,7 @@ export function hasSocketCalls(): boolean {
 
 function checked(result: number, what: string): number {
   if (result >= 0) return result;
-  const number = koffi.errno();
+  const number = errno();
   if (number === ERRNO.EACCES || number === ERRNO.EPERM) {
     throw new XenStoreError('EACCES', `${what}: no permission; --socket names another place`);
   }
@@ -87,7 +83,7 @@ export function listenUnix(path: string): number {
     checked(c().bind(fd, address, address.length), path);
     checked(c().listen(fd, BACKLOG), path);
   } catch (error) {
-    c().close(fd);
+    closeFd(fd);
     throw error;
   }
   return fd;
@@ -99,23 +95,18 @@ export function accept(listener: number): number {
 }
 
 export function closeFd(fd: number): void {
-  c().close(fd);
+  libc().close(fd);
 }
 
 /** Lets a file descriptor live on in the program that `execute` starts. */
 export function keepOverExec(fd: number): void {
-  checked(c().fcntl(fd, F_SETFD, 0), 'keeping a file descriptor');
+  checked(libc().fcntl(fd, F_SETFD, 0), 'keeping a file descriptor');
 }
 
 /** Runs another program in the place of this one. @throws XenStoreError when it cannot */
 export function execute(path: string, args: string[]): never {
   checked(c().execv(path, [path, ...args, null]), `running ${path}`);
   throw new XenStoreError('EIO', `${path} was not run`);
-}
-
-/** Where a typed array's memory lies in this process. It must stay alive, and be larger than 64 bytes. */
-export function addressOf(bytes: Uint8Array): number {
-  return Number(koffi.address(bytes));
 }
 
 /** @returns bytes received, WOULD_BLOCK, or BROKEN */
@@ -131,46 +122,42 @@ export function send(fd: number, from: number, length: number): number {
 }
 
 function failure(): number {
-  const number = koffi.errno();
+  const number = errno();
   return number === ERRNO.EAGAIN || number === ERRNO.EINTR ? WOULD_BLOCK : BROKEN;
 }
 
 /** Many file descriptors, waited for at once. */
 export class Epoll {
-  readonly fd = checked(c().epoll_create1(EPOLL_CLOEXEC), 'making an epoll instance');
+  readonly fd = checked(libc().epollCreate1(O_CLOEXEC), 'making an epoll instance');
   readonly #capacity = 128;
-  readonly #events = memory(this.#capacity * EVENT_SIZE);
-  readonly #view = new DataView(this.#events.buffer);
-  readonly #address = addressOf(this.#events);
-  readonly #one = memory(128);
-  readonly #oneView = new DataView(this.#one.buffer);
-  readonly #oneAddress = addressOf(this.#one);
+  readonly #events = new CStruct(this.#capacity * EPOLL_EVENT_SIZE);
+  readonly #one = new CStruct(EPOLL_EVENT_SIZE);
   #unwatch: (() => void) | null = null;
 
   /** Calls `onReady` from the event loop while anything is ready. */
   watch(onReady: () => void): void {
-    const handle = koffi.node.poll(this.fd, { readable: true }, onReady);
-    this.#unwatch = () => handle.close();
+    this.#unwatch = watchReadable(this.fd, onReady);
   }
 
   add(fd: number, events: number): void {
-    this.#control(EPOLL_CTL.add, fd, events);
+    this.#control(EPOLL_CTL_ADD, fd, events);
   }
 
   change(fd: number, events: number): void {
-    this.#control(EPOLL_CTL.change, fd, events);
+    this.#control(EPOLL_CTL_MOD, fd, events);
   }
 
   remove(fd: number): void {
-    this.#control(EPOLL_CTL.remove, fd, 0);
+    this.#control(EPOLL_CTL_DEL, fd, 0);
   }
 
   /** Calls `visit` for what is ready now. @returns how many file descriptors were */
   poll(visit: (fd: number, events: number) => void): number {
-    const count = c().epoll_wait(this.fd, this.#address, this.#capacity, 0);
+    const { address, view } = this.#events;
+    const count = libc().epollWait(this.fd, address, this.#capacity, 0);
     for (let i = 0; i < count; i++) {
-      const at = i * EVENT_SIZE;
-      visit(this.#view.getInt32(at + EVENT_DATA, true), this.#view.getUint32(at, true));
+      const at = i * EPOLL_EVENT_SIZE;
+      visit(view.getInt32(at + EPOLL_EVENT_DATA, true), view.getUint32(at, true));
     }
     return count;
   }
@@ -181,13 +168,9 @@ export class Epoll {
   }
 
   #control(operation: number, fd: number, events: number): void {
-    this.#oneView.setUint32(0, events, true);
-    this.#oneView.setInt32(EVENT_DATA, fd, true);
-    checked(c().epoll_ctl(this.fd, operation, fd, this.#oneAddress), 'waiting for a socket');
+    const { address, view } = this.#one;
+    view.setUint32(0, events, true);
+    view.setInt32(EPOLL_EVENT_DATA, fd, true);
+    checked(libc().epollCtl(this.fd, operation, fd, address), 'waiting for a socket');
   }
-}
-
-/** Memory for C: it is never moved. */
-export function memory(bytes: number): Uint8Array<SharedArrayBuffer> {
-  return new Uint8Array(new SharedArrayBuffer(bytes));
 }
