@@ -172,19 +172,18 @@ describe('a hostile guest’s hypercalls', () => {
     });
   }
 
-  test('one takes no longer than many, however much it asks for', () => {
+  test('one does 8192 grant operations, and refuses more without a look at them', () => {
     const { ram, memory, hypercalls } = make();
     // All its addresses are one page: no end of the operations is beyond its memory.
     ram.u32.fill((2 * PAGE) | 3, PAGE / 4, (2 * PAGE) / 4);
     ram.u32.fill((3 * PAGE) | 3, (2 * PAGE) / 4, (3 * PAGE) / 4);
     memory.setRegisters(0x8000_0000 | 0, PAGE, 0);
-    const begin = performance.now();
     for (const operation of [GNTTABOP.map_grant_ref, GNTTABOP.unmap_grant_ref, GNTTABOP.copy]) {
+      assert.equal(hypercalls.call(HYPERVISOR.grant_table_op, operation, 0, 8192), 0);
       for (const count of [8193, 10_000_000]) {
         assert.equal(hypercalls.call(HYPERVISOR.grant_table_op, operation, 0, count), -ERRNO.EINVAL);
       }
     }
-    assert.ok(performance.now() - begin < 500);
   });
 });
 
