@@ -228,7 +228,7 @@ async function latency(client, ms) {
 }
 
 /** @returns the latency of one client alone, and beside another that does the worst it can */
-export async function abuse(_cpu, rounds, scale) {
+export async function abuse(cpu, rounds, scale) {
   const kinds = {
     READs: Array.from({ length: 64 }, () => message(XS.READ, '/flat/0\0')),
     WRITEs: Array.from({ length: 64 }, (_, i) => message(XS.WRITE, `/flat/x${i}\0v`)),
@@ -240,7 +240,7 @@ export async function abuse(_cpu, rounds, scale) {
     const beside = [];
     for (let round = 0; round < rounds; round++) {
       // Abuser and victim are threads of their own, so that only the server is shared.
-      const server = await start('pvnet', 0);
+      const server = await start('pvnet', cpu);
       const victim = new Client(server.socket);
       for (let i = 0; i < 400; i++) await victim.send([message(XS.WRITE, `/flat/${i}\0v`)]);
       alone.push(await latency(victim, 300 * scale));
