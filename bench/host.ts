@@ -55,9 +55,9 @@ export class BenchHost {
 
   static async boot(memoryBytes = 256 << 20): Promise<BenchHost> {
     const scheduler = new EventLoopScheduler({
-      setImmediate: run => setImmediate(run),
-      setTimeout: (run, delayMs) => setTimeout(run, delayMs),
-      clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+      setImmediate,
+      setTimeout,
+      clearTimeout,
       now: () => performance.now(),
     });
     const hypervisor = new Hypervisor({ scheduler, memoryBytes });

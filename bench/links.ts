@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Host, type HostedDomain, parseDomain } from '../src/toolstack/index.js';
 import { NetworkNamespace, type Outcome, runProgram } from '../src/uplink/index.js';
+import { cpuSeconds } from './host.js';
 
 export const ADDRESSES = ['10.77.0.1', '10.77.0.2'] as const;
 export const NETWORK = '10.77.0.0/24';
@@ -221,10 +222,7 @@ export async function pvnetLink(): Promise<Link> {
   }
   return {
     command: (end, argv) => guests[end].booted!.guest.command!(argv),
-    cpuSeconds() {
-      const { user, system } = process.cpuUsage();
-      return (user + system) / 1e6;
-    },
+    cpuSeconds,
     close: () => host.close(),
   };
 }

@@ -4,9 +4,9 @@ import { COPY_LOCAL, CopyBatch, Memory } from '../../src/platform/index.js';
 import { EventLoopScheduler, Hypervisor } from '../../src/platform/sim/index.js';
 
 const scheduler = new EventLoopScheduler({
-  setImmediate: run => void setImmediate(run),
-  setTimeout: (run, ms) => setTimeout(run, ms),
-  clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+  setImmediate,
+  setTimeout,
+  clearTimeout,
   now: () => performance.now(),
 });
 const hypervisor = new Hypervisor({ scheduler, memoryBytes: 64 << 20 });

@@ -26,7 +26,7 @@ export async function openLinuxHost(name: string, log: (line: string) => void): 
   const scheduler = new EventLoopScheduler({
     setImmediate,
     setTimeout,
-    clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+    clearTimeout,
     now: () => performance.now(),
     onError: (error, task) => log(`${task}: ${describeError(error)}`),
   });

@@ -3,6 +3,7 @@ import { createConnection, createServer, type Server, type Socket } from 'node:n
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { ERRNO, ErrnoError, type ErrnoName } from '../abi/errno.js';
+import { isListenedOn } from '../xenstore/node/socket-server.js';
 
 /**
  * The control socket's protocol: a line of JSON for each message.
@@ -95,7 +96,7 @@ export async function prepareSocketPath(path: string): Promise<string[]> {
   const found = lstatSync(path, { throwIfNoEntry: false });
   if (found === undefined) return made;
   if (!found.isSocket()) throw new CliError('EEXIST', `${path} is there and is no socket`);
-  if (await isAlive(path)) {
+  if (await isListenedOn(path)) {
     throw new CliError(
       'EADDRINUSE',
       `a pvnet host listens on ${path}; --socket gives this one another place`,
@@ -103,17 +104,6 @@ export async function prepareSocketPath(path: string): Promise<string[]> {
   }
   unlinkSync(path);
   return made;
-}
-
-function isAlive(path: string): Promise<boolean> {
-  return new Promise(resolve => {
-    const probe = createConnection({ path });
-    probe.once('connect', () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once('error', () => resolve(false));
-  });
 }
 
 /** Calls `onLine` for each line that arrives; one that is longer than `longest` and has no end ends the connection. */

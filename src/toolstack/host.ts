@@ -177,9 +177,9 @@ export class Host {
   /** Boots domain 0 with xenstored and netback. */
   static async start(options: HostOptions = {}): Promise<Host> {
     const scheduler = new EventLoopScheduler({
-      setImmediate: run => void setImmediate(run),
-      setTimeout: (run, delayMs) => setTimeout(run, delayMs),
-      clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+      setImmediate,
+      setTimeout,
+      clearTimeout,
       now: () => performance.now(),
       onError: options.onError === undefined ? undefined : (error, task) => host.failed(error, task),
     });

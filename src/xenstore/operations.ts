@@ -65,13 +65,7 @@ export abstract class NodeOperations {
   }
 
   async exists(path: string, options?: RequestOptions): Promise<boolean> {
-    try {
-      await this.readBytes(path, options);
-      return true;
-    } catch (error) {
-      if (isErrno(error, 'ENOENT')) return false;
-      throw error;
-    }
+    return (await this.readIfExists(path, options)) !== undefined;
   }
 
   /** Permissions such as ["n0", "r5"]: the owner, with what everybody may, then domains that differ. */

@@ -10,10 +10,10 @@ const NAME = 2;
 const kinds = new Uint8Array(256);
 for (const c of 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_@')
   kinds[c.charCodeAt(0)] = NAME;
-kinds[0x2f] = SLASH;
+const SLASH_BYTE = 0x2f;
+kinds[SLASH_BYTE] = SLASH;
 
 const AT = 0x40;
-const SLASH_BYTE = 0x2f;
 const MAX_SEGMENTS = XENSTORE_ABS_PATH_MAX / 2 + 1;
 
 function mix(h: number): number {
@@ -76,7 +76,7 @@ export class Path {
     const first = bytes[start];
     if (end <= start) return false;
     this.special = false;
-    this.relative = first !== 0x2f;
+    this.relative = first !== SLASH_BYTE;
     if (this.relative) {
       if (first === AT) {
         this.relative = false;
@@ -85,7 +85,7 @@ export class Path {
       }
       if (end - start > XENSTORE_REL_PATH_MAX) return false;
       const at = putLatin1(this.#joined, 0, home);
-      this.#joined[at] = 0x2f;
+      this.#joined[at] = SLASH_BYTE;
       this.#joined.set(bytes.subarray(start, end), at + 1);
       end = at + 1 + end - start;
       start = 0;
@@ -181,7 +181,7 @@ function homeLength(bytes: Uint8Array, start: number, end: number): number {
   }
   let i = start + LOCAL_DOMAIN.length;
   while (i < end && bytes[i] >= 0x30 && bytes[i] <= 0x39) i++;
-  return i < end && bytes[i] === 0x2f && i > start + LOCAL_DOMAIN.length ? i + 1 - start : 0;
+  return i < end && bytes[i] === SLASH_BYTE && i > start + LOCAL_DOMAIN.length ? i + 1 - start : 0;
 }
 
 /** `/local/domain/<domid>`: what a domain's relative paths are relative to. */

@@ -1,3 +1,4 @@
+import { DOMID_INVALID } from '../abi/xen.js';
 import { childrenInOrder } from './children.js';
 import type { Connection } from './connection.js';
 import {
@@ -21,7 +22,6 @@ import { takeValue, valueBytes } from './value.js';
 import { ANY_DEPTH } from './watches.js';
 
 const NO_FD = 0xffffffff;
-const DOMID_INVALID = 0x7ff4;
 /** Nodes that are written between two pauses. */
 const NODES_A_PART = 2000;
 

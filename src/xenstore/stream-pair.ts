@@ -28,17 +28,17 @@ class StreamEnd implements ByteStream {
   write(bytes: Uint8Array): void {
     if (this.#closed || this.peer.#closed) return;
     this.peer.#received.push(bytes.slice());
-    scheduler(this.peer);
+    this.peer.#wake();
   }
 
   onData(listener: (bytes: Uint8Array) => void): void {
     this.#onData = listener;
-    scheduler(this);
+    this.#wake();
   }
 
   onClose(listener: (error?: Error) => void): void {
     this.#onClose = listener;
-    scheduler(this);
+    this.#wake();
   }
 
   close(): void {
@@ -46,11 +46,11 @@ class StreamEnd implements ByteStream {
     this.#closed = true;
     this.#received = [];
     this.peer.#ending = true;
-    scheduler(this.peer);
+    this.peer.#wake();
   }
 
-  get task(): Task {
-    return this.#task;
+  #wake(): void {
+    this.scheduler.post(this.#task);
   }
 
   #deliver(): void {
@@ -61,8 +61,4 @@ class StreamEnd implements ByteStream {
     this.#closed = true;
     this.#onClose();
   }
-}
-
-function scheduler(end: StreamEnd): void {
-  end.scheduler.post(end.task);
 }

@@ -22,7 +22,7 @@ test('a process whose xenstored ends says so and fails, for whoever starts it ag
   const scheduler = new EventLoopScheduler({
     setImmediate,
     setTimeout,
-    clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+    clearTimeout,
     now: () => performance.now(),
   });
   const domain = new Hypervisor({ scheduler, memoryBytes: 16 << 20 }).createDomain({ privileged: true });

@@ -4,7 +4,6 @@ import type { ByteStream } from '../../src/platform/platform.js';
 export interface RawMessage {
   type: number;
   reqId: number;
-  txId: number;
   /** The payload, a character a byte. */
   text: string;
 }
@@ -57,7 +56,6 @@ export class RawClient {
       this.messages.push({
         type: this.#input.readUInt32LE(0),
         reqId: this.#input.readUInt32LE(4),
-        txId: this.#input.readUInt32LE(8),
         text: this.#input.toString('latin1', XS_HEADER_SIZE, XS_HEADER_SIZE + length),
       });
       this.#input = this.#input.subarray(XS_HEADER_SIZE + length);

@@ -51,9 +51,9 @@ export class Daemon {
   private constructor(readonly options: DaemonOptions) {
     this.server = new XenStoreServer({
       scheduler: new EventLoopScheduler({
-        setImmediate: run => setImmediate(run),
-        setTimeout: (run, delayMs) => setTimeout(run, delayMs),
-        clearTimeout: handle => clearTimeout(handle as NodeJS.Timeout),
+        setImmediate,
+        setTimeout,
+        clearTimeout,
         now: () => performance.now(),
       }),
       host: noHypervisor,

@@ -92,7 +92,13 @@ export async function prepareSocket(path: string): Promise<void> {
   const found = lstatSync(path, { throwIfNoEntry: false });
   if (found === undefined) return;
   if (!found.isSocket()) throw new XenStoreError('EEXIST', `${path} is there and is no socket`);
-  const isAlive = await new Promise<boolean>(resolve => {
+  if (await isListenedOn(path)) throw new XenStoreError('EADDRINUSE', `another xenstored listens on ${path}`);
+  unlinkSync(path);
+}
+
+/** Whether somebody answers at a UNIX socket. */
+export function isListenedOn(path: string): Promise<boolean> {
+  return new Promise(resolve => {
     const probe = createConnection({ path });
     probe.once('connect', () => {
       probe.destroy();
@@ -100,8 +106,6 @@ export async function prepareSocket(path: string): Promise<void> {
     });
     probe.once('error', () => resolve(false));
   });
-  if (isAlive) throw new XenStoreError('EADDRINUSE', `another xenstored listens on ${path}`);
-  unlinkSync(path);
 }
 
 function listenError(error: NodeJS.ErrnoException, path: string): XenStoreError {
