@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseDomain } from '../toolstack/domain-config.js';
 import type { Host, HostedDomain } from '../toolstack/host.js';
-import { NetworkNamespace } from '../uplink/namespace.js';
+import { namespaceObstacle } from '../uplink/namespace.js';
 import { endWithOutput, table } from './command.js';
 import { tellHandshake } from './handshake-story.js';
 import { CliError, defaultControlSocket } from './rpc.js';
@@ -17,22 +17,6 @@ export interface StartOptions {
   exit: boolean;
   /** With a Linux guest, where that can be had. */
   linux: boolean;
-}
-
-/** Why there can be no "netns" guests here, or null. */
-async function namespaceProblem(): Promise<string | null> {
-  try {
-    const namespace = await NetworkNamespace.create();
-    try {
-      (await namespace.openTap('probe0')).close();
-      await namespace.ip('link set lo up');
-    } finally {
-      await namespace.close();
-    }
-    return null;
-  } catch (error) {
-    return (error as Error).message;
-  }
 }
 
 /** The default place for the socket, or one of our own when another host has that. */
@@ -59,7 +43,7 @@ export async function start({ exit, linux: wantLinux }: StartOptions): Promise<n
   const began = performance.now();
   endWithOutput();
   print(bold('pvnet: a simulated Xen host in one process'));
-  const problem = await namespaceProblem();
+  const problem = await namespaceObstacle();
 
   heading('The host boots');
   const story = { told: true };

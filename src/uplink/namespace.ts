@@ -225,3 +225,19 @@ export class NetworkNamespace {
     return adoptTun(fd, name, `/proc/${this.pid}/root`);
   }
 }
+
+/** What keeps this machine from network namespaces with TAPs, in words; null when nothing does. */
+export async function namespaceObstacle(): Promise<string | null> {
+  try {
+    const namespace = await NetworkNamespace.create();
+    try {
+      (await namespace.openTap('probe0')).close();
+      await namespace.ip('link set lo up');
+    } finally {
+      await namespace.close();
+    }
+    return null;
+  } catch (error) {
+    return (error as Error).message;
+  }
+}

@@ -1,32 +1,13 @@
 import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
-import { NetworkNamespace } from '../../src/uplink/namespace.js';
-import { tapObstacle } from '../../src/uplink/tap.js';
+import { namespaceObstacle as findObstacle, NetworkNamespace } from '../../src/uplink/namespace.js';
 
-let answer: Promise<string | false> | null = null;
-
-async function find(): Promise<string | false> {
-  const obstacle = tapObstacle();
-  if (obstacle !== null) return obstacle;
-  try {
-    const namespace = await NetworkNamespace.create();
-    try {
-      const tap = await namespace.openTap('probe0');
-      tap.close();
-      await namespace.ip('link set lo up');
-    } finally {
-      await namespace.close();
-    }
-    return false;
-  } catch (error) {
-    return (error as Error).message;
-  }
-}
+let answer: Promise<string | null> | null = null;
 
 /** What keeps this machine from network namespaces with TAPs, for a test's `skip`; false when nothing does. */
-export function namespaceObstacle(): Promise<string | false> {
-  answer ??= find();
-  return answer;
+export async function namespaceObstacle(): Promise<string | false> {
+  answer ??= findObstacle();
+  return (await answer) ?? false;
 }
 
 /** What keeps a TAP's interface from being steered to other CPUs, for a test's `skip`; false when nothing does. */
