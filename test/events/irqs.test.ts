@@ -2,11 +2,8 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import * as abi from '../../src/abi/index.js';
 import { DYNIRQ_BASE, Irqs } from '../../src/events/index.js';
-import { type EventChannels, HypercallError, type Platform } from '../../src/platform/index.js';
-import { makeDomains, makeHost } from '../platform/sim/host.js';
-
-const errno = (code: abi.ErrnoName) => (error: unknown) =>
-  error instanceof HypercallError && error.code === code;
+import type { EventChannels, Platform } from '../../src/platform/index.js';
+import { errno, makeDomains, makeHost } from '../platform/sim/host.js';
 
 for (const wordBits of [64, 32] as const) {
   describe(`the IRQs of a ${wordBits}-bit kernel`, () => {

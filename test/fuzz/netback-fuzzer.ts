@@ -245,19 +245,8 @@ export class NetbackFuzzer {
   private moveIndexes(): void {
     const { draw, front } = this;
     const ring = draw.of([front.tx, front.rx, front.ctrl]);
-    switch (draw.below(4)) {
-      case 0:
-        ring.reqProd = draw.index(ring.reqProd);
-        break;
-      case 1:
-        ring.rspProd = draw.index(ring.rspProd);
-        break;
-      case 2:
-        ring.reqEvent = draw.index(ring.reqEvent);
-        break;
-      default:
-        ring.rspEvent = draw.index(ring.rspEvent);
-    }
+    const index = draw.of(['reqProd', 'rspProd', 'reqEvent', 'rspEvent'] as const);
+    ring[index] = draw.index(ring[index]);
   }
 
   /** Takes a grant away, or gives it as another. */
@@ -377,14 +366,7 @@ export class NetbackFuzzer {
     for (let n = draw.below(4); n >= 0; n--) {
       const index = at - 1 - draw.below(12);
       const word = draw.below(ring.slotSize / 4);
-      const old = ring.word(index, word);
-      const value = draw.of([
-        draw.u32(),
-        (old ^ (1 << draw.below(32))) >>> 0,
-        ((old & 0xffff) | (draw.u16() << 16)) >>> 0,
-        ((old & 0xffff0000) | draw.u16()) >>> 0,
-      ]);
-      ring.memory.u32[(ring.slot(index) >>> 2) + word] = value;
+      ring.memory.u32[(ring.slot(index) >>> 2) + word] = draw.changed(ring.word(index, word));
     }
   }
 

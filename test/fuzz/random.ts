@@ -30,6 +30,16 @@ export class Draw {
     return this.oneIn(2) ? this.of(EDGES_16) : this.below(0x10000);
   }
 
+  /** A word in the place of `old`: any, or one with a bit or a half of it changed. */
+  changed(old: number): number {
+    return this.of([
+      this.u32(),
+      (old ^ (1 << this.below(32))) >>> 0,
+      ((old & 0xffff) | (this.u16() << 16)) >>> 0,
+      ((old & 0xffff0000) | this.u16()) >>> 0,
+    ]);
+  }
+
   /** An index that is near `near`, or anywhere. */
   index(near: number): number {
     return this.oneIn(8) ? this.u32() : (near + this.below(600) - 300) >>> 0;

@@ -1,12 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ, XEN_NETIF_CTRL_HASH_TYPE } from '../../src/abi/index.js';
-import {
-  CHECKSUM_NONE,
-  CHECKSUM_PARTIAL,
-  CHECKSUM_UNNECESSARY,
-  type NetDevice,
-} from '../../src/net/index.js';
+import { CHECKSUM_NONE, CHECKSUM_PARTIAL, CHECKSUM_UNNECESSARY } from '../../src/net/index.js';
 import {
   CreditLimiter,
   FILTER_DROP,
@@ -20,16 +15,7 @@ import {
 import { SeededScheduler } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath, type Guest } from '../support/data-path.js';
-import { bytesOf, packetFrom, partial } from '../support/packets.js';
-
-function collect(dev: NetDevice): Uint8Array[] {
-  const got: Uint8Array[] = [];
-  dev.rxHandler = packet => {
-    got.push(bytesOf(packet));
-    packet.release();
-  };
-  return got;
-}
+import { collect, packetFrom, partial } from '../support/packets.js';
 
 function frame(from: Guest, to: Guest, changes: Partial<Parameters<typeof buildFrame>[0]> = {}): Uint8Array {
   const { address: source } = from.dev;

@@ -14,7 +14,7 @@ import { PAGE_SHIFT } from '../../src/platform/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath, type Dom } from '../support/data-path.js';
 import { Host } from '../support/host.js';
-import { bytesOf, packetFrom } from '../support/packets.js';
+import { collect, packetFrom } from '../support/packets.js';
 
 const key = Uint8Array.from({ length: 40 }, (_, i) => i * 5 + 1);
 
@@ -247,11 +247,7 @@ test('a guest with static grants gets packets of one slot, too', async () => {
   await host.scheduler.runFor(10);
   const [grants] = (host.dom0.net.byName('vif1.0')!.priv as Vif).staticGrants;
   assert.ok(grants.size > 0);
-  const got: Uint8Array[] = [];
-  eth0.rxHandler = packet => {
-    got.push(bytesOf(packet));
-    packet.release();
-  };
+  const got = collect(eth0);
   const addresses = { source: [...peer.address], destination: [...eth0.address] };
   for (const length of [10, 1000]) {
     const frame = buildFrame({

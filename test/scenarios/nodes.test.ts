@@ -8,7 +8,7 @@ import { PAGE_SHIFT, PAGE_SIZE } from '../../src/platform/index.js';
 import { XenbusDevice } from '../../src/xenbus/index.js';
 import { buildFrame } from '../net/frames.js';
 import { type GuestDomain, Host, type VifKeys } from '../support/host.js';
-import { bytesOf, packetFrom } from '../support/packets.js';
+import { bytesOf, collect, packetFrom } from '../support/packets.js';
 
 const { Connected } = XenbusState;
 
@@ -38,11 +38,7 @@ function frame(from: NetDevice, to: NetDevice, length = 100): Uint8Array {
 }
 
 async function arrives({ host }: Scene, from: NetDevice, to: NetDevice, length = 100): Promise<void> {
-  const got: Uint8Array[] = [];
-  to.rxHandler = packet => {
-    got.push(bytesOf(packet));
-    packet.release();
-  };
+  const got = collect(to);
   from.xmit(packetFrom(from, frame(from, to, length)));
   await host.until(() => got.length === 1);
   assert.deepEqual(got[0], frame(from, to, length));
@@ -403,11 +399,7 @@ describe('XDP headroom', () => {
     const s = await scene(13);
     const { host, guest, eth0, peer } = s;
     await host.run(front(s).setXdpHeadroom(256));
-    const got: Uint8Array[] = [];
-    eth0.rxHandler = packet => {
-      got.push(bytesOf(packet));
-      packet.release();
-    };
+    const got = collect(eth0);
     // Puts a VLAN tag into each frame.
     eth0.setXdp(buffs => {
       const { u8 } = buffs.memory;

@@ -4,18 +4,9 @@ import { XenbusState } from '../../src/abi/index.js';
 import { formatAddress, NETDEV_TX_OK, type NetDevice, parseAddress } from '../../src/net/index.js';
 import { buildFrame } from '../net/frames.js';
 import { Host } from '../support/host.js';
-import { bytesOf, packetFrom } from '../support/packets.js';
+import { collect, packetFrom } from '../support/packets.js';
 
 const { Initialising, InitWait, Connected, Closing, Closed } = XenbusState;
-
-function collect(dev: NetDevice): Uint8Array[] {
-  const got: Uint8Array[] = [];
-  dev.rxHandler = packet => {
-    got.push(bytesOf(packet));
-    packet.release();
-  };
-  return got;
-}
 
 function frame(from: NetDevice, to: NetDevice, length = 100): Uint8Array {
   return buildFrame({

@@ -22,6 +22,16 @@ export function bytesOf(packet: Packet): Uint8Array {
   return out;
 }
 
+/** Has a device take what it receives. @returns the bytes of each packet, all local, as they come */
+export function collect(dev: NetDevice): Uint8Array[] {
+  const got: Uint8Array[] = [];
+  dev.rxHandler = packet => {
+    got.push(bytesOf(packet));
+    packet.release();
+  };
+  return got;
+}
+
 /** A packet of `dev`'s kernel with these bytes: `linear` of them in its own buffer, the rest in pages. */
 export function packetFrom(dev: NetDevice, bytes: Uint8Array, linear = 128, pool?: PagePool): Packet {
   const packet = dev.net.packets.get();

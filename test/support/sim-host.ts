@@ -96,14 +96,8 @@ export class SimHost {
   }
 
   /** Runs the host until `work` has settled. @throws what it throws; Error when nothing is left to run before */
-  async run<T>(work: Promise<T>, timeoutMs?: number): Promise<T> {
-    let settled = false;
-    const settle = () => {
-      settled = true;
-    };
-    work.then(settle, settle);
-    await this.scheduler.runUntil(() => settled, timeoutMs);
-    return work;
+  run<T>(work: Promise<T>, timeoutMs?: number): Promise<T> {
+    return this.scheduler.runToEnd(work, timeoutMs);
   }
 
   /** Watch events that wait in a domain's kernel, busy with another, after nodes came and went below a path. */

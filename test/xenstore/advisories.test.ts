@@ -6,8 +6,6 @@ import { XenStoreClient } from '../../src/xenstore/index.js';
 import { Lab } from './lab.js';
 import { RawClient } from './raw.js';
 
-const code = (name: string) => (error: { code?: string }) => error.code === name;
-
 /** A lab with domain 5, which has a home of its own, reached over a ring page or a stream. */
 class Case {
   readonly lab = new Lab(Number(process.env['SEED'] ?? 1));
@@ -179,9 +177,9 @@ describe('XenStore security advisories', () => {
     await c.admin.write('/theirs/x', '0');
     for (let i = 0; i < 5; i++) {
       const t = await aggressor.begin();
-      await assert.rejects(t.directory('/theirs'), code('EACCES'));
+      await assert.rejects(t.directory('/theirs'), { code: 'EACCES' });
       await c.admin.write(`/theirs/${i}`, '');
-      await assert.rejects(t.commit(), code('EAGAIN'));
+      await assert.rejects(t.commit(), { code: 'EAGAIN' });
     }
     let turns = 0;
     let isOver = false;
@@ -225,9 +223,9 @@ describe('XenStore security advisories', () => {
     await c.admin.setPerms('/a', ['n0', 'r5', 'r7']);
     c.lab.destroyDomain(5);
     assert.deepEqual(await c.admin.getPerms('/a'), ['n0', 'r5', 'r7']);
-    await assert.rejects(c.domain(5).read('/a'), code('EACCES'));
+    await assert.rejects(c.domain(5).read('/a'), { code: 'EACCES' });
     // 7 did not exist when it was named.
-    await assert.rejects(c.domain(7).read('/a'), code('EACCES'));
+    await assert.rejects(c.domain(7).read('/a'), { code: 'EACCES' });
     await c.admin.setPerms('/a', ['n0', 'r7']);
     assert.deepEqual(c.lab.server.store.check(), []);
   });
@@ -238,11 +236,11 @@ describe('XenStore security advisories', () => {
     const long = (length: number) => 'a'.repeat(length);
     const name = `/local/domain/5/`;
     assert.equal(await client.exists(long(2048)), false);
-    await assert.rejects(client.exists(long(2049)), code('EINVAL'));
+    await assert.rejects(client.exists(long(2049)), { code: 'EINVAL' });
     assert.equal(await client.exists(name + long(2048)), false);
-    await assert.rejects(client.exists(name + long(2049)), code('EINVAL'));
+    await assert.rejects(client.exists(name + long(2049)), { code: 'EINVAL' });
     assert.equal(await c.admin.exists(`/${long(3071)}`), false);
-    await assert.rejects(c.admin.exists(`/${long(3072)}`), code('EINVAL'));
+    await assert.rejects(c.admin.exists(`/${long(3072)}`), { code: 'EINVAL' });
   });
 
   both('XSA-324: an event that no message can hold is not sent', async c => {
@@ -397,7 +395,7 @@ describe('XenStore security advisories', () => {
       const t = await client.begin();
       await assert.rejects(
         enough(() => t.write('x', 'v'.repeat(1000))),
-        code('ENOMEM'),
+        { code: 'ENOMEM' },
       );
       await t.write('x', 'v');
       assert.ok(usage.memory > before + 9_000 && usage.memory <= before + 10_000, `${usage.memory} bytes`);
@@ -413,7 +411,7 @@ describe('XenStore security advisories', () => {
         await t.setPerms('y', ['n5', 'r0']);
         await t.rm('y');
       }),
-      code('ENOMEM'),
+      { code: 'ENOMEM' },
     );
     await t.abort();
     assert.equal(usage.memory, before);
@@ -437,9 +435,9 @@ describe('XenStore security advisories', () => {
     await c.home(5);
     c.domain(7);
     await client.write('mine', '');
-    await assert.rejects(client.setPerms('mine', ['n7']), code('EPERM'));
+    await assert.rejects(client.setPerms('mine', ['n7']), { code: 'EPERM' });
     await client.setPerms('mine', ['n5', 'r7']);
-    await assert.rejects(client.setPerms('/tool', ['n5']), code('EACCES'));
+    await assert.rejects(client.setPerms('/tool', ['n5']), { code: 'EACCES' });
     await c.admin.setPerms('/local/domain/5/mine', ['n7', 'r5']);
     assert.equal(c.lab.server.store.domains.get(7)!.usage.nodes, 1);
   });
@@ -456,7 +454,7 @@ describe('XenStore security advisories', () => {
       () => client.write('/x', ''),
       () => client.rm('/tool'),
     ]) {
-      await assert.rejects(attempt(), code('EACCES'));
+      await assert.rejects(attempt(), { code: 'EACCES' });
     }
     await assert.rejects(
       client.rm('/'),
@@ -490,11 +488,11 @@ describe('XenStore security advisories', () => {
     const t = await client.begin();
     await t.write('p/child/x', '1');
     await c.admin.rm('/local/domain/5/p');
-    await assert.rejects(t.commit(), code('EAGAIN'));
+    await assert.rejects(t.commit(), { code: 'EAGAIN' });
     assert.equal(await client.exists('p/child'), false);
     const u = await client.begin();
     await u.write('q/x', '1');
-    await assert.rejects(u.write('/tool/x', '1'), code('EACCES'));
+    await assert.rejects(u.write('/tool/x', '1'), { code: 'EACCES' });
     await u.commit();
     assert.equal(await client.read('q/x'), '1');
   });

@@ -118,13 +118,7 @@ export class Lab {
   }
 
   /** Runs the host until the promise settles. */
-  async run<T>(promise: Promise<T>): Promise<T> {
-    let settled = false;
-    const done = () => {
-      settled = true;
-    };
-    promise.then(done, done);
-    await this.scheduler.runUntil(() => settled);
-    return promise;
+  run<T>(promise: Promise<T>): Promise<T> {
+    return this.scheduler.runToEnd(promise);
   }
 }

@@ -5,8 +5,6 @@ import { QUOTA_NAMES } from '../../src/xenstore/index.js';
 import { Lab } from './lab.js';
 import { RawClient } from './raw.js';
 
-const code = (name: string) => (error: { code?: string }) => error.code === name;
-
 describe('requests', () => {
   test('write creates missing parents; read, directory and rm see the same tree', async () => {
     const lab = new Lab();
@@ -19,10 +17,10 @@ describe('requests', () => {
         assert.deepEqual(await client.directory('/a'), ['b']);
         assert.deepEqual(await client.getPerms('/a/b/c'), ['n0']);
         await client.rm('/a/b');
-        await assert.rejects(client.read('/a/b/c'), code('ENOENT'));
+        await assert.rejects(client.read('/a/b/c'), { code: 'ENOENT' });
         await client.rm('/a/b');
-        await assert.rejects(client.rm('/a/b/c'), code('ENOENT'));
-        await assert.rejects(client.rm('/'), code('EINVAL'));
+        await assert.rejects(client.rm('/a/b/c'), { code: 'ENOENT' });
+        await assert.rejects(client.rm('/'), { code: 'EINVAL' });
         await client.mkdir('/a/b');
         await client.mkdir('/a/b');
         assert.deepEqual(lab.server.store.check(), []);
@@ -43,9 +41,9 @@ describe('requests', () => {
         await client.write('data/x', 'y'.repeat(2000));
         assert.equal((await client.read('data/x')).length, 2000);
         assert.deepEqual(await admin.getPerms('/local/domain/5/data/x'), ['n5']);
-        await assert.rejects(client.write('name', 'me'), code('EACCES'));
-        await assert.rejects(client.read('/tool/xenstored'), code('EACCES'));
-        await assert.rejects(client.read('/tool/nothing'), code('EACCES'));
+        await assert.rejects(client.write('name', 'me'), { code: 'EACCES' });
+        await assert.rejects(client.read('/tool/xenstored'), { code: 'EACCES' });
+        await assert.rejects(client.read('/tool/nothing'), { code: 'EACCES' });
         assert.equal(await client.getDomainPath(7), '/local/domain/7');
         assert.equal(await client.isDomainIntroduced(5), true);
         assert.deepEqual(lab.server.store.check(), []);
@@ -68,7 +66,7 @@ describe('requests', () => {
         await admin.setPerms('/local/domain/5/device/vif/0/state', ['n5']);
         await client.watchRaw('device', 't');
         await client.watchRaw('device/vif/0/state', 'u');
-        await assert.rejects(client.watchRaw('device', 't'), code('EEXIST'));
+        await assert.rejects(client.watchRaw('device', 't'), { code: 'EEXIST' });
         await admin.write('/local/domain/5/device/vif/0/state', '2');
         await client.read('device');
         assert.deepEqual(seen.splice(0), [
@@ -81,7 +79,7 @@ describe('requests', () => {
         await client.read('device');
         assert.deepEqual(seen.splice(0), ['device/vif t', 'device/vif/0/state u']);
         await client.unwatchRaw('device', 't');
-        await assert.rejects(client.unwatchRaw('device', 't'), code('ENOENT'));
+        await assert.rejects(client.unwatchRaw('device', 't'), { code: 'ENOENT' });
       })(),
     );
   });
@@ -98,8 +96,8 @@ describe('requests', () => {
         await b.write('/d/y', '2');
         assert.deepEqual(await t.exists('/d/y'), false);
         await t.write('/d/z', '3');
-        await assert.rejects(a.read('/d/z'), code('ENOENT'));
-        await assert.rejects(t.commit(), code('EAGAIN'));
+        await assert.rejects(a.read('/d/z'), { code: 'ENOENT' });
+        await assert.rejects(t.commit(), { code: 'EAGAIN' });
         const u = await a.begin();
         await u.write('/d/z', '3');
         await b.write('/d/w', '4');
@@ -139,9 +137,9 @@ describe('requests', () => {
     const lab = new Lab();
     const admin = lab.client();
     for (const name of ['toString', '__proto__', 'none']) {
-      await assert.rejects(lab.run(admin.getQuota(name)), code('EINVAL'));
-      await assert.rejects(lab.run(admin.setQuota(name, 1)), code('EINVAL'));
-      await assert.rejects(lab.run(admin.control('quota', 'set', name, '1')), code('EINVAL'));
+      await assert.rejects(lab.run(admin.getQuota(name)), { code: 'EINVAL' });
+      await assert.rejects(lab.run(admin.setQuota(name, 1)), { code: 'EINVAL' });
+      await assert.rejects(lab.run(admin.control('quota', 'set', name, '1')), { code: 'EINVAL' });
     }
   });
 
@@ -157,18 +155,18 @@ describe('requests', () => {
     await lab.run(admin.setFeature(6, 1));
     assert.equal(await lab.run(admin.getFeature(6)), 1);
     assert.equal(await lab.run(client.getFeature()), 7);
-    await assert.rejects(lab.run(client.getFeature(5)), code('EACCES'));
-    await assert.rejects(lab.run(admin.setFeature(6, 8)), code('EINVAL'));
-    await assert.rejects(lab.run(admin.setFeature(5, 1)), code('EBUSY'));
+    await assert.rejects(lab.run(client.getFeature(5)), { code: 'EACCES' });
+    await assert.rejects(lab.run(admin.setFeature(6, 8)), { code: 'EINVAL' });
+    await assert.rejects(lab.run(admin.setFeature(5, 1)), { code: 'EBUSY' });
     for (const [domid, error] of [
       [7, 'ENOENT'],
       [-1, 'EINVAL'],
       [70000, 'EINVAL'],
     ] as const) {
-      await assert.rejects(lab.run(admin.getFeature(domid)), code(error));
-      await assert.rejects(lab.run(admin.setFeature(domid, 1)), code(error));
-      await assert.rejects(lab.run(admin.getQuota('nodes', domid)), code(error));
-      await assert.rejects(lab.run(admin.setQuota('nodes', 1, domid)), code(error));
+      await assert.rejects(lab.run(admin.getFeature(domid)), { code: error });
+      await assert.rejects(lab.run(admin.setFeature(domid, 1)), { code: error });
+      await assert.rejects(lab.run(admin.getQuota('nodes', domid)), { code: error });
+      await assert.rejects(lab.run(admin.setQuota('nodes', 1, domid)), { code: error });
     }
   });
 
@@ -199,10 +197,10 @@ describe('requests', () => {
         await admin.watchRaw('@introduceDomain', 'i');
         await admin.watchRaw('@releaseDomain', 'r');
         await admin.introduce(7, 1, 1);
-        await assert.rejects(admin.introduce(8, 1, 1), code('ENOENT'));
+        await assert.rejects(admin.introduce(8, 1, 1), { code: 'ENOENT' });
         assert.equal(await admin.isDomainIntroduced(7), true);
         await admin.release(7);
-        await assert.rejects(admin.release(7), code('ENOENT'));
+        await assert.rejects(admin.release(7), { code: 'ENOENT' });
         assert.equal(await admin.isDomainIntroduced(7), false);
       })(),
     );

@@ -100,6 +100,17 @@ export class SeededScheduler implements Scheduler {
     }
   }
 
+  /** Runs the host until `work` has settled. @returns what it gives @throws what it throws; Error as `runUntil` */
+  async runToEnd<T>(work: Promise<T>, timeoutMs?: number): Promise<T> {
+    let settled = false;
+    const settle = (): void => {
+      settled = true;
+    };
+    work.then(settle, settle);
+    await this.runUntil(() => settled, timeoutMs);
+    return work;
+  }
+
   /** Runs the host for that long in virtual time. */
   async runFor(ms: number): Promise<void> {
     const endUs = this.timeUs + Math.round(ms * 1000);

@@ -1,17 +1,14 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import * as abi from '../../../src/abi/index.js';
-import { COPY_LOCAL, CopyBatch, HypercallError, PAGE_SIZE } from '../../../src/platform/index.js';
+import { COPY_LOCAL, CopyBatch, PAGE_SIZE } from '../../../src/platform/index.js';
 import type { Domain } from '../../../src/platform/sim/index.js';
-import { makeDomains, makeHost } from './host.js';
+import { errno, makeDomains, makeHost } from './host.js';
 
 // Advisories about event channels and grants whose lesson is about more than one operation; those about one are beside
 // the tests of that operation.
 
 const { GNTST, DOMID_SELF, EVTCHNSTAT } = abi;
-
-const errno = (code: abi.ErrnoName) => (error: unknown) =>
-  error instanceof HypercallError && error.code === code;
 
 /** Lets `domain` grant `count` pages to `to`. */
 function grantPages(domain: Domain, to: Domain, count: number): number[] {

@@ -1,19 +1,16 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import * as abi from '../../../src/abi/index.js';
-import { CopyBatch, HypercallError, Memory, PAGE_SIZE, sleep, Task } from '../../../src/platform/index.js';
+import { CopyBatch, Memory, PAGE_SIZE, sleep, Task } from '../../../src/platform/index.js';
 import {
   type Domain,
   EventLoopScheduler,
   Hypervisor,
   MachineMemory,
 } from '../../../src/platform/sim/index.js';
-import { makeDomains, makeHost } from './host.js';
+import { errno, makeDomains, makeHost } from './host.js';
 
 const { GNTST, VIRQ } = abi;
-
-const errno = (code: abi.ErrnoName) => (error: unknown) =>
-  error instanceof HypercallError && error.code === code;
 
 describe('machine memory', () => {
   test('copies inside itself, overlapping or not', () => {

@@ -1,14 +1,10 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import * as abi from '../../../src/abi/index.js';
-import { HypercallError } from '../../../src/platform/index.js';
 import type { Domain } from '../../../src/platform/sim/index.js';
-import { makeDomains, makeHost } from './host.js';
+import { errno, makeDomains, makeHost } from './host.js';
 
 const { EVTCHNSTAT, VIRQ, DOMID_SELF } = abi;
-
-const errno = (code: abi.ErrnoName) => (error: unknown) =>
-  error instanceof HypercallError && error.code === code;
 
 for (const wordBits of [64, 32] as const) {
   describe(`event channels of ${wordBits}-bit guests`, () => {

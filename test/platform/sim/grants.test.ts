@@ -1,15 +1,13 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import * as abi from '../../../src/abi/index.js';
-import { COPY_LOCAL, CopyBatch, GrantError, HypercallError, PAGE_SIZE } from '../../../src/platform/index.js';
+import { COPY_LOCAL, CopyBatch, GrantError, PAGE_SIZE } from '../../../src/platform/index.js';
 import type { Domain } from '../../../src/platform/sim/index.js';
-import { makeDomains, makeHost } from './host.js';
+import { errno, makeDomains, makeHost } from './host.js';
 
 const { GNTST } = abi;
 const FLAGS_PINNED = abi.GTF_reading | abi.GTF_writing;
 
-const errno = (code: abi.ErrnoName) => (error: unknown) =>
-  error instanceof HypercallError && error.code === code;
 const status = (code: number) => (error: unknown) => error instanceof GrantError && error.status === code;
 
 /** Flags of an entry, the v2 status bits among them. */

@@ -1,4 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { ErrnoName } from '../../../src/abi/index.js';
+import { HypercallError } from '../../../src/platform/index.js';
 import {
   type Domain,
   type DomainOptions,
@@ -33,3 +35,7 @@ export function makeDomains(
     b: hypervisor.createDomain({ name: 'b', ...options }),
   };
 }
+
+/** What a hypercall throws that is refused with that errno, for `assert.throws`. */
+export const errno = (code: ErrnoName) => (error: unknown) =>
+  error instanceof HypercallError && error.code === code;
