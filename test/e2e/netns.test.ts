@@ -202,10 +202,14 @@ describe('two network namespaces and the outside, across the split driver', {
     assert.equal((await host.xenstore('read', '/test/key')).stdout, 'value\n');
     assert.equal((await host.xenstore('chmod', '/test/key', 'n0', 'r1')).status, 0);
     assert.match((await host.xenstore('ls', '-p', '/test')).stdout, /key = "value"[ .]+\(n0,r1\)/);
-    const watch = host.xenstore('watch', '-n', '2', '/test/key');
-    await new Promise(resolve => setTimeout(resolve, 300));
-    assert.equal((await host.xenstore('write', '/test/key', 'other')).status, 0);
-    assert.match((await watch).stdout, /\/test\/key/);
+    let watched: string | undefined;
+    host.xenstore('watch', '-n', '2', '/test/key').then(({ stdout }) => {
+      watched = stdout;
+    });
+    // It may not have begun yet.
+    while (watched === undefined)
+      assert.equal((await host.xenstore('write', '/test/key', 'other')).status, 0);
+    assert.equal(watched, '/test/key\n/test/key\n');
     assert.equal((await host.xenstore('rm', '/test')).status, 0);
     assert.notEqual((await host.xenstore('read', '/test/key')).status, 0);
   });
