@@ -770,46 +770,56 @@ export class XenStoreServer implements ConnectionHost {
         from.connection.target = { domid: to.connection.domid };
         return this.#ok(connection);
       }
-      case XS.SET_FEATURE: {
-        if (words.length !== 2 || !/^[0-9]{1,10}$/.test(words[1])) return 'EINVAL';
-        const features = Number(words[1]);
-        if (features & ~SUPPORTED_FEATURES || features > 0xffffffff) return 'EINVAL';
-        const domain = this.#existing(words[0]);
-        if (typeof domain === 'string') return domain;
-        if (domain.introduced) return 'EBUSY';
-        domain.features = features;
-        return this.#ok(connection);
-      }
-      case XS.GET_QUOTA: {
-        if (words.length === 0 || (words.length === 1 && words[0] === '')) {
-          connection.replyText(`${QUOTA_NAMES.join(' ')}\0`);
-          return '';
-        }
-        const name = words[words.length - 1];
-        if (words.length > 2 || !isQuotaName(name)) return 'EINVAL';
-        if (words.length === 1) {
-          connection.replyText(`${this.store.quotas[name]}\0`);
-          return '';
-        }
-        const domain = this.#existing(words[0]);
-        if (typeof domain === 'string') return domain;
-        connection.replyText(`${this.store.quota(domain, name)}\0`);
-        return '';
-      }
-      default: {
-        const [name, value] = words.slice(-2);
-        if (words.length < 2 || words.length > 3 || !isQuotaName(name) || !/^[0-9]{1,9}$/.test(value)) {
-          return 'EINVAL';
-        }
-        if (words.length === 2) this.store.quotas[name] = Number(value);
-        else {
-          const domain = this.#existing(words[0]);
-          if (typeof domain === 'string') return domain;
-          domain.quotas[name] = Number(value);
-        }
-        return this.#ok(connection);
-      }
+      case XS.SET_FEATURE:
+        return this.#setFeature(connection, words);
+      case XS.GET_QUOTA:
+        return this.#getQuota(connection, words);
+      default:
+        return this.#setQuota(connection, words);
     }
+  }
+
+  #setFeature(connection: Connection, words: string[]): Outcome {
+    if (words.length !== 2 || !/^[0-9]{1,10}$/.test(words[1])) return 'EINVAL';
+    const features = Number(words[1]);
+    if (features & ~SUPPORTED_FEATURES || features > 0xffffffff) return 'EINVAL';
+    const domain = this.#existing(words[0]);
+    if (typeof domain === 'string') return domain;
+    if (domain.introduced) return 'EBUSY';
+    domain.features = features;
+    return this.#ok(connection);
+  }
+
+  /** The value of a quota, for one domain or by default; without words the names of all. */
+  #getQuota(connection: Connection, words: string[]): Outcome {
+    if (words.length === 0 || (words.length === 1 && words[0] === '')) {
+      connection.replyText(`${QUOTA_NAMES.join(' ')}\0`);
+      return '';
+    }
+    const name = words[words.length - 1];
+    if (words.length > 2 || !isQuotaName(name)) return 'EINVAL';
+    let value = this.store.quotas[name];
+    if (words.length === 2) {
+      const domain = this.#existing(words[0]);
+      if (typeof domain === 'string') return domain;
+      value = this.store.quota(domain, name);
+    }
+    connection.replyText(`${value}\0`);
+    return '';
+  }
+
+  #setQuota(connection: Connection, words: string[]): Outcome {
+    const [name, value] = words.slice(-2);
+    if (words.length < 2 || words.length > 3 || !isQuotaName(name) || !/^[0-9]{1,9}$/.test(value)) {
+      return 'EINVAL';
+    }
+    if (words.length === 2) this.store.quotas[name] = Number(value);
+    else {
+      const domain = this.#existing(words[0]);
+      if (typeof domain === 'string') return domain;
+      domain.quotas[name] = Number(value);
+    }
+    return this.#ok(connection);
   }
 
   #introduce(connection: Connection, words: string[]): Outcome {
