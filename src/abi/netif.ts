@@ -1,4 +1,4 @@
-import { ringSize } from './ring.js';
+import { RING_BYTES, ringSize } from './ring.js';
 
 /**
  * The network interface's shared structures (xen/include/public/io/netif.h). Slots are read and written
@@ -42,8 +42,8 @@ export const NETIF_CTRL_SLOT_SIZE = 16;
 
 /** Slots of a vif's rings, which are always one page each. */
 export const RING_SIZES = {
-  tx: ringSize(4096, NETIF_TX_SLOT_SIZE),
-  rx: ringSize(4096, NETIF_RX_SLOT_SIZE),
+  tx: ringSize(RING_BYTES, NETIF_TX_SLOT_SIZE),
+  rx: ringSize(RING_BYTES, NETIF_RX_SLOT_SIZE),
 } as const;
 
 /** tx request flags. Bits 0 and 1 are swapped between tx and rx. */

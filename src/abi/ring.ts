@@ -12,6 +12,8 @@ export const RING_REQ_EVENT = 4;
 export const RING_RSP_PROD = 8;
 export const RING_RSP_EVENT = 12;
 export const RING_HEADER_SIZE = 64;
+/** Bytes of a ring of one page, as those of network devices are. */
+export const RING_BYTES = 4096;
 
 /** Slots of a ring in `bytes` bytes (whole pages): the largest power of two that fits. */
 export function ringSize(bytes: number, slotSize: number): number {
@@ -49,9 +51,8 @@ abstract class Ring {
     readonly memory: Memory,
     readonly address: number,
     readonly slotSize: number,
-    bytes = 4096,
   ) {
-    this.size = ringSize(bytes, slotSize);
+    this.size = ringSize(RING_BYTES, slotSize);
     this.mask = this.size - 1;
     this.slots = address + RING_HEADER_SIZE;
   }

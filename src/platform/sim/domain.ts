@@ -13,7 +13,7 @@ import type { Platform } from '../platform.js';
 import { Task } from '../scheduler.js';
 import { RECORD_DOMID, RECORD_IN_MACHINE, RECORD_PHYSMAP } from './domain-record.js';
 import { DomainScheduler } from './domain-scheduler.js';
-import { PortTable } from './event-channels.js';
+import { type PortStatus, PortTable } from './event-channels.js';
 import { BANK_SHIFT, PAGE_IN_BANK } from './frame-table.js';
 import { GrantTable } from './grant-table.js';
 import type { Hypervisor } from './hypervisor.js';
@@ -100,14 +100,8 @@ export class Vcpu {
   }
 }
 
-export interface PortInfo {
+export interface PortInfo extends PortStatus {
   readonly port: number;
-  /** One of EVTCHNSTAT. */
-  readonly status: number;
-  readonly vcpu: number;
-  readonly remoteDomid: number;
-  readonly remotePort: number;
-  readonly virq: number;
   readonly pending: boolean;
   readonly masked: boolean;
 }
@@ -536,16 +530,8 @@ export class Domain {
   inspect(): DomainInfo {
     const ports: PortInfo[] = [];
     for (const port of this.ports.open()) {
-      ports.push({
-        port,
-        status: this.ports.state[port],
-        vcpu: this.ports.vcpu[port],
-        remoteDomid: this.ports.remoteDomid[port],
-        remotePort: this.ports.remotePort[port],
-        virq: this.ports.virq[port],
-        pending: this.isPending(port),
-        masked: this.isMasked(port),
-      });
+      const status = this.ports.status(port);
+      ports.push({ port, ...status, pending: this.isPending(port), masked: this.isMasked(port) });
     }
     const grants: GrantInfo[] = [];
     const { grantTable } = this;

@@ -18,6 +18,7 @@ const GLOBAL_VIRQS: ReadonlySet<number> = new Set([
 
 /** What EVTCHNOP_status tells. `remoteDomid`, `remotePort` and `virq` are -1 where there is none. */
 export interface PortStatus {
+  /** One of EVTCHNSTAT. */
   readonly status: number;
   readonly vcpu: number;
   readonly remoteDomid: number;
@@ -65,6 +66,17 @@ export class PortTable {
   isOpen(port: number): boolean {
     // undefined for what is no port at all
     return this.state[port] > EVTCHNSTAT.closed;
+  }
+
+  /** Of a port that is not closed. */
+  status(port: number): PortStatus {
+    return {
+      status: this.state[port],
+      vcpu: this.vcpu[port],
+      remoteDomid: this.remoteDomid[port],
+      remotePort: this.remotePort[port],
+      virq: this.virq[port],
+    };
   }
 
   /** Ports that are not closed. */
@@ -237,13 +249,7 @@ export class EventChannelOperations {
     if (!ports.isOpen(port)) {
       return { status: EVTCHNSTAT.closed, vcpu: 0, remoteDomid: -1, remotePort: -1, virq: -1 };
     }
-    return {
-      status: ports.state[port],
-      vcpu: ports.vcpu[port],
-      remoteDomid: ports.remoteDomid[port],
-      remotePort: ports.remotePort[port],
-      virq: ports.virq[port],
-    };
+    return ports.status(port);
   }
 
   /** EVTCHNOP_unmask: an event that came meanwhile is delivered now. @throws EINVAL */

@@ -27,6 +27,8 @@ interface LoopTimer extends Timer {
 
 /** Runs a host in real time on an event loop: tasks in the order they were posted, in bursts. */
 export class EventLoopScheduler implements Scheduler {
+  /** The task that runs, if it is one. */
+  current: Task | null = null;
   private readonly queue = new TaskQueue();
   private readonly loop: EventLoop;
   private readonly sliceMs: number;
@@ -34,7 +36,6 @@ export class EventLoopScheduler implements Scheduler {
   private armed = false;
   /** The clock as it was read last in `drain`; -1 outside. */
   private drainNow = -1;
-  private running: Task | null = null;
 
   constructor(options: EventLoopSchedulerOptions) {
     this.loop = options;
@@ -45,11 +46,6 @@ export class EventLoopScheduler implements Scheduler {
   /** Inside a task this may be the time some tasks ago. */
   now(): number {
     return this.drainNow < 0 ? this.loop.now() : this.drainNow;
-  }
-
-  /** The task that runs, if it is one. */
-  get current(): Task | null {
-    return this.running;
   }
 
   /** Tasks that wait to be run. */
@@ -83,7 +79,7 @@ export class EventLoopScheduler implements Scheduler {
     const { queue } = this;
     if (queue.length === 0) return 0;
     const outer = this.drainNow;
-    const outerTask = this.running;
+    const outerTask = this.current;
     this.drainNow = this.loop.now();
     const end = this.drainNow + budgetMs;
     let ran = 0;
@@ -91,7 +87,7 @@ export class EventLoopScheduler implements Scheduler {
       while (queue.length > 0) {
         const task = queue.shift();
         task.queued = false;
-        this.running = task;
+        this.current = task;
         if (task.owner === null || !task.owner.stopped) this.guard(task.run, task.name);
         if (++ran % TASKS_PER_CLOCK_READ !== 0) continue;
         this.drainNow = this.loop.now();
@@ -99,7 +95,7 @@ export class EventLoopScheduler implements Scheduler {
       }
     } finally {
       this.drainNow = outer;
-      this.running = outerTask;
+      this.current = outerTask;
     }
     return ran;
   }

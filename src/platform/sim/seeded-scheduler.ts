@@ -15,7 +15,6 @@ interface SeededTimer extends Timer {
   /** Virtual microseconds. */
   readonly atUs: number;
   readonly run: () => void;
-  cancelled: boolean;
 }
 
 /**
@@ -27,7 +26,8 @@ export class SeededScheduler implements Scheduler {
   readonly random: () => number;
   /** Tasks and timers run so far. */
   steps = 0;
-  private running: Task | null = null;
+  /** The task that runs, if it is one. */
+  current: Task | null = null;
   private readonly pick: () => number;
   private readonly ready: Task[] = [];
   /** Sorted by time, then by the order in which they were started. */
@@ -50,11 +50,6 @@ export class SeededScheduler implements Scheduler {
     return this.timeUs / 1000;
   }
 
-  /** The task that runs, if it is one. */
-  get current(): Task | null {
-    return this.running;
-  }
-
   /** True when no task waits and no timer runs. */
   get idle(): boolean {
     return this.ready.length === 0 && this.timers.length === 0;
@@ -68,7 +63,7 @@ export class SeededScheduler implements Scheduler {
 
   after(delayMs: number, run: () => void): Timer {
     const atUs = this.timeUs + Math.max(0, Math.round(delayMs * 1000));
-    const timer: SeededTimer = { at: atUs / 1000, atUs, run, cancelled: false };
+    const timer: SeededTimer = { at: atUs / 1000, atUs, run };
     let i = this.timers.length;
     while (i > 0 && this.timers[i - 1].atUs > atUs) i--;
     this.timers.splice(i, 0, timer);
@@ -76,10 +71,7 @@ export class SeededScheduler implements Scheduler {
   }
 
   cancel(timer: Timer): void {
-    const seeded = timer as SeededTimer;
-    if (seeded.cancelled) return;
-    seeded.cancelled = true;
-    const i = this.timers.indexOf(seeded);
+    const i = this.timers.indexOf(timer as SeededTimer);
     if (i >= 0) this.timers.splice(i, 1);
   }
 
@@ -166,11 +158,11 @@ export class SeededScheduler implements Scheduler {
   }
 
   private run(task: Task): void {
-    this.running = task;
+    this.current = task;
     try {
       task.run();
     } finally {
-      this.running = null;
+      this.current = null;
     }
   }
 }
