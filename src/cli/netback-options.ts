@@ -11,7 +11,6 @@ import { CliError } from './rpc.js';
 /** The options of the commands that have a netback. */
 export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
   'max-queues': { type: 'string', value: 'N', help: `queues that a vif may have (${DEFAULT_MAX_QUEUES})` },
-  queues: { type: 'string', value: 'N', help: 'the same, as it was called first' },
   without: {
     type: 'string',
     multiple: true,
@@ -27,9 +26,8 @@ export const NETBACK_OPTIONS: Readonly<Record<string, OptionHelp>> = {
  */
 export async function readNetbackOptions(invocation: Invocation): Promise<NetbackOptions> {
   const { option } = invocation;
-  const name = option('max-queues') === undefined ? 'queues' : 'max-queues';
-  const queues = option(name);
-  const maxQueues = queues === undefined ? undefined : parseNumber(queues, `--${name}`, 1, MAX_QUEUES);
+  const queues = option('max-queues');
+  const maxQueues = queues === undefined ? undefined : parseNumber(queues, '--max-queues', 1, MAX_QUEUES);
   const without = readWithout(invocation, NETBACK_FEATURES);
   const file = option('filter');
   const filter = file === undefined ? null : await loadFilter(file);
