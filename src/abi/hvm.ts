@@ -90,6 +90,7 @@ export const VCPU_REGISTER_VCPU_INFO = { size: 16, mfn: 0, offset: 8 } as const;
 /** SCHEDOP_* (xen/include/public/sched.h). */
 export const SCHEDOP = { yield: 0, block: 1, shutdown: 2, poll: 3 } as const;
 
+/** CONSOLEIO_* (xen/include/public/xen.h). */
 export const CONSOLEIO = { write: 0, read: 1 } as const;
 
 /**

@@ -180,26 +180,29 @@ export class ExtraInfos {
   }
 }
 
-/** Second word of a GSO extra info; the first is `gsoExtraWord0`. */
-export function gsoExtraWord1(gsoType: number): number {
-  return gsoType;
-}
-
+/** First word of a GSO extra info. @param gsoSize bytes of data in a segment @param more another extra info follows */
 export function gsoExtraWord0(gsoSize: number, more = false): number {
   return XEN_NETIF_EXTRA_TYPE_GSO | ((more ? XEN_NETIF_EXTRA_FLAG_MORE : 0) << 8) | (gsoSize << 16);
 }
 
+/** Second word of a GSO extra info. @param gsoType XEN_NETIF_GSO_TYPE */
+export function gsoExtraWord1(gsoType: number): number {
+  return gsoType;
+}
+
+/** First word of a hash extra info; the second is the hash. @param hashType bit index of the hash type */
 export function hashExtraWord0(hashType: number, algorithm: number, more = false): number {
   const flags = more ? XEN_NETIF_EXTRA_FLAG_MORE : 0;
   return XEN_NETIF_EXTRA_TYPE_HASH | (flags << 8) | (hashType << 16) | (algorithm << 24);
 }
 
-/** Words of a MCAST_ADD or MCAST_DEL extra info. */
+/** First word of a MCAST_ADD or MCAST_DEL extra info. @param address of the group, 6 bytes */
 export function multicastExtraWord0(address: Uint8Array, add: boolean): number {
   const type = add ? XEN_NETIF_EXTRA_TYPE_MCAST_ADD : XEN_NETIF_EXTRA_TYPE_MCAST_DEL;
   return type | (address[0] << 16) | (address[1] << 24);
 }
 
+/** Its second word. */
 export function multicastExtraWord1(address: Uint8Array): number {
   return address[2] | (address[3] << 8) | (address[4] << 16) | (address[5] << 24);
 }

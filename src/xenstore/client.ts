@@ -134,6 +134,7 @@ export class XenStoreClient extends NodeOperations {
     await this.request(XS.SET_TARGET, payload(String(domid), String(target)));
   }
 
+  /** Whether xenstored serves a domain. */
   async isDomainIntroduced(domid: number): Promise<boolean> {
     return splitStrings(await this.request(XS.IS_DOMAIN_INTRODUCED, payload(String(domid))))[0] === 'T';
   }
@@ -159,6 +160,7 @@ export class XenStoreClient extends NodeOperations {
     return Number(splitStrings(await this.request(XS.GET_FEATURE, body))[0]);
   }
 
+  /** Has a domain see other features. @throws XenStoreError EBUSY once it is introduced, EINVAL for unknown bits */
   async setFeature(domid: number, features: number): Promise<void> {
     await this.request(XS.SET_FEATURE, payload(String(domid), String(features)));
   }
@@ -174,6 +176,7 @@ export class XenStoreClient extends NodeOperations {
     return Number(splitStrings(await this.request(XS.GET_QUOTA, body))[0]);
   }
 
+  /** Sets a quota of a domain, or that of all which have none of their own; 0 for no limit. */
   async setQuota(name: string, value: number, domid?: number): Promise<void> {
     const words = [name, String(value)];
     await this.request(XS.SET_QUOTA, payload(...(domid === undefined ? words : [String(domid), ...words])));
@@ -187,6 +190,7 @@ export class XenStoreClient extends NodeOperations {
     );
   }
 
+  /** @throws XenStoreError ENOENT without such a watch */
   async unwatchRaw(path: string, token: string): Promise<void> {
     await this.request(XS.UNWATCH, payload(path, token));
   }

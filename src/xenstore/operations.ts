@@ -17,10 +17,12 @@ export abstract class NodeOperations {
    */
   abstract request(type: number, payload: Uint8Array, options?: RequestOptions): Promise<Uint8Array>;
 
+  /** The value, as UTF-8. @throws XenStoreError ENOENT, EACCES, as xenstored answers */
   async read(path: string, options?: RequestOptions): Promise<string> {
     return decodeText(await this.readBytes(path, options));
   }
 
+  /** As `read`, the bytes as they are. */
   readBytes(path: string, options?: RequestOptions): Promise<Uint8Array> {
     return this.request(XS.READ, payload(path), options);
   }
@@ -45,6 +47,7 @@ export abstract class NodeOperations {
     await this.request(XS.WRITE, message, options);
   }
 
+  /** Creates an empty node, and the parents it lacks; does nothing when it is there. */
   async mkdir(path: string, options?: RequestOptions): Promise<void> {
     await this.request(XS.MKDIR, payload(path), options);
   }
@@ -73,6 +76,7 @@ export abstract class NodeOperations {
     return splitStrings(await this.request(XS.GET_PERMS, payload(path), options));
   }
 
+  /** Replaces all of a node's permissions. @param perms as of `getPerms` */
   async setPerms(path: string, perms: readonly string[], options?: RequestOptions): Promise<void> {
     await this.request(XS.SET_PERMS, payload(path, ...perms), options);
   }
