@@ -4,15 +4,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { sleep, Task } from '../../../src/platform/index.js';
 import { EventLoopScheduler, SeededScheduler, seededRandom } from '../../../src/platform/sim/index.js';
 
-function loop(now = () => performance.now()) {
-  return {
-    setImmediate: (run: () => void) => void setImmediate(run),
-    setTimeout: (run: () => void, ms: number) => setTimeout(run, ms),
-    clearTimeout: (handle: unknown) => clearTimeout(handle as NodeJS.Timeout),
-    now,
-  };
-}
-
+const loop = (now = () => performance.now()) => ({ setImmediate, setTimeout, clearTimeout, now });
 const seeded = (seed: number) => new SeededScheduler(seed, { yieldToMicrotasks: () => nextTurn() });
 
 describe('the event loop scheduler', () => {
