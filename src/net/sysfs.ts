@@ -15,33 +15,29 @@ const ULONG_MAX = 2 ** 64;
 
 /** /sys/class/net: a link for each device, into /sys/devices. */
 export function sysClassNet(net: Net): VirtualDirectory {
-  return directory(() => {
-    const entries: Record<string, VirtualNode> = {};
-    for (const device of net.devices) entries[device.name] = link(`../../devices/${devicePath(device)}`);
-    return entries;
-  });
+  return byName(
+    () => net.devices,
+    device => link(`../../devices/${devicePath(device)}`),
+  );
 }
 
 /** /sys/devices/virtual/net: what belongs to no bus. */
 export function sysVirtualNet(net: Net): VirtualDirectory {
-  return directory(() => {
-    const entries: Record<string, VirtualNode> = {};
-    for (const device of net.devices) {
-      if (device.parentName === null) entries[device.name] = sysfsDirectory(device);
-    }
-    return entries;
-  });
+  return sysNetOf(net, null);
 }
 
-/** The directories of devices that belong to a bus device, for its `net` directory. */
-export function sysNetOf(net: Net, parentName: string): VirtualDirectory {
-  return directory(() => {
-    const entries: Record<string, VirtualNode> = {};
-    for (const device of net.devices) {
-      if (device.parentName === parentName) entries[device.name] = sysfsDirectory(device);
-    }
-    return entries;
-  });
+/** The directories of devices that belong to a bus device, for its `net` directory. @param parentName null for no bus */
+export function sysNetOf(net: Net, parentName: string | null): VirtualDirectory {
+  return byName(() => [...net.devices].filter(device => device.parentName === parentName), sysfsDirectory);
+}
+
+function byName(
+  devices: () => Iterable<NetDevice>,
+  node: (device: NetDevice) => VirtualNode,
+): VirtualDirectory {
+  return directory(() =>
+    Object.fromEntries(Array.from(devices(), device => [device.name, node(device)] as const)),
+  );
 }
 
 /** Where a device's directory is, below /sys/devices. */

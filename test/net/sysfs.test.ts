@@ -123,6 +123,12 @@ test('links lead where Linux leads them', () => {
   assert.throws(() => root.write('/class/net/eth0/rxbuf_max', 'many'), { code: 'EBADMSG' });
 });
 
+test('a device is there whatever its name is', () => {
+  const { kernel, tree } = recorded();
+  const { ifindex } = kernel.device('__proto__');
+  assert.equal(tree.read('/sys/class/net/__proto__/ifindex'), `${ifindex}\n`);
+});
+
 test('a tree refuses what is not there, not a directory, not readable, or leads in circles', () => {
   const tree = new VirtualTree(
     directory(() => ({
