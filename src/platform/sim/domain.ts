@@ -28,7 +28,7 @@ const DMESG_LINES = 1000;
 export interface DomainLimits {
   /** Pages of its own; without a limit the machine's memory is. */
   maxPages: number;
-  /** Frames of its grant table: 512 entries each in version 1. */
+  /** Frames of its grant table, RECORD_FRAMES_MAX at most: 512 entries each in version 1. */
   maxGrantFrames: number;
   /** Foreign grants that it maps at a time. */
   maxMappings: number;
@@ -59,6 +59,7 @@ export interface DomainOptions {
   domid?: number;
   /** The width of the guest: the layout of its shared_info; 64 */
   wordBits?: 32 | 64;
+  /** As many as struct shared_info has room for, XEN_LEGACY_MAX_VCPUS at most; 1 */
   vcpus?: number;
   /** May act on other domains, as domain 0 may. */
   privileged?: boolean;

@@ -16,13 +16,7 @@ import {
 } from '../../abi/grant-table.js';
 import { HypercallError } from '../errors.js';
 import { PAGE_SHIFT } from '../memory.js';
-import {
-  RECORD_ENTRIES,
-  RECORD_FRAMES_MAX,
-  RECORD_PINS,
-  RECORD_PLAIN,
-  RECORD_TABLE,
-} from './domain-record.js';
+import { RECORD_ENTRIES, RECORD_PINS, RECORD_PLAIN, RECORD_TABLE } from './domain-record.js';
 import type { FrameTable } from './frame-table.js';
 import type { MachineMemory } from './machine-memory.js';
 
@@ -60,17 +54,11 @@ export class GrantTable {
     private readonly frameTable: FrameTable,
     /** Byte address of the domain's record (domain-record.ts). */
     private readonly record: number,
-    /** Frames that the table may grow to. */
+    /** Frames that the table may grow to, at most RECORD_FRAMES_MAX. */
     readonly maxFrames: number,
     /** The domain's kernel runs in another thread. */
     private readonly threaded: boolean,
   ) {
-    if (maxFrames > RECORD_FRAMES_MAX) {
-      throw new HypercallError(
-        'EINVAL',
-        `a grant table of ${maxFrames} frames: it can have ${RECORD_FRAMES_MAX}`,
-      );
-    }
     this.grow(1);
   }
 

@@ -3,14 +3,14 @@ import {
   GNTTAB_RESERVED_XENSTORE,
   GTF_permit_access,
 } from '../../abi/grant-table.js';
-import { DOMID_FIRST_RESERVED, VIRQ } from '../../abi/xen.js';
+import { DOMID_FIRST_RESERVED, VIRQ, XEN_LEGACY_MAX_VCPUS } from '../../abi/xen.js';
 import { HypercallError } from '../errors.js';
 import type { Memory } from '../memory.js';
 import { PAGE_SHIFT } from '../memory.js';
 import { type Scheduler, Task } from '../scheduler.js';
 import { Domain, type DomainLimits, type DomainOptions, type MemoryBank } from './domain.js';
 import { DomainDirectory } from './domain-directory.js';
-import { LEAF_MASK } from './domain-record.js';
+import { LEAF_MASK, RECORD_FRAMES_MAX } from './domain-record.js';
 import { EventChannelOperations } from './event-channels.js';
 import { BANK_SHIFT, FrameTable } from './frame-table.js';
 import { GrantOperations } from './grant-operations.js';
@@ -110,17 +110,18 @@ export class Hypervisor {
   /**
    * A new domain, running, with its xenstore and console rings: pages granted to domain 0 as the reserved
    * references 1 and 0, and ports that domain 0 may bind to.
-   * @throws EEXIST when the domid is in use; EINVAL when it is none; ENOMEM
+   * @throws EEXIST when the domid is in use; EINVAL when it is none, or for what no domain can have; ENOMEM
    */
   createDomain(options: DomainOptions = {}): Domain {
     const domid = options.domid ?? this.freeDomid();
-    if (!(Number.isInteger(domid) && domid >= 0 && domid < DOMID_FIRST_RESERVED)) {
-      throw new HypercallError('EINVAL', `domid ${domid}: they are 0 … ${DOMID_FIRST_RESERVED - 1}`);
-    }
+    const limits = { ...this.limits, ...options.limits };
+    // Before anything is taken, so that there is nothing to give back.
+    requireRange('domid', domid, 0, DOMID_FIRST_RESERVED - 1);
+    requireRange('vcpus', options.vcpus ?? 1, 1, XEN_LEGACY_MAX_VCPUS);
+    requireRange('maxGrantFrames', limits.maxGrantFrames, 1, RECORD_FRAMES_MAX);
     if (this.domain(domid) !== null || this.zombies.has(domid)) {
       throw new HypercallError('EEXIST', `there is a domain ${domid} already`);
     }
-    const limits = { ...this.limits, ...options.limits };
     if (options.maxPages !== undefined) limits.maxPages = options.maxPages;
     const bankPages = options.bank?.pages ?? 0;
     const needed =
@@ -243,4 +244,9 @@ export class Hypervisor {
   get memoryBytes(): number {
     return this.memory.pages << PAGE_SHIFT;
   }
+}
+
+function requireRange(what: string, value: number, low: number, high: number): void {
+  if (Number.isInteger(value) && value >= low && value <= high) return;
+  throw new HypercallError('EINVAL', `${what} ${value}: it is from ${low} to ${high}`);
 }

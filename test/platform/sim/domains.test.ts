@@ -82,6 +82,18 @@ describe('a domain', () => {
     assert.equal(hypervisor.createDomain().domid, 4, 'after the last domid, those free again');
   });
 
+  test('is refused what no domain can have, and nothing is taken for it', () => {
+    const { hypervisor } = makeHost();
+    hypervisor.createDomain();
+    const { freePages } = hypervisor;
+    // Of more, struct vcpu_info would lie where events are pending.
+    for (const vcpus of [0, 33]) assert.throws(() => hypervisor.createDomain({ vcpus }), errno('EINVAL'));
+    for (const maxGrantFrames of [0, 505]) {
+      assert.throws(() => hypervisor.createDomain({ limits: { maxGrantFrames } }), errno('EINVAL'));
+    }
+    assert.equal(hypervisor.freePages, freePages);
+  });
+
   test('has a xenstore ring and a port, which domain 0 can map and bind to', () => {
     const { hypervisor } = makeHost();
     const { dom0, a } = makeDomains(hypervisor);
