@@ -40,9 +40,10 @@ export class HostileBackend {
   txNext = 0;
   rxNext = 0;
   ctrlNext = 0;
+  /** Its ends of the event channels: the tx ring's, and the rx ring's where that has one of its own. */
+  readonly ports: number[];
   private txSeen = 0;
   private readonly mappings: GrantMapping[] = [];
-  private readonly ports: number[];
   private ctrlPort = 0;
 
   /** @throws GrantError, HypercallError when the publication is not sound */

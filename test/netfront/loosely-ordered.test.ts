@@ -37,7 +37,7 @@ class Front {
   told(): boolean[] {
     const { back, path } = this.victim;
     const domain = path.hypervisor.domain(0)!;
-    return (back as unknown as { ports: number[] }).ports.map(port => {
+    return back.ports.map(port => {
       const pending = domain.isPending(port);
       domain.clearPending(port);
       return pending;
