@@ -726,6 +726,8 @@ export class Host {
     } catch (error) {
       vif.status = (error as Error).message;
       await this.detach(hosted, vif, true);
+      // What failed then did so for that reason.
+      this.requireAlive(hosted);
       throw error;
     }
   }

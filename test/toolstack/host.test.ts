@@ -240,6 +240,27 @@ describe('a host with echo guests', () => {
     }
   });
 
+  test('says of a vif whose domain is destroyed while it is being attached just that', async t => {
+    const host = await start(t);
+    host.bridge('xenbr0');
+    const before = await holdings(host);
+    for (const pause of [0, 0, 1, 2, 5]) {
+      const a = await host.create(echo('a', "'ip=10.0.0.1'"));
+      const attached = [1, 2, 3, 4, 5, 6].map(devid => {
+        return host.attachVif(a, parseVif(`devid=${devid}`)).then(
+          () => 'attached',
+          error => error.message,
+        );
+      });
+      if (pause > 0) await new Promise(resolve => setTimeout(resolve, pause));
+      await host.destroy(a);
+      for (const outcome of await Promise.all(attached)) {
+        assert.match(outcome, /^attached$|^ESRCH: the domain a was destroyed$/);
+      }
+    }
+    assert.deepEqual(await holdings(host), before);
+  });
+
   test('detaches at once a vif that its backend has not seen yet', async t => {
     const host = await start(t);
     const a = await host.create(echo('a', "'ip=10.0.0.1'"));
