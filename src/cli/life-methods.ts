@@ -1,4 +1,4 @@
-import { lstatSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { lstatSync, mkdtempSync, readFileSync, renameSync, rmSync, unlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { netbackOf } from '../netback/netback.js';
@@ -21,7 +21,10 @@ export interface LifeMethods {
   /** `file` is absolute: the host writes it. */
   save: { params: { file: string; leaveRunning?: boolean }; result: { domains: string[]; notes: string[] } };
   migrate: { params: { domain: string; to: string }; result: { domid: number; notes: string[] } };
-  /** What a host asks of the one that its domain moves to. The image, which can be large, is in a file. */
+  /**
+   * What a host asks of the one that its domain moves to. The image, which can be large, is in a file: whoever removes that has
+   * the domain, so that it never runs at both.
+   */
   receive: { params: { file: string }; result: { domid: number; notes: string[] } };
   'vif-carrier': { params: { domain: string; devid: number; up: boolean }; result: null };
 }
@@ -37,6 +40,39 @@ function writePrivate(file: string, text: string): void {
     if (unfinished !== file) rmSync(unfinished, { force: true });
     throw error;
   }
+}
+
+/** Removes the file of a domain's image. @returns false when it was removed already */
+function take(file: string): boolean {
+  try {
+    unlinkSync(file);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
+    throw error;
+  }
+}
+
+/**
+ * What the other host answers, unless the domain is destroyed here before that host has taken it.
+ * @throws ToolstackError ESRCH then; what `answer` is rejected with
+ */
+function unlessTakenBack<T>(
+  answer: Promise<T>,
+  file: string,
+  name: string,
+  destroyed: AbortSignal,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    destroyed.addEventListener('abort', () => {
+      if (take(file)) reject(new ToolstackError('ESRCH', `the domain ${name} was destroyed`));
+    });
+    answer.then(resolve, error => {
+      // It has no answer to give any more, and must not start the domain later, either.
+      take(file);
+      reject(error);
+    });
+  });
 }
 
 /** Registers what the commands of a domain's life call. @param down ends the host */
@@ -79,9 +115,10 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
       const hosted = host.find(domain);
       const notes = unsavedOf(hosted);
       let domid = 0;
-      await sendDomain(host, hosted, async image => {
+      await sendDomain(host, hosted, async (image, destroyed) => {
         writeFileSync(file, JSON.stringify(image), { mode: 0o600 });
-        ({ domid } = await client.call<LifeMethods['receive']['result']>('receive', { file }));
+        const answer = client.call<LifeMethods['receive']['result']>('receive', { file });
+        ({ domid } = await unlessTakenBack(answer, file, hosted.config.name, destroyed));
       });
       return { domid, notes };
     } finally {
@@ -91,7 +128,11 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
   });
   register('receive', async ({ file }) => {
     const image = parseDomainImage(readFileSync(String(file), 'utf8'), String(file));
-    const hosted = await restoreDomain(host, image);
+    const beforeStart = (): void => {
+      if (take(String(file))) return;
+      throw new ToolstackError('ESRCH', `the domain ${image.config.name} was destroyed where it came from`);
+    };
+    const hosted = await restoreDomain(host, image, { beforeStart });
     const waiting = await host.settled(hosted);
     const notes = waiting.map(vif => `vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
     return { domid: hosted.domain.domid, notes };

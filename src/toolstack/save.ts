@@ -134,12 +134,13 @@ async function callOffAll(host: Host, all: readonly HostedDomain[]): Promise<voi
 /**
  * Creates a domain that continues a saved one.
  * @param options.keepDomid whether it must have the number that it had
- * @throws ToolstackError as `Host.create`
+ * @param options.beforeStart is called when all is there but its guest; when it throws, nothing of the domain stays
+ * @throws ToolstackError as `Host.create`; what `beforeStart` throws
  */
 export function restoreDomain(
   host: Host,
   image: DomainImage,
-  options: { keepDomid?: boolean } = {},
+  options: { keepDomid?: boolean; beforeStart?(): void } = {},
 ): Promise<HostedDomain> {
   return host.create(configOf(image), {
     domid: options.keepDomid ? image.domid : undefined,
@@ -147,6 +148,7 @@ export function restoreDomain(
     async handOver({ domid }) {
       const domidNow = options.keepDomid ? undefined : elsewhere(image.domid, domid);
       await restoreNodes(host.xs, `/local/domain/${domid}`, image.nodes, domidNow);
+      options.beforeStart?.();
       return image.guest;
     },
   });
@@ -337,21 +339,29 @@ async function migrate(source: Host, hosted: HostedDomain, target: Host): Promis
 
 /**
  * Moves a domain to a host elsewhere.
- * @param send hands its image over and resolves when it runs there
+ * @param send hands its image over and resolves when it runs there. Its signal is aborted when the domain is destroyed here:
+ * it is not to start there any more
  * @throws ToolstackError as `saveDomain`, and what `send` throws; it runs on here then
  */
 export function sendDomain(
   source: Host,
   hosted: HostedDomain,
-  send: (image: DomainImage) => Promise<void>,
+  send: (image: DomainImage, destroyed: AbortSignal) => Promise<void>,
 ): Promise<void> {
   return source.exclusively([hosted], 'being migrated', async () => {
     const image = await suspendAndSave(source, hosted);
+    const destroyed = new AbortController();
+    // A suspended one that is held changes in no other way.
+    const unlisten = source.hypervisor.onDomainChange(changed => {
+      if (changed === hosted.domain) destroyed.abort();
+    });
     try {
-      await send(image);
+      await send(image, destroyed.signal);
     } catch (error) {
       await callOff(source, hosted);
       throw error;
+    } finally {
+      unlisten();
     }
     await source.destroy(hosted);
   });

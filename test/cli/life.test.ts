@@ -3,7 +3,9 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { type TestContext, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
@@ -89,4 +91,23 @@ test('suspend, resume, migrate, save and restore from the command line', async t
   assert.match(restored.output, /domain 1: b\ndomain 2: a\n/);
   assert.match(machine.run('3.sock', 'ping', 'a', '10.0.0.2', '-c', '1'), /answer from 10\.0\.0\.2/);
   restored.child.kill('SIGTERM');
+});
+
+test('a domain that is destroyed before the host that it moves to has taken it does not start there', async t => {
+  const machine = new Machine(t);
+  writeFileSync(join(machine.cwd, 'a.cfg'), `name = "a"\nguest = "echo"\nvif = [ 'ip=10.0.0.1' ]\n`);
+  const [, two] = await Promise.all([machine.start('1.sock', 'up', 'a.cfg'), machine.start('2.sock', 'up')]);
+  two.child.kill('SIGSTOP');
+  const argv = ['migrate', 'a', '--to', join(machine.cwd, '2.sock'), '--socket', join(machine.cwd, '1.sock')];
+  const migrate = spawn(process.execPath, [MAIN, ...argv], { stdio: ['ignore', 'ignore', 'pipe'] });
+  t.after(() => void migrate.kill('SIGKILL'));
+  const said = text(migrate.stderr);
+  while (!/suspended/.test(machine.run('1.sock', 'list')));
+  // Its image is on its way now.
+  assert.match(machine.run('1.sock', 'suspend', 'a'), /EBUSY: the domain a is being migrated/);
+  await delay(300);
+  assert.equal(machine.run('1.sock', 'destroy', 'a'), '');
+  two.child.kill('SIGCONT');
+  assert.equal(await said, 'pvnet migrate: ESRCH: the domain a was destroyed\n');
+  for (const socket of ['1.sock', '2.sock']) assert.doesNotMatch(machine.run(socket, 'list'), /^a /m);
 });

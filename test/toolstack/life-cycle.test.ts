@@ -393,6 +393,19 @@ describe('one thing at a time', () => {
     await assert.rejects(failed, /no way/);
     assert.deepEqual(whereIs('a', left, right), ['none', 'none']);
 
+    a = await create(left, echo('a', '10.0.0.1'));
+    const calledOff = sendDomain(left, a, async (image, destroyed) => {
+      await restoreDomain(right, image, {
+        beforeStart() {
+          void left.destroy(a);
+          throw new Error('destroyed there');
+        },
+      });
+      assert.ok(destroyed.aborted);
+    });
+    await assert.rejects(calledOff, /destroyed there/);
+    await until(() => whereIs('a', left, right).every(where => where === 'none'), 'the end of a');
+
     const isSuspended = () => a.domain.shutdownReason === 'suspend';
     const booting = new Set<string>();
     right.watchKernels({ came: name => booting.add(name), went: name => booting.delete(name) });
