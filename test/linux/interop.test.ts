@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { deflateSync, inflateSync } from 'node:zlib';
 import { type DomainImage, restoreDomain, saveDomain } from '../../src/toolstack/save.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
 import { domain, holdings, NO_LINUX, restarted, sh, startHost } from '../support/linux.js';
@@ -145,6 +146,17 @@ describe('Linux guests', { skip: NO_LINUX }, () => {
     assert.equal(await sh(second, 'cat /tmp/file'), 'kept\n');
     assert.match(await sh(second, 'ping -c 3 -i 0.1 10.0.0.1'), / 0% packet loss/);
     assert.ok((await echo.booted!.guest.ping!('10.0.0.2', 10_000)) >= 0);
+
+    await host.destroy(second);
+    const before = holdings(host);
+    const guest = image.guest as { machine: string };
+    const state = inflateSync(Buffer.from(guest.machine, 'base64'));
+    const machine = deflateSync(state.subarray(0, state.length / 2), { level: 1 }).toString('base64');
+    await assert.rejects(
+      restoreDomain(host, { ...image, guest: { ...guest, machine } }),
+      /^LinuxGuestError: EINVAL: the saved guest: machine: it is damaged \(/,
+    );
+    assert.deepEqual(holdings(host), before);
   });
 
   test('one that powers off, reboots, crashes or is destroyed in mid-transfer leaves nothing', async t => {

@@ -42,6 +42,9 @@ export class GuestThread {
   private readonly task = new Task('linux guest', () => this.poll());
   private calledAt = -SPIN_MS;
   private running = false;
+  /** It has been let run: only then its failure is the guest's end, and not an answer to who starts it. */
+  private started = false;
+  private failure: Error | null = null;
   private stopping: Promise<void> | null = null;
   private closed = false;
   private readonly banks = new Map<number, { memory: Memory; told: number }>();
@@ -96,7 +99,8 @@ export class GuestThread {
 
   private fail(error: Error): void {
     this.running = false;
-    if (!this.closed) this.server?.failed(error);
+    this.failure = error;
+    if (this.started && !this.closed) this.server?.failed(error);
   }
 
   // ---- from the guest ----
@@ -214,11 +218,13 @@ export class GuestThread {
 
   // ---- life ----
 
-  /** Lets the guest run. */
+  /** Lets the guest run. @throws what its thread has failed of */
   async run(): Promise<void> {
     await this.stopping;
     if (this.closed || this.running) return;
+    if (this.failure !== null) throw this.failure;
     this.running = true;
+    this.started = true;
     Atomics.store(this.control.words, WORD.run, 1);
     this.post({ type: 'run' });
   }
@@ -244,7 +250,10 @@ export class GuestThread {
     return new Uint8Array((await saved).state);
   }
 
-  /** @param state is what `save` gave for a machine with as much RAM; it is handed over, and empty afterwards */
+  /**
+   * @param state is what `save` gave for a machine with as much RAM; it is handed over, and empty afterwards
+   * @throws what the thread fails of, for anything else
+   */
   async restore(state: Uint8Array): Promise<void> {
     const restored = this.replies.next('restored');
     this.post({ type: 'restore', state }, [state.buffer as ArrayBuffer]);

@@ -2,6 +2,7 @@ import type { Irqs } from '../../events/index.js';
 import { PAGE_SIZE, type Platform } from '../../platform/index.js';
 import { BANK_SHIFT, type Domain, type DomainOptions } from '../../platform/sim/index.js';
 import { MACHINE_CALL, WORD } from './control-block.js';
+import { LinuxGuestError } from './files.js';
 import { ForeignPages } from './foreign-pages.js';
 import { GuestMemory } from './guest-memory.js';
 import { GuestThread, type GuestThreadPort } from './guest-thread.js';
@@ -118,6 +119,7 @@ export class LinuxGuest {
    * Boots, or goes on from where a saved guest was suspended.
    * @param dom0 whose kernel has the other end of the console
    * @param saved is handed over: it is of no use afterwards
+   * @throws LinuxGuestError EINVAL for a saved one that is damaged
    */
   async start(
     domain: Domain,
@@ -135,7 +137,9 @@ export class LinuxGuest {
       if (changed.state === 'dead' && changed.bank !== MACHINE_BANK) this.thread.forget(changed.bank);
     });
     if (saved !== null) {
-      await this.thread.restore(saved.machine);
+      await this.thread.restore(saved.machine).catch(error => {
+        throw new LinuxGuestError('EINVAL', `the saved guest: machine: it is damaged (${error.message})`);
+      });
       this.hypercalls.restore(saved.hypercalls);
       this.isUp = true;
       for (const devid of saved.vifs) this.vifsUp.add(devid);
