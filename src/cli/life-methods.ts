@@ -67,11 +67,12 @@ function unlessTakenBack<T>(
     destroyed.addEventListener('abort', () => {
       if (take(file)) reject(new ToolstackError('ESRCH', `the domain ${name} was destroyed`));
     });
-    answer.then(resolve, error => {
+    const answered = answer.catch(error => {
       // It has no answer to give any more, and must not start the domain later, either.
       take(file);
-      reject(error);
+      throw error;
     });
+    answered.then(resolve, reject);
   });
 }
 
