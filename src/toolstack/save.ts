@@ -117,6 +117,8 @@ async function suspendAndSave(host: Host, hosted: HostedDomain): Promise<DomainI
     return image;
   } catch (error) {
     await callOff(host, hosted);
+    // What failed then did so for that reason.
+    host.requireAlive(hosted);
     throw error;
   }
 }

@@ -419,6 +419,18 @@ describe('one thing at a time', () => {
     }
   });
 
+  test('a domain that is destroyed while it is saved is said to be', async t => {
+    const host = await start(t);
+    const a = await create(host, echo('a', '10.0.0.1'));
+    Object.assign(a.booted!.guest, {
+      async save() {
+        await host.destroy(a);
+        throw new Error('there is nothing to save any more');
+      },
+    });
+    await assert.rejects(saveHost(host), /ESRCH: the domain a was destroyed$/);
+  });
+
   test('no image is made of a domain while its vifs come and go', async t => {
     const [left, right] = [await start(t), await start(t)];
     const a = await create(left, echo('a', '10.0.0.1'));
