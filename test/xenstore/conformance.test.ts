@@ -11,6 +11,8 @@ import { RawClient } from './raw.js';
 
 const peer = fileURLToPath(new URL('../../../bench/xenstore/peer', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'pvnet-conformance-'));
+// Where the tests are skipped, too.
+process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
 
 /** C xenstored, where Debian's package and a compiler are there. */
 function whyNoPeer(): string | false {
@@ -174,7 +176,6 @@ describe('as C xenstored answers', { skip }, () => {
   after(async () => {
     c?.kill('SIGKILL');
     await daemon?.close();
-    rmSync(folder, { recursive: true, force: true });
   });
 
   for (const [name, requests] of Object.entries(conversations)) {
