@@ -1,5 +1,7 @@
-import { completeChecksum, setupPartialChecksum } from './checksum.js';
+import { checksumOffset, completeChecksum, setupPartialChecksum } from './checksum.js';
 import {
+  NETIF_F_ALL_TSO,
+  NETIF_F_CSUM_MASK,
   NETIF_F_HW_CSUM,
   NETIF_F_IP_CSUM,
   NETIF_F_IPV6_CSUM,
@@ -8,7 +10,7 @@ import {
   NETIF_F_TSO6,
 } from './features.js';
 import { releaseList, segmentPacket } from './gso.js';
-import { Headers, IPPROTO_TCP, PARSED_L3, PARSED_L4 } from './headers.js';
+import { ETH_P_8021AD, ETH_P_8021Q, Headers, IPPROTO_TCP, IPPROTO_UDP, PARSED_L4 } from './headers.js';
 import type { Materialiser } from './materialise.js';
 import type { Packet, PacketPool } from './packet.js';
 import {
@@ -52,7 +54,7 @@ export function validateXmit(
   packets: PacketPool,
   materialiser: Materialiser,
 ): Packet | null {
-  const { features } = target;
+  const features = featuresFor(packet, target.features);
   if (packet.gsoType !== GSO_NONE) {
     const tso = packet.gsoType === GSO_TCPV4 ? NETIF_F_TSO : NETIF_F_TSO6;
     if (
@@ -78,6 +80,19 @@ export function validateXmit(
     return completeInSoftware(packet, features, materialiser);
   }
   return packet;
+}
+
+/**
+ * What of the features holds for the packet (netif_skb_features). A device that completes checksums of some protocols, as both
+ * ends of a vif, has the other end find them, and Linux's drivers look behind no VLAN tag: they drop what says that it has a
+ * blank one there.
+ */
+function featuresFor(packet: Packet, features: number): number {
+  if ((features & NETIF_F_HW_CSUM) !== 0) return features;
+  const { u8 } = packet.memory;
+  const type = (u8[packet.data + 12] << 8) | u8[packet.data + 13];
+  const tagged = type === ETH_P_8021Q || type === ETH_P_8021AD;
+  return tagged ? features & ~(NETIF_F_CSUM_MASK | NETIF_F_ALL_TSO) : features;
 }
 
 function segmentInSoftware(
@@ -133,10 +148,9 @@ function wholeHeaders(packet: Packet, materialiser: Materialiser): Packet | null
 }
 
 function completeInSoftware(packet: Packet, features: number, materialiser: Materialiser): Packet | null {
-  const level = headers.parse(packet);
-  if (level >= PARSED_L3) {
+  if (isFound(packet)) {
     const feature = headers.ipVersion === 4 ? NETIF_F_IP_CSUM : NETIF_F_IPV6_CSUM;
-    if ((features & feature) !== 0 && level === PARSED_L4) return packet;
+    if ((features & feature) !== 0) return packet;
   }
   const own = materialiser.unshare(packet);
   if (own === null) return null;
@@ -145,6 +159,14 @@ function completeInSoftware(packet: Packet, features: number, materialiser: Mate
     return null;
   }
   return own;
+}
+
+/** Parses, and says whether who looks for a TCP or UDP checksum finds the partial one: not that of what a tunnel carries. */
+function isFound(packet: Packet): boolean {
+  if (headers.parse(packet) !== PARSED_L4) return false;
+  const { protocol, l4 } = headers;
+  if (protocol !== IPPROTO_TCP && protocol !== IPPROTO_UDP) return false;
+  return packet.csumStart === l4 && packet.csumOffset === checksumOffset(protocol);
 }
 
 /**

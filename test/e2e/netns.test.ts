@@ -135,6 +135,23 @@ describe('two network namespaces and the outside, across the split driver', {
     });
   }
 
+  test('iperf3: TCP through a VXLAN tunnel between the guests', async t => {
+    const addTunnel = (own: number, other: number) =>
+      `ip link add vx0 type vxlan id 7 remote 10.77.7.${other} dstport 4789 dev eth0 &&
+        ip addr add 10.77.8.${own}/24 dev vx0 && ip link set vx0 up`;
+    try {
+      await host.exec('web', 'sh', '-c', addTunnel(1, 2));
+    } catch (error) {
+      t.skip(`no VXLAN can be had: ${(error as Error).message}`);
+      return;
+    }
+    await host.exec('db', 'sh', '-c', addTunnel(2, 1));
+    const { end } = await iperf('-c', '10.77.8.2');
+    assert.ok(end.sum_received.bits_per_second > 1e7, `${end.sum_received.bits_per_second} bit/s`);
+    await host.exec('web', 'ip', 'link', 'del', 'vx0');
+    await host.exec('db', 'ip', 'link', 'del', 'vx0');
+  });
+
   for (const args of [[], ['-R']]) {
     // On a busy machine the kernel's queues before and behind us overflow; ours must not.
     test(`iperf3: UDP ${args.join('')}`, async () => {

@@ -3,7 +3,9 @@ import { describe, test } from 'node:test';
 import { deflateSync, inflateSync } from 'node:zlib';
 import { type DomainImage, restoreDomain, saveDomain } from '../../src/toolstack/save.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
+import { buildFrame } from '../net/frames.js';
 import { domain, holdings, NO_LINUX, restarted, sh, startHost } from '../support/linux.js';
+import { packetFrom, partial } from '../support/packets.js';
 
 const MAC = 'mac=00:16:3e:00:00:01';
 
@@ -24,6 +26,23 @@ describe('Linux guests', { skip: NO_LINUX }, () => {
     for (const on of ['scatter-gather', 'tcp-segmentation-offload', 'tx-checksum-ipv4']) {
       assert.match(features, new RegExp(`${on}: on`));
     }
+  });
+
+  test('their xen-netfront takes what has a VLAN tag, and blank checksums of what has none', async t => {
+    const host = await startHost(t);
+    const linux = await host.create(domain('linux', 'guest = "linux"', `vif = ['ip=10.0.0.2,${MAC}']`));
+    assert.deepEqual(await host.settled(linux), []);
+    const vif = host.dom0.net.byName('vif1.0')!;
+    for (const vlan of [undefined, 7]) {
+      for (const version of [4, 6] as const) {
+        const destination = [0, 0x16, 0x3e, 0, 0, 1];
+        const bytes = buildFrame({ destination, vlan, version, udp: true, payload: new Uint8Array(300) });
+        for (let i = 0; i < 100; i++) vif.xmit(partial(packetFrom(vif, bytes), vif));
+      }
+    }
+    const counters = '/sys/class/net/eth0/statistics';
+    await sh(linux, `until [ $(cat ${counters}/rx_packets) -ge 400 ]; do sleep 0.1; done`);
+    assert.match(await sh(linux, `cat ${counters}/rx_errors`), /^0$/m);
   });
 
   test('our netfront and their xen-netback carry traffic both ways', async t => {

@@ -107,8 +107,9 @@ test('validateXmit makes of a GSO packet what a device with any features can sen
       packet.owner = { packetDone: () => ownerTold++ };
       const list = validateXmit(packet, { features, gsoMaxSize: 65536 }, net.packets, net.materialiser);
       assert.notEqual(list, null);
-      const csum =
-        (features & (NETIF_F_HW_CSUM | (frame.version === 4 ? NETIF_F_IP_CSUM : NETIF_F_IPV6_CSUM))) !== 0;
+      const ofProtocol =
+        frame.vlan !== undefined ? 0 : frame.version === 4 ? NETIF_F_IP_CSUM : NETIF_F_IPV6_CSUM;
+      const csum = (features & (NETIF_F_HW_CSUM | ofProtocol)) !== 0;
       const tso = (features & (frame.version === 4 ? NETIF_F_TSO : NETIF_F_TSO6)) !== 0;
       for (let p = list; p !== null; p = p.next) {
         assert.equal(p.gsoType, tso ? (frame.version === 4 ? GSO_TCPV4 : GSO_TCPV6) : GSO_NONE);

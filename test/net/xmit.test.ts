@@ -1,11 +1,17 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { NetDevice } from '../../src/net/device.js';
-import { NETIF_F_HW_CSUM, NETIF_F_SG } from '../../src/net/features.js';
-import { CHECKSUM_PARTIAL, GSO_TCPV4 } from '../../src/net/packet.js';
+import {
+  NETIF_F_HW_CSUM,
+  NETIF_F_IP_CSUM,
+  NETIF_F_IPV6_CSUM,
+  NETIF_F_SG,
+  NETIF_F_TSO6,
+} from '../../src/net/features.js';
+import { CHECKSUM_NONE, CHECKSUM_PARTIAL, GSO_NONE, GSO_TCPV4, GSO_TCPV6 } from '../../src/net/packet.js';
 import { PFIFO_FAST_PRIOMAP, PfifoFastQdisc } from '../../src/net/qdisc.js';
 import { setupChecksum } from '../../src/net/xmit.js';
-import { buildFrame } from './frames.js';
+import { buildFrame, checksumsAreRight, layout } from './frames.js';
 import { type Recorder, TestKernel } from './kernel.js';
 
 const frame = (n: number): Uint8Array => buildFrame({ payload: new Uint8Array(40).fill(n) });
@@ -240,4 +246,57 @@ test('a device without checksum offload gets complete checksums, one with it get
   }
   assert.equal(plain.priv.meta[0].checksum, 0);
   assert.equal(able.priv.meta[0].checksum, CHECKSUM_PARTIAL);
+});
+
+/** What a device with the offloads of a vif is given. */
+const VIF = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO6;
+
+for (const tag of [0x8100, 0x88a8]) {
+  test(`behind a VLAN tag of type 0x${tag.toString(16)} the ends of a vif get no blank checksum, and no GSO packet`, () => {
+    const kernel = new TestKernel();
+    const device = kernel.device('eth%d', { features: VIF });
+    const payload = Uint8Array.from({ length: 2500 }, (_, i) => i & 255);
+    const bytes = buildFrame({ payload, version: 6, vlan: 7 });
+    for (const gsoType of [GSO_NONE, GSO_TCPV6]) {
+      const packet = kernel.packet(bytes);
+      setupChecksum(packet, true, kernel.net.materialiser);
+      Object.assign(packet, { gsoType, gsoSize: 1000 });
+      packet.memory.u8[packet.data + 12] = tag >> 8;
+      packet.memory.u8[packet.data + 13] = tag & 0xff;
+      assert.equal(device.xmit(packet), true);
+    }
+    const { meta, sent } = device.priv;
+    assert.equal(sent.length, 4);
+    for (const [i, { checksum, gsoType }] of meta.entries()) {
+      assert.deepEqual([checksum, gsoType], [CHECKSUM_NONE, GSO_NONE]);
+      assert.equal((sent[i][12] << 8) | sent[i][13], tag);
+      // The references know one type of tag.
+      sent[i].set([0x81, 0], 12);
+    }
+    assert.ok(sent.every(frame => checksumsAreRight(frame)));
+    const segments = sent.slice(1).flatMap(frame => [...frame.subarray(layout(frame).payload)]);
+    assert.deepEqual(Uint8Array.from(segments), payload);
+    assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
+  });
+}
+
+test('the checksum of what a UDP tunnel carries is completed, where only the outer one would be looked for', () => {
+  const kernel = new TestKernel();
+  const device = kernel.device('eth%d', { features: VIF });
+  const inner = kernel.packet(buildFrame({ payload: new Uint8Array(40).fill(1), version: 6 }));
+  setupChecksum(inner, true, kernel.net.materialiser);
+  const { csumStart, csumOffset } = inner;
+  const vxlan = 8;
+  const carried = new Uint8Array(vxlan + inner.length);
+  carried.set(inner.memory.u8.subarray(inner.data, inner.data + inner.length), vxlan);
+  inner.release();
+  const bytes = buildFrame({ payload: carried, udp: true, destinationPort: 4789 });
+  const packet = kernel.packet(bytes);
+  const start = bytes.length - carried.length + vxlan;
+  Object.assign(packet, { checksum: CHECKSUM_PARTIAL, csumStart: start + csumStart, csumOffset });
+  assert.equal(device.xmit(packet), true);
+  const [sent] = device.priv.sent;
+  assert.equal(device.priv.meta[0].checksum, CHECKSUM_NONE);
+  assert.deepEqual(sent.subarray(0, start), bytes.subarray(0, start));
+  assert.ok(checksumsAreRight(sent.subarray(start)));
 });

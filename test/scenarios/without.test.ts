@@ -168,6 +168,8 @@ describe('what a frontend publishes of features that its backend does not offer'
 });
 
 const TCP = { udp: false, flags: 0x10 } as const;
+/** Destination options that are padding, before UDP: nothing for the fast path. */
+const OPTIONS = { firstHeader: 60, extra: Uint8Array.of(17, 0, 1, 4, 0, 0, 0, 0) };
 const payload = (length: number) => Uint8Array.from({ length }, (_, i) => (i * 5) & 0xff);
 
 /** A kind of packet, and the one feature that it needs to be taken. */
@@ -183,7 +185,7 @@ const KINDS: readonly Kind[] = [
   { feature: 'gso-tcpv4', bytes: 3000, frame: TCP, blank: true, gso: GSO_TCPV4 },
   { feature: 'gso-tcpv6', bytes: 3000, frame: { ...TCP, version: 6 }, blank: true, gso: GSO_TCPV6 },
   { feature: 'csum-offload', bytes: 700, frame: {}, blank: true },
-  { feature: 'ipv6-csum-offload', bytes: 700, frame: { version: 6, vlan: 7 }, blank: true },
+  { feature: 'ipv6-csum-offload', bytes: 700, frame: { version: 6, ...OPTIONS }, blank: true },
 ];
 const extrasOf = ({ gso }: Kind) =>
   gso === undefined ? [] : ([[gsoExtraWord0(1400), gsoExtraWord1(gso)]] as const);
