@@ -502,10 +502,15 @@ export class NetDevice<Priv = unknown> {
 
   /**
    * What the driver's poll calls for each packet that arrived (netif_receive_skb). Takes the reference.
-   * The driver counts what it received in `stats`.
+   * The driver counts what it received in `stats`. What comes while the device is down is dropped.
    */
   receive(packet: Packet): void {
     const { rxHandler } = this;
+    if (!this.running) {
+      this.stats.rxDropped++;
+      packet.release();
+      return;
+    }
     if (rxHandler === null) {
       this.stats.rxNohandler++;
       packet.release();

@@ -136,6 +136,8 @@ export class Vif implements QueueVif, ControlTarget {
   /** Whether the operator lets the link be up. */
   carrier = true;
   xdpHeadroom = 0;
+  /** The first connection has brought the device up: whoever takes it down later wants it down, whatever the guest does. */
+  private opened = false;
   /** Queues whose guest has not posted rx requests for too long. */
   stalledQueues = 0;
 
@@ -223,7 +225,8 @@ export class Vif implements QueueVif, ControlTarget {
     this.dev.setRealNumRxQueues(connections.length);
     this.net.updateFeatures(this.dev as NetDevice);
     this.fitMtu();
-    this.dev.open();
+    if (!this.opened) this.dev.open();
+    this.opened = true;
     for (const queue of this.queues) queue.start();
     this.setXdpHeadroom(frontend.xdpHeadroom);
     this.updateCarrier();

@@ -155,6 +155,7 @@ class NetfrontOps implements NetDeviceOps<Netfront> {
   changeMtu(dev: NetDevice<Netfront>, mtu: number): void {
     const max = dev.priv.maxMtu;
     if (mtu > max) throw dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that its backend takes`);
+    dev.priv.mtuChosen();
   }
 }
 
@@ -179,6 +180,8 @@ export class Netfront implements QueueDevice {
   private macNode = '';
   /** The MTU that was asked for, when the backend takes only less. */
   private cutMtu: number | null = null;
+  /** The first connection has brought the device up: whoever takes it down later wants it down. */
+  private opened = false;
   /** `disconnect` of the own directory: the operator has pulled the cable. */
   private unplugged = false;
   /** `carrier` of the backend's directory; a backend that has none is up. */
@@ -292,7 +295,8 @@ export class Netfront implements QueueDevice {
     this.net.updateFeatures(dev as NetDevice);
     this.applyMtu(this.cutMtu ?? dev.mtu);
     dev.txPool = this.trusted ? this.txPool!.pages : null;
-    dev.open();
+    if (!this.opened) dev.open();
+    this.opened = true;
     for (const queue of this.queues) queue.start();
     if (this.options.multicastControl && this.backend.multicastControl) {
       this.multicast = new MulticastFilterRequests(dev as NetDevice, this.queues[0], this.platform.scheduler);
@@ -555,12 +559,17 @@ export class Netfront implements QueueDevice {
   private applyMtu(wanted: number): void {
     const { dev, maxMtu } = this;
     const mtu = Math.min(wanted, maxMtu);
-    this.cutMtu = mtu < wanted ? wanted : null;
     try {
       dev.setMtu(mtu);
     } catch (error) {
       this.platform.log(`${dev.name}: MTU ${mtu}: ${(error as Error).message}`);
     }
+    this.cutMtu = mtu < wanted ? wanted : null;
+  }
+
+  /** The guest has set an MTU: no backend that takes more makes it another. */
+  mtuChosen(): void {
+    this.cutMtu = null;
   }
 
   /** As many queues as both ends want, or as many as there are ports and grants for. */

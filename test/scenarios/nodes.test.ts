@@ -85,6 +85,19 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
     }
   });
 
+  test('mtu: what the guest has set stays, when its backend took less than the node says, too', async () => {
+    const s = await scene(27, { front: { mtu: 9000 } });
+    const { host, guest, eth0 } = s;
+    const setSg = (sg: string) => host.run(host.xs.write(`${host.backPath(guest)}/feature-sg`, sg));
+    await reconnect(s, () => setSg('0'));
+    assert.equal(eth0.mtu, 1500);
+    eth0.setMtu(1400);
+    for (const sg of ['0', '1']) {
+      await reconnect(s, () => setSg(sg));
+      assert.equal(eth0.mtu, 1400);
+    }
+  });
+
   test("carrier: the operator's netback takes the link down and lets it be up, at both ends", async () => {
     const s = await scene(2);
     const { host, guest, eth0, peer, vif } = s;
@@ -290,6 +303,35 @@ describe("a frontend follows the nodes of its own and its backend's directory", 
       assert.ok(!u8.subarray(at, at + PAGE_SIZE).includes(0xee));
     }
   });
+});
+
+test('a device that was taken down stays so over reconnects, and gets and sends nothing meanwhile', async () => {
+  const s = await scene(28);
+  const { eth0, peer, vif } = s;
+  const got: number[] = [];
+  for (const device of [eth0, peer]) {
+    device.rxHandler = packet => {
+      got.push(packet.length);
+      packet.release();
+    };
+  }
+  const send = async (from: NetDevice, to: NetDevice) => {
+    got.length = 0;
+    from.xmit(packetFrom(from, frame(from, to)));
+    await s.host.scheduler.runFor(10);
+    return got.length;
+  };
+  for (const device of [eth0, vif.dev as NetDevice]) {
+    for (let round = 0; round < 2; round++) {
+      device.close();
+      assert.deepEqual([await send(eth0, peer), await send(peer, eth0)], [0, 0]);
+      await reconnect(s);
+      assert.equal(device.running, false);
+      device.open();
+      await s.host.scheduler.runFor(10);
+      assert.deepEqual([await send(eth0, peer), await send(peer, eth0)], [1, 1]);
+    }
+  }
 });
 
 test('multicast control: the backend passes on the groups in the list, until that is not all that is wanted', async () => {
