@@ -198,6 +198,12 @@ export function setupPartialChecksum(packet: Packet, headers: Headers, recalcula
   return true;
 }
 
+/** Makes the length in a partial checksum's sum of the pseudo header another one, and leaves the rest as its sender had it. */
+export function resizePartialChecksum(packet: Packet, before: number, after: number): void {
+  const at = packet.csumStart + packet.csumOffset;
+  storeSum(packet, at, fold(loadSum(packet, at) + (~swap16(before) & 0xffff) + swap16(after)));
+}
+
 /** True when the place that a partial checksum claims is inside the linear part. */
 export function partialChecksumFits(packet: Packet): boolean {
   const { csumStart, csumOffset } = packet;

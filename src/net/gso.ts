@@ -1,9 +1,10 @@
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
-import { setupPartialChecksum, writeIpv4Checksum } from './checksum.js';
+import { resizePartialChecksum, setupPartialChecksum, writeIpv4Checksum } from './checksum.js';
 import { Headers, IPPROTO_TCP, PARSED_L4, TCP_CWR, TCP_FIN, TCP_PSH } from './headers.js';
 import { copyMetadata } from './materialise.js';
 import type { Packet, PacketPool } from './packet.js';
 import {
+  CHECKSUM_PARTIAL,
   FRAGMENT_LOCAL,
   GSO_NONE,
   GSO_TCPV4,
@@ -52,6 +53,9 @@ function buildSegments(packet: Packet, packets: PacketPool): Packet | null {
   const { u8 } = packet.memory;
   const { l3, l4, ipVersion } = headers;
   const tcp = packet.data + l4;
+  const tcpBefore = headers.ipLength - headers.l3Length;
+  // What is behind the fixed header may be a source route, whose end is the destination that the sender's sum has.
+  const mayBeRouted = headers.l3Length > (ipVersion === 4 ? 20 : 40) && packet.checksum === CHECKSUM_PARTIAL;
   let sequence = (u8[tcp + 4] << 24) | (u8[tcp + 5] << 16) | (u8[tcp + 6] << 8) | u8[tcp + 7];
   let id = (u8[packet.data + l3 + 4] << 8) | u8[packet.data + l3 + 5];
   const flags = u8[tcp + 13];
@@ -142,7 +146,8 @@ function buildSegments(packet: Packet, packets: PacketPool): Packet | null {
     u8[at + l4 + 13] = segmentFlags;
     headers.ipLength = ipLength;
     if (ipVersion === 4) writeIpv4Checksum(segment, headers);
-    setupPartialChecksum(segment, headers, true);
+    if (mayBeRouted) resizePartialChecksum(segment, tcpBefore, headerLength - l4 + size);
+    else setupPartialChecksum(segment, headers, true);
   }
   return first;
 }

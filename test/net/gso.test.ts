@@ -19,7 +19,7 @@ import {
   type Packet,
 } from '../../src/net/packet.js';
 import { setupChecksum, validateXmit } from '../../src/net/xmit.js';
-import { buildFrame, checksumsAreRight, layout } from './frames.js';
+import { buildFrame, checksumsAreRight, layout, referenceSum } from './frames.js';
 import { TestKernel } from './kernel.js';
 
 const frames = fc.record({
@@ -173,3 +173,40 @@ test('headers that are split over the head and fragments are pulled together', (
     assert.equal(net.pages.used, 0);
   }
 });
+
+/** A loose source route of one hop that is left, and a segment routing header. */
+const SOURCE_ROUTES = {
+  4: { extra: Uint8Array.of(131, 7, 4, 10, 0, 0, 2, 0) },
+  6: { firstHeader: 43, extra: Uint8Array.of(6, 2, 4, 1, 0, 0, 0, 0, ...Array(16).fill(0xfd)) },
+};
+
+for (const version of [4, 6] as const) {
+  test(`segments with a source route keep the checksum of their last destination: IPv${version}`, () => {
+    const kernel = new TestKernel();
+    const { net } = kernel;
+    const payload = Uint8Array.from({ length: 5000 }, (_, i) => (i * 3) & 255);
+    const bytes = buildFrame({ payload, version, ...SOURCE_ROUTES[version] });
+    const packet = gsoPacket(kernel, bytes, 1400, { linear: 200 });
+    const destination = layout(bytes).l3 + (version === 4 ? 16 : 24);
+    const last = bytes.slice(destination, destination + (version === 4 ? 4 : 16));
+    // The next hop.
+    packet.memory.u8[packet.data + destination + 3] ^= 0x55;
+    const list = validateXmit(packet, { features: 0, gsoMaxSize: 65536 }, net.packets, net.materialiser);
+    const segments = collect(kernel, list);
+    assert.equal(segments.length, 4);
+    for (const segment of segments) {
+      const { l3, l4 } = layout(segment);
+      if (version === 4) assert.equal(referenceSum(segment, l3, l4), 0xffff);
+      segment.set(last, destination);
+      // The IPv4 header's own checksum was of the next hop.
+      if (version === 4) {
+        segment.set([0, 0], l3 + 10);
+        const sum = ~referenceSum(segment, l3, l4) & 0xffff;
+        segment.set([sum >> 8, sum & 255], l3 + 10);
+      }
+      assert.ok(checksumsAreRight(segment));
+    }
+    releaseList(list);
+    assert.equal(net.packets.used + net.pages.used, 0);
+  });
+}
