@@ -1,4 +1,4 @@
-import { RING_SIZES, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
+import { RING_SIZES, XEN_NETIF_MAX_TX_SIZE, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
 import type { Kernel } from '../kernel/kernel.js';
 import {
@@ -220,6 +220,8 @@ export class Netfront implements QueueDevice {
     dev.features = dev.hwFeatures | NETIF_F_RXCSUM;
     dev.minMtu = ETH_MIN_MTU;
     dev.maxMtu = ETH_MAX_MTU;
+    dev.gsoMaxSize = XEN_NETIF_MAX_TX_SIZE;
+    dev.tsoMaxSize = XEN_NETIF_MAX_TX_SIZE;
     dev.watchdogMs = WATCHDOG_MS;
     for (const queue of dev.txQueues) queue.setMinLimit(QUEUE_LIMIT_MIN);
     dev.carrierOff();

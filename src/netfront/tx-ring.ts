@@ -1,4 +1,4 @@
-import { NETIF_RSP_NULL, XEN_NETIF_MAX_TX_SIZE } from '../abi/netif.js';
+import { NETIF_RSP_NULL, XEN_NETIF_MAX_TX_SIZE, XEN_NETIF_NR_SLOTS_MIN } from '../abi/netif.js';
 import type { FrontRing } from '../abi/ring.js';
 import { copyMetadata } from '../net/materialise.js';
 import { FRAGMENT_LOCAL, GSO_NONE, MAX_FRAGMENTS, type Packet } from '../net/packet.js';
@@ -17,10 +17,10 @@ import {
   SLOT_UNANSWERED,
 } from './ring-block.js';
 import type { RingCode, SlotBooks } from './ring-code.js';
-import { txChecksumFlags, txSlotsNeeded, writeMulticast, writeTxPacket, writeTxRequest } from './tx-slots.js';
+import { txChecksumFlags, txDataSlots, writeMulticast, writeTxPacket, writeTxRequest } from './tx-slots.js';
 
-/** Slots of a packet at most: what every backend must take, and a GSO extra info. */
-const TX_SLOTS_MAX = 19;
+/** Slots of a packet at most: those with data that every backend must take, and a GSO extra info. */
+const TX_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN + 1;
 /** Of what `SlotBooks.slots` says of a slot. */
 const FIRST_ID_MASK = 0xffff;
 
@@ -222,7 +222,7 @@ export class TxRing {
 
   /** True when every byte is in pages of the pool, and not in more of them than a packet may have slots. */
   private isGranted(packet: Packet): boolean {
-    if (packet.pool !== this.directPool || txSlotsNeeded(packet) > TX_SLOTS_MAX) return false;
+    if (packet.pool !== this.directPool || txDataSlots(packet) > XEN_NETIF_NR_SLOTS_MIN) return false;
     if (packet.linear > 0 && packet.linearPoolIndex < 0) return false;
     for (let i = 0; i < packet.fragments; i++) {
       if (packet.source[i] !== FRAGMENT_LOCAL || packet.poolIndex[i] < 0) return false;
@@ -315,7 +315,7 @@ export class TxRing {
       return;
     }
     const first = this.books.freeIds[this.freeIdCount - 1];
-    const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
+    const slots = txDataSlots(packet);
     for (let i = 0; i < slots; i++) this.takeId(i, first);
     this.packets[first] = packet;
     this.books.slots[first] += slots * SLOT_UNANSWERED;

@@ -11,9 +11,9 @@ import {
 import type { FrontRing } from '../abi/ring.js';
 import { CHECKSUM_NONE, CHECKSUM_PARTIAL, GSO_NONE, type Packet } from '../net/packet.js';
 
-/** Ring slots that `writeTxPacket` takes for a packet: one a fragment, and one for a GSO extra info. */
-export function txSlotsNeeded(packet: Packet): number {
-  return (packet.linear > 0 ? 1 : 0) + packet.fragments + (packet.gsoType === GSO_NONE ? 0 : 1);
+/** Slots with data that `writeTxPacket` takes for a packet: one for each fragment, beside that of a GSO extra info. */
+export function txDataSlots(packet: Packet): number {
+  return (packet.linear > 0 ? 1 : 0) + packet.fragments;
 }
 
 /** Flags of a packet's first request that tell what is known of its checksum. */
@@ -42,7 +42,7 @@ export function writeTxRequest(
 
 /**
  * Writes the requests of a packet whose bytes all lie in pages granted to the backend. Only `reqProdPvt`
- * moves; the caller made sure that `txSlotsNeeded` slots are free.
+ * moves; the caller made sure that there are slots enough.
  *
  * @param grefs of the slots with data, in order: the linear part's first, then each fragment's
  * @param ids of the same slots
@@ -55,7 +55,7 @@ export function writeTxPacket(
   ids: Uint16Array,
   linearOffset: number,
 ): void {
-  const slots = (packet.linear > 0 ? 1 : 0) + packet.fragments;
+  const slots = txDataSlots(packet);
   const extra = packet.gsoType !== GSO_NONE;
   let index = ring.reqProdPvt;
   for (let i = 0; i < slots; i++) {
