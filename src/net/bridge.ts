@@ -313,6 +313,7 @@ export class Bridge extends NetDevice<undefined> implements Forwarder {
   /** A frame came in on a port. Takes the reference. */
   private receiveFrom(port: BridgePort, packet: Packet): void {
     if (packet.linear < ETH_HLEN || !this.running || !port.forwarding) {
+      port.device.stats.rxDropped++;
       packet.release();
       return;
     }
@@ -431,10 +432,14 @@ export class Bridge extends NetDevice<undefined> implements Forwarder {
     return NETDEV_TX_OK;
   }
 
+  /** Whether a packet may go out there; counts one that is only too long. */
   private mayForward(target: BridgePort, from: BridgePort | null, packet: Packet): boolean {
     if (!mayPass(from, target)) return false;
     const { device } = target;
-    return packet.gsoType !== GSO_NONE || packet.length <= device.mtu + device.hardHeaderLen + VLAN_HLEN;
+    if (packet.gsoType !== GSO_NONE || packet.length <= device.mtu + device.hardHeaderLen + VLAN_HLEN)
+      return true;
+    device.stats.txDropped++;
+    return false;
   }
 
   private forward(target: BridgePort, from: BridgePort | null, packet: Packet): void {

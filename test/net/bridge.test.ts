@@ -272,3 +272,25 @@ test('the table behaves as a map from address to port with ages and limits', () 
     }),
   );
 });
+
+test('what is too long for a port, or comes in on one without carrier, is counted there', () => {
+  const { kernel, ports } = setUp(3);
+  const [first, second, third] = ports;
+  const long = new Uint8Array(1500 + 14 + 4 - 54 + 1);
+  first.receive(kernel.packet(frame(1, BROADCAST, long.subarray(1))));
+  assert.deepEqual(counts(ports), [0, 1, 1], 'there is room for a VLAN tag');
+  second.mtu = 9000;
+  first.receive(kernel.packet(frame(1, BROADCAST, long)));
+  assert.deepEqual(counts(ports), [0, 1, 0]);
+  second.receive(kernel.packet(frame(2, mac(1), long)));
+  third.carrierOff();
+  third.receive(kernel.packet(frame(3, mac(1))));
+  assert.deepEqual(counts(ports), [0, 0, 0]);
+  const dropped = ports.map(({ stats }) => [stats.txDropped, stats.rxDropped]);
+  assert.deepEqual(dropped, [
+    [1, 0],
+    [0, 0],
+    [1, 1],
+  ]);
+  assert.equal(kernel.net.packets.used + kernel.net.pages.used, 0);
+});
