@@ -195,6 +195,8 @@ export class Netfront implements QueueDevice {
   /** Queues that were last said to be all that there are means for; 0 when nothing lacked. */
   private saidQueues = 0;
   private xdpHeadroom = 0;
+  /** What `setHash` was asked for last; null for nothing. */
+  private hash: HashSettings | null = null;
   private multicast: MulticastFilterRequests | null = null;
   /** What `request-multicast-control` says. */
   private filtering = false;
@@ -333,19 +335,34 @@ export class Netfront implements QueueDevice {
     this.net.notifiers.call(NETDEV_NOTIFY_PEERS, this.dev as NetDevice);
     // Nothing waits for it: a backend may not answer.
     if (first && this.options.staticGrants) void this.mapGrants();
+    if (first && this.hash !== null) void this.restoreHash(this.hash);
     if (this.connected) await this.reconfigure();
   }
 
   /** Has the backend map the pages of each queue, as many as it has room for. */
   private async mapGrants(): Promise<void> {
-    const { control, txPool, trusted } = this;
-    if (control === null || txPool === null) return;
-    try {
+    const { txPool, trusted } = this;
+    if (txPool === null) return;
+    await this.ask('static grants', async control => {
       for (const queue of this.queues) await mapQueue(queue, control, trusted ? txPool : null);
+    });
+  }
+
+  /** A backend that is connected to anew knows of no hash. */
+  private async restoreHash(hash: HashSettings): Promise<void> {
+    await this.ask('the hash', control => control.setHash(hash));
+  }
+
+  /** Asks the backend for something without which packets go, too. */
+  private async ask(what: string, request: (control: Control) => Promise<void>): Promise<void> {
+    const { control } = this;
+    if (control === null) return;
+    try {
+      await request(control);
     } catch (error) {
-      // Packets go all the same, by grants; a connection that has ended is nothing to tell of.
+      // A connection that has ended is nothing to tell of.
       if (this.control === control) {
-        this.platform.log(`${this.dev.name}: static grants: ${(error as Error).message}`);
+        this.platform.log(`${this.dev.name}: ${what}: ${(error as Error).message}`);
       }
     }
   }
@@ -443,13 +460,15 @@ export class Netfront implements QueueDevice {
   }
 
   /**
-   * Sets how the backend hashes packets to this guest and spreads them over its queues.
+   * Sets how the backend hashes packets to this guest and spreads them over its queues. Holds for later connections, too,
+   * as far as their backends take it.
    * @throws EOPNOTSUPP without a control ring, EINVAL when the backend refuses
    */
   async setHash(settings: HashSettings): Promise<void> {
     if (this.control === null)
       throw this.dev.error('EOPNOTSUPP', 'there is no control ring with its backend');
     await this.control.setHash(settings);
+    this.hash = settings;
   }
 
   async remove(): Promise<void> {

@@ -4,6 +4,7 @@ import {
   XEN_NETIF_CTRL_STATUS as STATUS,
   XEN_NETIF_CTRL_TYPE as T,
   toeplitzHash,
+  XenbusState,
 } from '../../src/abi/index.js';
 import { RpcRegistry } from '../../src/cli/rpc.js';
 import { registerVifMethods, vifsOf } from '../../src/cli/vif-methods.js';
@@ -176,6 +177,30 @@ test('a guest sets its hash up, gets it with each packet, and has flows where it
   const events = Object.fromEntries(guest.kernel.irqs.counts.map(({ name, count }) => [name, count]));
   assert.ok(events['eth0-q3-rx'] >= 2, 'both packets came by queue 3');
   await assert.rejects(host.run(front.setHash({ flags: 15, key, mapping: [4] })), /SET_HASH_MAPPING/);
+});
+
+test('the hash that a guest has set up outlives a connection, and what refuses it is named', async () => {
+  const host = await Host.boot(64);
+  const guest = await host.createGuest('a', { maxQueues: 4 });
+  const eth0 = await host.connectVif(guest);
+  const front = eth0.priv as Netfront;
+  const vif = host.dom0.net.byName('vif1.0')!.priv as Vif;
+  const before = vif.hash.dump();
+  await host.run(front.setHash({ flags: 15, key, mapping: [3, 3] }));
+  const set = vif.hash.dump();
+  assert.notEqual(set, before);
+  const reconnect = async () => {
+    await host.run(front.xbdev.switchState(XenbusState.Closing));
+    await host.until(() => !vif.connected);
+    await host.until(() => host.states(guest).every(state => state === XenbusState.Connected));
+    await host.scheduler.runFor(10);
+  };
+  await reconnect();
+  assert.equal(vif.hash.dump(), set);
+  await host.run(host.xs.write(`${host.backPath(guest)}/multi-queue-max-queues`, '2'));
+  await reconnect();
+  assert.equal(vif.queues.length, 2);
+  assert.match(guest.domain.dmesg.join(), /eth0: the hash: .*SET_HASH_MAPPING/);
 });
 
 test('a dump shows the control ring, the hash, and the rate', async () => {
