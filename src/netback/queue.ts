@@ -298,8 +298,10 @@ export class Queue implements FastPathQueue, Rings {
     if (this.stopped || (work >= budget && ring.hasRequests)) return work;
     // A whole budget that emptied the ring is no reason to poll again.
     const done = Math.min(work, budget - 1);
-    if (!this.napi.complete(done) || throttled) return done;
-    if (ring.finalCheckForRequests()) this.napi.schedule();
+    if (!this.napi.complete(done)) return done;
+    // What the guest sends has to wait; what it posts to receive in may come by the same channel.
+    if (throttled) this.endOfInterrupt();
+    else if (ring.finalCheckForRequests()) this.napi.schedule();
     else {
       if (this.worked) this.second?.arm();
       this.endOfInterrupt();

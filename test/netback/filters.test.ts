@@ -16,6 +16,7 @@ import { SeededScheduler } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath, type Guest } from '../support/data-path.js';
 import { collect, packetFrom, partial } from '../support/packets.js';
+import { RawPair } from '../support/raw-pair.js';
 
 function frame(from: Guest, to: Guest, changes: Partial<Parameters<typeof buildFrame>[0]> = {}): Uint8Array {
   const { address: source } = from.dev;
@@ -66,6 +67,30 @@ describe('the rate of a vif', () => {
     await path.settle();
     assert.equal(a.dev.txQueues[0].length, 0, 'without a rate all is sent');
   });
+
+  for (const split of [true, false]) {
+    test(`keeps no packets from a guest that waits for credit (split event channels: ${split})`, async () => {
+      const pair = new RawPair(true, { receiver: { split } });
+      const { path, sender, receiver } = pair;
+      const { front } = receiver;
+      receiver.vif.setRate({ bytes: 500, usec: 5_000_000 });
+      for (let i = 0; i < 3; i++) front.packet(receiver.frame(sender.mac, 400));
+      front.push();
+      front.kick();
+      await path.scheduler.runFor(1);
+      assert.equal(front.txResponses().length, 1, 'the others wait for credit');
+      sender.front.packet(pair.frame(100));
+      sender.front.push();
+      sender.front.kick();
+      await path.scheduler.runFor(1);
+      front.postRx(1);
+      front.push();
+      front.kick();
+      await path.scheduler.runFor(1);
+      assert.equal(front.rxPackets().length, 1);
+      assert.equal(front.txResponses().length, 0);
+    });
+  }
 
   test('a packet larger than one interval gets through in the end', async () => {
     const scheduler = new SeededScheduler(1, {
