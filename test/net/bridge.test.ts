@@ -160,18 +160,67 @@ test('addresses age by the clock, and no timer ticks', () => {
   assert.equal(bridge.forwardingTable().filter(e => !e.local).length, 1);
 });
 
+test('what a port sends again in one round goes where the address is by then', () => {
+  const { kernel, bridge, ports } = setUp(4);
+  let steps: (() => void)[] = [];
+  const napi = ports[0].napiAdd(() => {
+    for (const step of steps) step();
+    napi.complete();
+    return 0;
+  });
+  napi.enable();
+  const poll = (...now: (() => void)[]): void => {
+    steps = now;
+    napi.schedule();
+    kernel.run();
+  };
+  const arrive = (port: number, from: number, to: number[]) => () =>
+    ports[port].receive(kernel.packet(frame(from, to)));
+  const finds = (...expected: number[]) => {
+    return () => {
+      for (let again = 0; again < 2; again++) {
+        arrive(0, 1, mac(2))();
+        assert.deepEqual(counts(ports), expected);
+      }
+    };
+  };
+  const hush = () => void counts(ports);
+  poll(arrive(1, 2, BROADCAST), hush, finds(0, 1, 0, 0), arrive(2, 2, BROADCAST), hush, finds(0, 0, 1, 0));
+  poll(finds(0, 0, 1, 0), () => ports[2].close(), finds(0, 1, 0, 1));
+  poll(arrive(3, 2, BROADCAST), hush, finds(0, 0, 0, 1));
+  kernel.scheduler.advance(FDB_AGEING_MS);
+  poll(finds(0, 1, 0, 1));
+  poll(
+    arrive(3, 2, BROADCAST),
+    hush,
+    finds(0, 0, 0, 1),
+    () => bridge.fdb.addLocal(0x0200, 2),
+    finds(0, 0, 0, 0),
+  );
+  assert.equal(kernel.net.packets.used, 0);
+});
+
 test('a port that makes up addresses fills its own share; the others keep theirs', () => {
   const { kernel, bridge, ports } = setUp(3, { maxEntries: 100, maxPerPort: 20 });
   for (let n = 0; n < 200; n++) send(kernel, ports[0], frame(n, mac(255)));
-  for (let n = 0; n < 10; n++) {
+  const come = (port: number, n: number): void => {
     const bytes = frame(0, mac(255));
     bytes.set([2, 1, 1, 1, 1, n], 6);
-    send(kernel, ports[1], bytes);
-  }
-  const table = bridge.forwardingTable();
-  assert.equal(table.filter(e => e.device === ports[0]).length, 20);
-  assert.equal(table.filter(e => e.device === ports[1]).length, 10);
-  assert.equal(bridge.fdb.refused > 0, true);
+    send(kernel, ports[port], bytes);
+  };
+  const known = (): number[] => {
+    const table = bridge.forwardingTable();
+    return ports.map(port => table.filter(entry => entry.device === port).length);
+  };
+  for (let n = 0; n < 10; n++) come(1, n);
+  assert.deepEqual(known(), [20, 10, 0]);
+  // Addresses that move count where they are, however often; there is no more room for them than for new ones.
+  for (let i = 0; i < 50; i++) come(1 + (i & 1), 0);
+  for (let n = 10; n < 30; n++) come(1, n);
+  assert.deepEqual(known(), [20, 20, 1]);
+  come(0, 1);
+  assert.deepEqual(known(), [20, 19, 1], 'it is known nowhere then');
+  assert.ok(bridge.fdb.refused > 0);
 });
 
 test('ports come and go: carrier, MTU, address and table follow', async () => {
