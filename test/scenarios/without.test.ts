@@ -14,13 +14,16 @@ import {
   XenbusState,
 } from '../../src/abi/index.js';
 import { offloadsWithout } from '../../src/kernel/index.js';
-import { GSO_TCPV4, GSO_TCPV6 } from '../../src/net/index.js';
+import { writeIpv4Checksum } from '../../src/net/checksum.js';
+import { Headers } from '../../src/net/headers.js';
+import { GSO_TCPV4, GSO_TCPV6, type NetDevice } from '../../src/net/index.js';
 import { NETBACK_FEATURES, type NetbackFeature, registerNetback, type Vif } from '../../src/netback/index.js';
 import { NETFRONT_FEATURES } from '../../src/netfront/index.js';
-import { buildFrame, type TcpFrame } from '../net/frames.js';
-import { DataPath } from '../support/data-path.js';
+import { buildFrame, checksumsAreRight, layout, type TcpFrame } from '../net/frames.js';
+import { ALL_FEATURES, DataPath } from '../support/data-path.js';
 import { type GuestDomain, Host } from '../support/host.js';
 import { quiet, Victim } from '../support/hostile.js';
+import { bytesOf, packetFrom, partial } from '../support/packets.js';
 import { RawPair } from '../support/raw-pair.js';
 
 /** What an end says in xenstore with all its features. */
@@ -209,6 +212,50 @@ describe('packets that a guest sends although its backend does not take them', (
         const got = pair.receiver.front.rxPackets().map(({ bytes }) => bytes);
         assert.deepEqual(got, sent);
         assert.equal(pair.sender.vif.queues[0].inFlight, 0);
+      });
+    }
+  }
+});
+
+/** The bytes of a frame whose checksum is left to whoever needs it. */
+function leftBlank(dev: NetDevice, frame: Uint8Array): Uint8Array {
+  const packet = partial(packetFrom(dev, frame), dev);
+  const headers = new Headers();
+  headers.parse(packet);
+  if (headers.ipVersion === 4) writeIpv4Checksum(packet, headers);
+  const bytes = bytesOf(packet);
+  packet.release();
+  return bytes;
+}
+
+describe('packets for a guest that does not take them', () => {
+  for (const fastPath of [true, false]) {
+    for (const kind of KINDS.slice(1)) {
+      test(`${kind.feature} (fast path: ${fastPath}): become such that it does, others stay as they are`, async () => {
+        const taken = offloadsWithout(new Set([kind.feature]))!;
+        const pair = new RawPair(fastPath, { receiver: { features: { ...ALL_FEATURES, ...taken } } });
+        const { front, vif } = pair.receiver;
+        front.postRx(60);
+        const flags = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
+        for (const each of KINDS.slice(1)) {
+          const sent = leftBlank(vif.dev as NetDevice, pair.frame(each.bytes, each.frame));
+          await pair.send(sent, { flags, extras: extrasOf(each) });
+          const got = front.rxPackets();
+          const v6 = each.frame.version === 6;
+          const sums = v6 ? taken.ipv6CsumOffload : !taken.noCsumOffload;
+          const whole = sums && (v6 ? taken.gsoTcpv6 : taken.gsoTcpv4);
+          const blank = sums ? NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED : 0;
+          if (each.gso === undefined || whole) {
+            assert.deepEqual([got.length, got[0].extras], [1, extrasOf(each)], each.feature);
+            if (sums) assert.deepEqual(got[0].bytes, sent);
+          } else assert.equal(got.length, Math.ceil(each.bytes / 1400));
+          const data = ({ bytes }: { bytes: Uint8Array }) => bytes.subarray(layout(bytes).payload);
+          assert.deepEqual(Buffer.concat(got.map(data)), Buffer.from(data({ bytes: sent })));
+          for (const packet of got) {
+            assert.equal(packet.flags & (NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED), blank, each.feature);
+            if (!sums) assert.ok(checksumsAreRight(packet.bytes, each.frame.udp ?? true));
+          }
+        }
       });
     }
   }
