@@ -173,6 +173,67 @@ test('headers: options, extension headers, fragments and lies', () => {
   }
 });
 
+test('headers: any stack of them, however little of it is in the head at first', () => {
+  const kernel = new TestKernel();
+  const headers = new Headers();
+  const [TCP, UDP, FRAGMENT, AH, SCTP] = [6, 17, 44, 51, 132];
+  const stack = fc.record({
+    tags: fc.array(fc.constantFrom([0x81, 0], [0x88, 0xa8]), { maxLength: 3 }),
+    version: fc.constantFrom(4, 6),
+    options: fc.nat(10),
+    extensions: fc.array(fc.tuple(fc.constantFrom(0, 43, FRAGMENT, AH, 60), fc.nat(3)), { maxLength: 9 }),
+    protocol: fc.constantFrom(TCP, UDP, 1, 58, SCTP),
+    tcpOptions: fc.nat(10),
+    payload: fc.nat(20),
+    padding: fc.nat(9),
+  });
+  fc.assert(
+    fc.property(stack, ({ tags, version, options, extensions, protocol, tcpOptions, payload, padding }) => {
+      const chain = version === 6 ? extensions : [];
+      const types = [...chain.map(([type]) => type), protocol];
+      // Each unit is of 8 bytes behind the first 8; of 4 in AH; a fragment header is 8 long.
+      const extra = chain.map(([type, units], i) => {
+        const size = type === FRAGMENT ? 8 : type === AH ? 4 * (units + 2) : 8 * (units + 1);
+        return [types[i + 1], type === FRAGMENT ? 0 : units, ...Array(size - 2).fill(0)];
+      });
+      const ip = version === 4 ? Array(20 + 4 * options).fill(0) : [...Array(40).fill(0), ...extra.flat()];
+      const l4Length = protocol === TCP ? 20 + 4 * tcpOptions : protocol === SCTP ? 0 : 8;
+      const transport = Array(l4Length + payload).fill(0);
+      if (protocol === TCP) transport[12] = (5 + tcpOptions) << 4;
+      const length = ip.length + transport.length;
+      if (version === 4) {
+        ip.splice(0, 4, 0x45 + options, 0, length >> 8, length & 255);
+        ip[9] = protocol;
+      } else ip.splice(0, 7, 0x60, 0, 0, 0, (length - 40) >> 8, (length - 40) & 255, types[0]);
+      const type = version === 4 ? [8, 0] : [0x86, 0xdd];
+      const tagged = [...tags.flatMap(tag => [...tag, 0, 7]), ...type];
+      const bytes = [...Array(12).fill(2), ...tagged, ...ip, ...transport, ...Array(padding).fill(0)];
+      let linear = 0;
+      for (let before = -1; linear > before; ) {
+        before = linear;
+        const packet = kernel.packet(Uint8Array.from(bytes), { linear });
+        headers.parse(packet);
+        packet.release();
+        assert.ok(headers.length <= linear);
+        // What it wants is more, but not more than there are headers.
+        if (headers.needed > 0) linear = headers.needed;
+        assert.ok(linear <= 14 + 4 * tags.length + ip.length + l4Length);
+      }
+      assert.equal(headers.needed, 0);
+      const l3 = 14 + 4 * Math.min(tags.length, 2);
+      assert.deepEqual([headers.vlanTags, headers.l3], [Math.min(tags.length, 2), l3]);
+      // Deeper stacks than these are nobody's.
+      const level =
+        tags.length > 2 || chain.length > 8 ? PARSED_L2 : protocol === SCTP ? PARSED_L3 : PARSED_L4;
+      assert.equal(headers.level, level);
+      if (level === PARSED_L2) return;
+      const { ipVersion, l3Length, ipLength, l4 } = headers;
+      assert.deepEqual([ipVersion, l3Length, ipLength, l4], [version, ip.length, length, l3 + ip.length]);
+      assert.deepEqual([headers.protocol, headers.l4Length], [protocol, l4Length]);
+    }),
+  );
+});
+
 test('parsing any bytes ends, and stays inside the packet', () => {
   const headers = new Headers();
   const kernel = new TestKernel();

@@ -448,6 +448,12 @@ describe('transmit queues', () => {
     queue.resetLimit();
     assert.equal(queue.dql.inflight, 0);
     assert.ok(!queue.stopped);
+    queue.setMinLimit(1500);
+    for (let i = 0; i < 2; i++) queue.sent(1000);
+    queue.completed(100);
+    assert.ok(queue.stopped, '1900 bytes are more than the limit');
+    queue.completed(400);
+    assert.ok(!queue.stopped);
   });
 
   test('the limit under any traffic: inflight is what was sent and not completed; room exists after all is done', () => {
