@@ -210,3 +210,33 @@ for (const version of [4, 6] as const) {
     assert.equal(net.packets.used + net.pages.used, 0);
   });
 }
+
+test('of a packet that others hold, too, a device gets another, and what they see stays', () => {
+  for (const features of [0, NETIF_F_SG]) {
+    for (const gso of [false, true]) {
+      const kernel = new TestKernel();
+      const { net } = kernel;
+      const bytes = buildFrame({ payload: Uint8Array.from({ length: 3000 }, (_, i) => i & 255) });
+      // Headers of a GSO packet may have to be pulled.
+      const packet = kernel.packet(bytes, { linear: gso ? 14 : 100, sizes: [11, 30, 5, 3000] });
+      packet.checksum = CHECKSUM_PARTIAL;
+      packet.csumStart = 34;
+      packet.csumOffset = 16;
+      packet.gsoType = gso ? GSO_TCPV4 : GSO_NONE;
+      packet.gsoSize = 1448;
+      packet.hold();
+      const { linear, fragments } = packet;
+      const list = validateXmit(packet, { features, gsoMaxSize: 65536 }, net.packets, net.materialiser);
+      assert.equal(collect(kernel, list).length, gso ? 3 : 1);
+      assert.equal(list!.checksum, CHECKSUM_NONE);
+      assert.deepEqual(kernel.bytes(packet), bytes);
+      assert.deepEqual(
+        [packet.linear, packet.fragments, packet.checksum],
+        [linear, fragments, CHECKSUM_PARTIAL],
+      );
+      releaseList(list);
+      packet.release();
+      assert.equal(net.packets.used + net.pages.used, 0);
+    }
+  }
+});

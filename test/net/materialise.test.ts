@@ -29,6 +29,21 @@ test('materialising brings every byte home in one batch, packed, and tells the o
   assert.equal(net.pages.used, 0);
 });
 
+test('more packets than a batch takes come home, each with its own bytes', () => {
+  const kernel = new TestKernel();
+  const packets = Array.from({ length: 100 }, (_, i) =>
+    kernel.packet(bytesOf(600 + i), { linear: 64, foreign: true }),
+  );
+  assert.equal(kernel.net.materialiser.materialise(packets), 0);
+  assert.ok(kernel.grants.batches < 5);
+  for (const [i, packet] of packets.entries()) {
+    assert.ok(packet.isLocal);
+    assert.deepEqual(kernel.bytes(packet), bytesOf(600 + i));
+    packet.release();
+  }
+  assert.equal(kernel.net.pages.used, 0);
+});
+
 test('a bad grant fails its own packet only', () => {
   const kernel = new TestKernel();
   const { net } = kernel;
