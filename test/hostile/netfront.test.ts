@@ -195,31 +195,46 @@ describe('XSA-376: netfront and a hostile backend: the device is broken', () => 
     /still uses its grant/,
   );
 
-  test('XSA-396: the page is kept until the backend lets go of it, and used for nothing else', () =>
-    scene(511, async ({ victim, path }) => {
-      const { back, dom } = victim;
-      const mapping = back.map(back.rxGref);
-      const page = mapping.address / PAGE_SIZE;
-      back.respondRx({ status: 100 });
-      await victim.strike();
-      assert.equal(victim.broken.length, 1);
-      assert.equal(victim.got.length, 0);
-      // The frontend goes; the backend keeps its mapping.
-      victim.queue.destroy();
-      victim.granted.retire();
-      await path.scheduler.runFor(10_000);
-      assert.ok(dom.reclaimer.pending >= 1);
-      const taken = new Set<number>();
-      for (let i = 0; i < 500; i++) taken.add(dom.platform.memory.allocPage());
-      assert.ok(!taken.has(page));
-      for (const one of taken) dom.platform.memory.freePage(one);
-      back.destroy();
-      await path.scheduler.runFor(2000);
-      assert.equal(dom.reclaimer.pending, 0);
-      // Everything is as after a disconnect: connect again for the scene to take down.
-      victim.connect();
-      await quiet(path);
-    }));
+  // Packets of one slot and of several, some of which go round the end of the ring.
+  for (const [slots, mapped, start] of [
+    [1, 0, 0],
+    [3, 0, 0],
+    [3, 2, 0],
+    [3, 1, 254],
+    [3, 2, 254],
+  ]) {
+    test(`XSA-396: page ${mapped + 1} of ${slots} from slot ${start} on is kept until the backend lets go of it`, () =>
+      scene(
+        511,
+        async ({ victim, path }) => {
+          const { back, dom } = victim;
+          const mapping = back.map(back.rx.word(back.rxNext + mapped, 1));
+          const page = mapping.address / PAGE_SIZE;
+          for (let left = slots; left-- > 0; ) {
+            back.respondRx({ status: 1000, flags: left > 0 ? NETRXF_MORE_DATA : 0 });
+          }
+          await victim.strike();
+          assert.equal(victim.broken.length, 1);
+          assert.equal(victim.got.length, 0);
+          // The frontend goes; the backend keeps its mapping.
+          victim.queue.destroy();
+          victim.granted.retire();
+          await path.scheduler.runFor(10_000);
+          assert.ok(dom.reclaimer.pending >= 1);
+          const taken = new Set<number>();
+          for (let i = 0; i < 500; i++) taken.add(dom.platform.memory.allocPage());
+          assert.ok(!taken.has(page), 'it is used for nothing else');
+          for (const one of taken) dom.platform.memory.freePage(one);
+          back.destroy();
+          await path.scheduler.runFor(2000);
+          assert.equal(dom.reclaimer.pending, 0);
+          // Everything is as after a disconnect: connect again for the scene to take down.
+          victim.connect();
+          await quiet(path);
+        },
+        { start },
+      ));
+  }
 });
 
 describe('XSA-376: netfront and a hostile backend: the packet is dropped', () => {
@@ -651,5 +666,31 @@ describe('netfront without memory', () => {
         assert.equal(victim.back.txRequests().length, 1);
       },
       { maxPages: 600 },
+    ));
+
+  test('nor grants for more pages, receives into those that it has, and takes no others', () =>
+    scene(
+      802,
+      async ({ victim }) => {
+        const { back, dom } = victim;
+        const { grants, memory } = dom.platform;
+        const page = memory.allocPage();
+        const used: number[] = [];
+        assert.throws(() => {
+          for (;;) used.push(grants.grantAccess(0, page, true));
+        });
+        const pages: number[] = [];
+        for (let round = 0; round < 10; round++) {
+          // It would post more if it could.
+          for (let i = 0; i < 32; i++) back.packet(frame(victim, 100));
+          await victim.strike();
+          pages.push(victim.pages);
+        }
+        assert.deepEqual(pages, Array(10).fill(pages[0]));
+        assert.equal(victim.got.length, 320);
+        for (const gref of used) grants.endAccess(gref);
+        memory.freePage(page);
+      },
+      { tied: true, limits: { maxGrantFrames: 1 } },
     ));
 });
