@@ -14,6 +14,7 @@ import {
 import type { TxPacketOptions } from '../../src/mock/index.js';
 import { GSO_TCPV4, GSO_TCPV6, type NetDevice } from '../../src/net/index.js';
 import { FILTER_PASS, SourceFilter } from '../../src/netback/index.js';
+import { RX_STALL_MS } from '../../src/netback/rx-ring.js';
 import { ALL_FEATURES } from '../support/data-path.js';
 import { RawPair } from '../support/raw-pair.js';
 
@@ -571,6 +572,32 @@ describe('the fast path and what it keeps from one poll to the next', () => {
       assert.deepEqual(fast, slow);
     });
   }
+
+  test('a guest that posted too little once, and takes what came since, has not stalled', async () => {
+    const pair = new RawPair(true);
+    const { path, receiver, sender } = pair;
+    await pair.send(pair.frame(100));
+    await path.scheduler.runFor(11_000);
+    assert.equal(receiver.vif.queues[0].stats.rxExpired, 1);
+    receiver.front.postRx(5);
+    for (let i = 0; i < 5; i++) sender.front.packet(pair.frame(100 + i));
+    await pair.strike();
+    assert.equal(receiver.front.rxPackets().length, 5);
+    await path.scheduler.runFor(RX_STALL_MS);
+    assert.deepEqual([receiver.vif.stalledQueues, receiver.vif.dev.carrierOk], [0, true]);
+  });
+
+  test('a frame to the address that it is from, which was somewhere else', async () => {
+    const outcomes = [true, false].map(async fastPath => {
+      const pair = new RawPair(fastPath);
+      pair.receiver.front.postRx(40);
+      await pair.send(pair.frame(100, { source: pair.receiver.mac }));
+      await pair.send(pair.frame(100));
+      return pair.outcome();
+    });
+    const [fast, slow] = await Promise.all(outcomes);
+    assert.deepEqual(fast, slow);
+  });
 
   test('a filter that has the vif disconnect finds nothing written to pages that were given back', async () => {
     const pair = new RawPair(true);

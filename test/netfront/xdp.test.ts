@@ -397,7 +397,7 @@ for (const [where, how] of WAYS) {
         }
       }
       dev.xdpXmit(frames);
-      for (let i = 0; i < 10; i++) front.add(frames, 60 + i, i);
+      for (let i = 0; i < 10; i++) front.add(frames, 60 + i, i, 100 * i);
       assert.equal(dev.xdpXmit(frames), 6);
       assert.deepEqual([frames.count, ...frames.bytes.subarray(0, 4)], [4, 66, 67, 68, 69]);
       await front.sent();
