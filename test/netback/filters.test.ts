@@ -135,6 +135,8 @@ describe('multicast control', () => {
     assert.equal(await send(toGroup), 1);
     assert.equal(await send(frame(a, b, { destination: Array(6).fill(255) })), 1);
     assert.equal(b.vif.stats.multicastFiltered, 1);
+    b.replaceBackend();
+    assert.equal(await send(toGroup), 0, 'a new connection has asked for none');
   });
 });
 

@@ -237,6 +237,14 @@ test('a dump shows the control ring, the hash, and the rate', async () => {
   await host.scheduler.runReady();
   const limited = `${before[0]}, 125000 bytes in 1000 µs may be sent, 125000 now`;
   assert.equal((await dump())[0], limited);
+
+  // A new connection has asked for nothing yet.
+  await host.run(front.setHash({ flags: 15, key, mapping: [3] }));
+  const { dev } = front;
+  await host.run(guest.kernel.xenbus.devices[0].switchState(XenbusState.Closing));
+  await host.until(() => !dev.carrierOk);
+  await host.until(() => dev.carrierOk && (host.dom0.net.byName('vif1.0')!.priv as Vif).connected);
+  assert.deepEqual(await dump(), [limited, ring(0), '  hash: none', other]);
 });
 
 test('a control ring that goes away answers those who wait', async () => {
