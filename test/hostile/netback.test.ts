@@ -268,20 +268,25 @@ describe('netback and a hostile frontend: the vif is disabled', () => {
     await by.check();
   });
 
-  test('a port that is not there is refused, and nothing stays', async () => {
-    const path = new DataPath(114);
-    const attacker = new Attacker(path);
-    const before = holdings(path);
-    let closed = 0;
-    const prepare = ({ publication, platform }: HostileFrontend) => {
-      closed = publication.rxPort;
-      platform.events.close(closed);
-    };
-    attacker.afterFailure = ({ platform }) => assert.equal(platform.events.allocUnbound(0), closed);
-    assert.throws(() => attacker.connect(prepare), /port/);
-    assert.deepEqual(holdings(path), before);
-    assert.equal(attacker.vif.dev.napis.length, 0);
-  });
+  for (const queues of [1, 2]) {
+    test(`a port that is not there is refused, as the last of ${queues} queues, and nothing stays`, async () => {
+      const path = new DataPath(114);
+      const attacker = new Attacker(path, { queues });
+      const before = holdings(path);
+      let closed = 0;
+      const prepare = () => {
+        const { publication, platform } = attacker.fronts[queues - 1];
+        closed = publication.rxPort;
+        platform.events.close(closed);
+      };
+      attacker.afterFailure = ({ platform }) => {
+        assert.deepEqual([attacker.vif.connected, attacker.vif.dev.napis.length], [false, 0]);
+        assert.equal(platform.events.allocUnbound(0), closed);
+      };
+      assert.throws(() => attacker.connect(prepare), /port/);
+      assert.deepEqual(holdings(path), before);
+    });
+  }
 });
 
 describe('netback and a hostile frontend: the packet is dropped', () => {

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { ringNeedsNotify } from '../../src/abi/index.js';
 import { type NetDevice, type Packet, sysfsDirectory, VirtualTree } from '../../src/net/index.js';
 import { buildFrame } from '../net/frames.js';
 import { DataPath, type Guest } from '../support/data-path.js';
 import { packetFrom } from '../support/packets.js';
 import { queueLatency } from '../support/queue-latency.js';
+import { RawPair } from '../support/raw-pair.js';
 
 function send(from: Guest, to: Guest, count: number): void {
   const bytes = buildFrame({
@@ -86,4 +88,26 @@ test('a guest that takes nothing holds a bounded number of bytes, and all goes o
   send(a, b, 100);
   await path.settle();
   assert.equal(b.dev.stats.rxPackets, rxPackets + 100);
+});
+
+test('a guest that posts its rx requests one by one is asked to tell of the last that a packet needs', async () => {
+  for (const [length, needed] of [
+    [100, 1],
+    [5000, 2],
+    [8900, 3],
+  ]) {
+    const pair = new RawPair(true);
+    const { front } = pair.receiver;
+    await pair.send(pair.frame(length));
+    for (let posted = 1; posted <= needed; posted++) {
+      const { reqProd } = front.rx;
+      front.postRx(1);
+      front.push();
+      const wanted = ringNeedsNotify(reqProd, front.rx.reqProd, front.rx.reqEvent);
+      assert.equal(wanted, posted === needed, `${posted} of ${needed}`);
+      if (wanted) front.kickRx();
+      await pair.path.scheduler.runFor(1);
+    }
+    assert.equal(front.rxPackets().length, 1);
+  }
 });

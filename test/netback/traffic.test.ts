@@ -1,6 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import {
+  hashExtraWord0,
+  XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
+  XEN_NETIF_CTRL_HASH_TYPE,
+} from '../../src/abi/index.js';
+import {
   CHECKSUM_NONE,
   CHECKSUM_PARTIAL,
   CHECKSUM_UNNECESSARY,
@@ -14,6 +19,7 @@ import {
 import { buildFrame, checksumsAreRight, layout } from '../net/frames.js';
 import { ALL_FEATURES, DataPath, type Guest } from '../support/data-path.js';
 import { bytesOf, packetFrom, partial } from '../support/packets.js';
+import { RawPair } from '../support/raw-pair.js';
 
 interface Received {
   bytes: Uint8Array;
@@ -59,6 +65,22 @@ function holdings(path: DataPath): unknown {
 }
 
 describe('guest to guest', () => {
+  for (const fastPath of [true, false]) {
+    test(`the hash that a sender gives is not for a guest that asked for none (fast path: ${fastPath})`, async () => {
+      const pair = new RawPair(fastPath);
+      pair.receiver.front.postRx(2);
+      const hash = hashExtraWord0(
+        XEN_NETIF_CTRL_HASH_TYPE.IPV4,
+        XEN_NETIF_CTRL_HASH_ALGORITHM_TOEPLITZ,
+        false,
+      );
+      await pair.send(pair.frame(100), { extras: [[hash, 0x12345678]] });
+      assert.deepEqual(pair.receiver.front.rxPackets(), [
+        { bytes: pair.frame(100), flags: 0, prefix: null, extras: [] },
+      ]);
+    });
+  }
+
   for (const split of [true, false]) {
     test(`frames of all sizes arrive as they were sent (split event channels: ${split})`, async () => {
       const path = new DataPath(split ? 3 : 4);

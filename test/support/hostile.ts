@@ -53,7 +53,7 @@ export class Attacker {
   readonly fatal: string[] = [];
   front!: HostileFrontend;
   /** One for each queue. */
-  private fronts: HostileFrontend[] = [];
+  fronts: HostileFrontend[] = [];
   /** What the backend sees the rings through, when asked for. */
   txMemory: DoubleFetchMemory | null = null;
   rxMemory: DoubleFetchMemory | null = null;
