@@ -147,6 +147,10 @@ test('headers: options, extension headers, fragments and lies', () => {
   assert.equal(parse(buildFrame({ payload, vlan: 5 })), PARSED_L4);
   assert.deepEqual([headers.vlanTags, headers.vlanTci], [1, 5]);
 
+  const beyond = buildFrame({ version: 6, payload, extra: hopByHop, firstHeader: 0 });
+  beyond.set([0, 8], 18);
+  assert.equal(parse(beyond), PARSED_L2, 'an extension header beyond the packet, with padding behind that');
+
   // Too little in the head: the parser says how much it wants.
   for (const [linear, needed] of [
     [10, 14],

@@ -178,4 +178,19 @@ describe('a poller', { skip, timeout: 20_000 }, () => {
     await delay(5);
     assert.deepEqual([a.looks, b.taken, poller.size], [looks, taken, 0]);
   });
+
+  test('does not look at a device that another one has removed in its turn', async t => {
+    const { poller, pipes } = setUp(t, 2);
+    for (const [i, pipe] of pipes.entries()) {
+      const { poll } = pipe;
+      pipe.poll = budget => {
+        pipes[1 - i].handle!.remove();
+        return poll.call(pipe, budget);
+      };
+      pipe.bring(1);
+    }
+    await until(() => pipes.some(({ taken }) => taken > 0));
+    await delay(5);
+    assert.deepEqual([pipes.filter(({ looks }) => looks > 0).length, poller.size], [1, 1]);
+  });
 });
