@@ -69,7 +69,7 @@ export class DynamicQueueLimit {
       this.watchSlack(clock.now);
     } else if (inProgress && previousInProgress && !allPreviousDone) {
       const slack = ahead(limit + this.previousOver, 2 * bytes);
-      const slackOfLast = ahead(this.previousLast, this.previousOver);
+      const slackOfLast = this.previousOver > 0 ? ahead(this.previousLast, this.previousOver) : 0;
       this.lowestSlack = Math.min(this.lowestSlack, Math.max(slack, slackOfLast));
       const { now } = clock;
       if (now > this.slackStart + this.holdMs) {

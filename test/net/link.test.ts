@@ -456,6 +456,28 @@ describe('transmit queues', () => {
     assert.ok(!queue.stopped);
   });
 
+  test('the limit shrinks by what was to spare for a second, and not by what is needed', () => {
+    const dql = new DynamicQueueLimit();
+    dql.limit = 10_000;
+    dql.sent(10_000);
+    let now = 0;
+    /** Has always as many bytes under way, of which so many are done at a time. */
+    const steps = (ms: number, ...sizes: number[]): void => {
+      for (const until = now + ms; now < until; now += 10) {
+        const bytes = sizes[(now / 10) % sizes.length];
+        dql.done(bytes, { now });
+        dql.sent(bytes);
+      }
+    };
+    // At times more than half of it is done at once: with less, the device would run dry.
+    steps(5000, 1000, 6000);
+    assert.equal(dql.limit, 10_000);
+    steps(900, 1000);
+    assert.equal(dql.limit, 10_000);
+    steps(1200, 1000);
+    assert.equal(dql.limit, 2000);
+  });
+
   test('the limit under any traffic: inflight is what was sent and not completed; room exists after all is done', () => {
     fc.assert(
       fc.property(
