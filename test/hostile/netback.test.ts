@@ -11,7 +11,7 @@ import {
   XEN_NETIF_EXTRA_TYPE_MCAST_ADD,
 } from '../../src/abi/index.js';
 import type { HostileFrontend } from '../../src/mock/index.js';
-import { GSO_TCPV4, GSO_TCPV6 } from '../../src/net/index.js';
+import { GSO_TCPV4, GSO_TCPV6, type NetDevice } from '../../src/net/index.js';
 import { RX_QUEUE_BYTES_MAX, RX_QUEUE_PACKETS_MAX, RX_STALL_MS } from '../../src/netback/rx-ring.js';
 import { TxRing } from '../../src/netback/tx-ring.js';
 import { buildFrame } from '../net/frames.js';
@@ -710,6 +710,19 @@ describe('netback and a hostile frontend: resources', () => {
         assert.equal(front.rxPackets().length, 2);
         front.rxPackets();
       }
+    }));
+
+  test('a guest that is gone while it counts as stalled has a carrier when it is back', () =>
+    scene(412, async ({ attacker, path }) => {
+      const { dev } = attacker.vif;
+      const bytes = buildFrame({ destination: attacker.mac, payload: new Uint8Array(100) });
+      dev.xmit(packetFrom(dev as NetDevice, bytes));
+      await path.scheduler.runFor(RX_STALL_MS + 1000);
+      assert.equal(dev.carrierOk, false);
+      attacker.disconnect();
+      attacker.connect();
+      await path.scheduler.runFor(10);
+      assert.deepEqual([attacker.vif.stalledQueues, dev.carrierOk], [0, true]);
     }));
 
   test('XSA-424: whatever drops a packet in the middle of a poll, the poll is not entered again, and all is answered', () =>

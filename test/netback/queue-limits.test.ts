@@ -111,3 +111,18 @@ test('a guest that posts its rx requests one by one is asked to tell of the last
     assert.equal(front.rxPackets().length, 1);
   }
 });
+
+test('events of a guest that only receives are not held back as spurious, on one channel or two', async () => {
+  for (const split of [true, false]) {
+    const pair = new RawPair(true, { receiver: { split } });
+    const { front } = pair.receiver;
+    for (let i = 0; i < 20; i++) {
+      await pair.send(pair.frame(100));
+      front.postRx(1);
+      front.push();
+      front.kickRx();
+      await pair.path.scheduler.runReady();
+      assert.equal(front.rxPackets().length, 1, `packet ${i}`);
+    }
+  }
+});
