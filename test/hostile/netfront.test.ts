@@ -668,6 +668,33 @@ describe('netfront without memory', () => {
       { maxPages: 600 },
     ));
 
+  test('looks for pages again by itself when few requests are left, of which no event would tell', () =>
+    scene(
+      803,
+      async ({ victim, path }) => {
+        const { back, dev } = victim;
+        const { net, platform } = victim.dom;
+        const { memory } = platform;
+        for (const packet of Array.from({ length: 32 }, () => net.packets.get())) packet.release();
+        const kept: { release(): void }[] = [];
+        const { rxHandler } = dev;
+        dev.rxHandler = packet => void kept.push(packet);
+        const all: number[] = [];
+        assert.throws(() => {
+          for (;;) all.push(memory.allocPage());
+        });
+        for (let i = 0; i < 25; i++) back.packet(frame(victim, 100));
+        await victim.strike();
+        assert.equal(back.rx.reqProd - back.rxNext, 7);
+        for (const page of all) memory.freePage(page);
+        await path.scheduler.runFor(200);
+        assert.ok(back.rx.reqProd - back.rxNext >= 32);
+        for (const packet of kept) packet.release();
+        dev.rxHandler = rxHandler;
+      },
+      { maxPages: 600 },
+    ));
+
   test('nor grants for more pages, receives into those that it has, and takes no others', () =>
     scene(
       802,
