@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { closeSync, constants, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, constants, mkdtempSync, openSync, readSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
 import fc from 'fast-check';
+import type { NetDevice } from '../../src/net/device.js';
 import {
   CHECKSUM_NONE,
   CHECKSUM_PARTIAL,
@@ -16,8 +17,11 @@ import {
   type Packet,
 } from '../../src/net/packet.js';
 import { libc } from '../../src/platform/linux/libc.js';
-import { POLL_STARVED } from '../../src/uplink/poller.js';
+import { POLL_STARVED, type Poller } from '../../src/uplink/poller.js';
 import { Tap, TapIo } from '../../src/uplink/tap.js';
+import { TapFace } from '../../src/uplink/tap-face.js';
+import { TapPort } from '../../src/uplink/tap-port.js';
+import { TestKernel } from '../net/kernel.js';
 import { makePages } from './pages.js';
 
 const skip = process.platform === 'linux' ? false : 'needs Linux';
@@ -195,5 +199,74 @@ describe('frames through a TAP', { skip }, () => {
     second.release();
     tight.destroy();
     assert.equal(small.pool.used, 0);
+  });
+});
+
+describe('of packets whose data cannot be fetched none is written, and those behind them are', {
+  skip,
+}, () => {
+  /** A TAP that nothing can be set of, and nobody polls. */
+  function setUp() {
+    const loop = openLoop();
+    const ignore = () => {};
+    const tap = { fd: loop.fd, name: 'loop', folder: '/nowhere', nameNow: 'loop' };
+    Object.assign(tap, { setOffload: ignore, setCarrier: ignore, setAddress: ignore, close: loop.close });
+    const poller = { add: () => ({ wake: ignore, remove: ignore }) } as unknown as Poller;
+    const kernel = new TestKernel();
+    const frames = [300, 1300, 2300].map(length => new Uint8Array(length).fill(length));
+    const packets = frames.map(bytes => kernel.packet(bytes, { linear: 100, foreign: true }));
+    packets[1].ref[0] = 99_999;
+    /** The frames that were written, without the headers before them. */
+    const written = (...lengths: number[]): Buffer[] => {
+      const bytes = Buffer.alloc(10_000);
+      const count = readSync(loop.fd, bytes);
+      assert.equal(
+        count,
+        lengths.reduce((sum, length) => sum + 10 + length, 0),
+      );
+      let at = 0;
+      return lengths.map(length => {
+        at += 10 + length;
+        return bytes.subarray(at - length, at);
+      });
+    };
+    const end = () => {
+      assert.equal(kernel.net.packets.used, 0);
+      assert.equal(kernel.net.pages.used, 0);
+    };
+    return { tap: tap as unknown as Tap, poller, kernel, packets, frames, written, end };
+  }
+
+  test('to a TAP that is a device', async () => {
+    const { tap, poller, kernel, packets, frames, written, end } = setUp();
+    const port = new TapPort(kernel.net, poller, tap);
+    const { device } = port;
+    device.open();
+    for (const packet of packets) device.xmit(packet, true);
+    kernel.net.flush();
+    assert.deepEqual(
+      written(300, 2300),
+      [frames[0], frames[2]].map(bytes => Buffer.from(bytes)),
+    );
+    assert.deepEqual([device.stats.txPackets, device.stats.txDropped], [2, 1]);
+    // What was not written yet is let go of when it goes down.
+    device.xmit(kernel.packet(frames[0]), true);
+    device.close();
+    await port.close();
+    end();
+  });
+
+  test('to a TAP that is the user of a device', () => {
+    const { tap, poller, kernel, packets, frames, written, end } = setUp();
+    const face = new TapFace(kernel.device('eth%d') as unknown as NetDevice, tap, poller, () => {});
+    for (const packet of packets) face.device.receive(packet);
+    kernel.run();
+    assert.deepEqual(
+      written(300, 2300),
+      [frames[0], frames[2]].map(bytes => Buffer.from(bytes)),
+    );
+    face.device.receive(kernel.packet(frames[2], { linear: 100, foreign: true }));
+    face.close();
+    end();
   });
 });
