@@ -261,6 +261,16 @@ test('isolated ports reach the others but not each other', () => {
   assert.deepEqual(counts(ports), [1, 1, 0]);
 });
 
+test('the table finds each of many addresses, however it has grown, until a port forgets them', () => {
+  const fdb = new Fdb(1, 5000, 5000);
+  for (let a = 0; a < 4000; a++) assert.ok(fdb.learn(a & 7, a * 77, 1 + (a & 1), 0));
+  for (let a = 0; a < 4000; a++) assert.equal(fdb.lookup(a & 7, a * 77, 1), 1 + (a & 1));
+  fdb.flushPort(1);
+  for (let a = 0; a < 4000; a++) {
+    assert.equal(fdb.lookup(a & 7, a * 77, 1), (a & 1) === 0 ? FDB_UNKNOWN : 2);
+  }
+});
+
 test('the table behaves as a map from address to port with ages and limits', () => {
   const op = fc.oneof(
     {

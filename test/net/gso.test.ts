@@ -211,6 +211,19 @@ for (const version of [4, 6] as const) {
   });
 }
 
+test('a GSO packet without a checksum to be completed is cut, whatever the device can', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const packet = kernel.packet(buildFrame({ payload: new Uint8Array(3000) }), { linear: 100 });
+  packet.gsoType = GSO_TCPV4;
+  packet.gsoSize = 1448;
+  const features = NETIF_F_SG | NETIF_F_HW_CSUM | NETIF_F_TSO;
+  const list = validateXmit(packet, { features, gsoMaxSize: 65536 }, net.packets, net.materialiser);
+  assert.equal(collect(kernel, list).length, 3);
+  releaseList(list);
+  assert.equal(net.packets.used, 0);
+});
+
 test('of a packet that others hold, too, a device gets another, and what they see stays', () => {
   for (const features of [0, NETIF_F_SG]) {
     for (const gso of [false, true]) {
