@@ -174,6 +174,21 @@ test('a guest sets its hash up, gets it with each packet, and has flows where it
     assert.equal(got[0].hash, toeplitzHash(key, Uint8Array.of(...addresses, ...ports)));
     assert.equal(got[0].hashType, version === 4 ? 1 : 3);
   }
+  // Of the types that it asks for, the most that applies; of others it gets none.
+  for (const [flags, udp, type] of [
+    [0b0001, false, 0],
+    [0b0010, false, 1],
+    [0b0011, true, 0],
+    [0b0010, true, -1],
+    [0b1100, false, -1],
+  ] as const) {
+    await host.run(front.setHash({ flags, key, mapping: [3, 3, 3, 3] }));
+    got.length = 0;
+    const addresses = { source: [...peer.address], destination: [...eth0.address] };
+    peer.xmit(packetFrom(peer, buildFrame({ ...addresses, udp, payload: Uint8Array.of(1) })));
+    await host.until(() => got.length === 1);
+    assert.equal(got[0].hashType, type, `${flags}, ${udp}`);
+  }
   const events = Object.fromEntries(guest.kernel.irqs.counts.map(({ name, count }) => [name, count]));
   assert.ok(events['eth0-q3-rx'] >= 2, 'both packets came by queue 3');
   await assert.rejects(host.run(front.setHash({ flags: 15, key, mapping: [4] })), /SET_HASH_MAPPING/);
@@ -253,6 +268,17 @@ test('a control ring that goes away answers those who wait', async () => {
   front.destroy();
   assert.equal((await answer).status, STATUS.NOT_SUPPORTED);
   await assert.rejects(front.request(T.GET_HASH_FLAGS), /ENOTCONN/);
+});
+
+test('a control ring for which there is no event channel leaves nothing behind', () => {
+  const guest = new DataPath(6).guest().dom;
+  const { events, grants } = guest.platform;
+  assert.throws(() => {
+    for (;;) events.allocUnbound(0);
+  }, /ENOSPC/);
+  const before = [grants.allocated, guest.domain.pages];
+  assert.throws(() => new Control({ ...guest, backendId: 0, broken() {} }, 'eth0'), /ENOSPC/);
+  assert.deepEqual([grants.allocated, guest.domain.pages], before);
 });
 
 test('a guest without an event channel left for a control ring connects all the same', async () => {
