@@ -107,6 +107,17 @@ describe('the rate of a vif', () => {
     }
     assert.equal(waits, 59);
   });
+
+  test('keeps what one queue waits for from another that wants less', async () => {
+    const { path } = await pair(79);
+    const limiter = new CreditLimiter(path.scheduler, { bytes: 1000, usec: 1000 });
+    const [large, small] = [() => {}, () => {}];
+    assert.ok(limiter.take(900, small));
+    assert.equal(limiter.take(200, large), false);
+    assert.equal(limiter.take(50, small), false);
+    await path.scheduler.runFor(1);
+    assert.ok(limiter.take(200, large));
+  });
 });
 
 describe('multicast control', () => {

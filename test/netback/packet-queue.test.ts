@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { type Packet, PacketPool } from '../../src/net/packet.js';
+import { FRAGMENT_LOCAL, type Packet, PacketPool } from '../../src/net/packet.js';
 import { PacketQueue } from '../../src/netback/packet-queue.js';
 import { plainMemory } from '../support/memory.js';
 
@@ -20,6 +20,7 @@ test('a packet queue is a list, whatever is done to it', () => {
       for (const op of operations) {
         if (op.kind === 'push') {
           const packet = pool.get();
+          if (op.size > 500) packet.addFragment(FRAGMENT_LOCAL, 0, 0, 500);
           packet.length = op.size;
           queue.push(packet);
           model.push(packet);
@@ -47,6 +48,11 @@ test('a packet queue is a list, whatever is done to it', () => {
         assert.equal(
           queue.bytes,
           model.reduce((sum, packet) => sum + packet.length, 0),
+        );
+        // Each is as long as its own buffer at most, which is no page of a pool; a fragment is one.
+        assert.equal(
+          queue.pages,
+          model.slice(0, settled).reduce((sum, packet) => sum + packet.fragments, 0),
         );
       }
       for (const packet of model) packet.release();

@@ -112,6 +112,21 @@ test('a guest that posts its rx requests one by one is asked to tell of the last
   }
 });
 
+test('a guest with a backlog has not stalled as long as it takes packets', async () => {
+  const pair = new RawPair(true);
+  const { front, vif } = pair.receiver;
+  for (let second = 0; second < 70; second++) {
+    for (let i = 0; i < 2; i++) await pair.send(pair.frame(100));
+    front.postRx(1);
+    front.push();
+    front.kickRx();
+    await pair.path.scheduler.runFor(1000);
+  }
+  assert.ok(vif.queues[0].stats.rxExpired > 0);
+  assert.equal(front.rxPackets().length, 70);
+  assert.deepEqual([vif.queues[0].stats.rxStalls, vif.dev.carrierOk], [0, true]);
+});
+
 test('events of a guest that only receives are not held back as spurious, on one channel or two', async () => {
   for (const split of [true, false]) {
     const pair = new RawPair(true, { receiver: { split } });
