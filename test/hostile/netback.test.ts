@@ -451,6 +451,21 @@ describe('netback and a hostile frontend: the packet is sound', () => {
       );
     }));
 
+  test('a packet whose grant behind the head is none is answered with ERROR, and arrives nowhere', () =>
+    scene(307, async ({ attacker, by, heard }) => {
+      const bytes = attacker.frame(by.target, 946);
+      const first = attacker.front.packet(bytes, { slots: [300, 700] });
+      attacker.front.tx.write(first + 1, NO_GREF);
+      const sound = attacker.frame(by.target, 800);
+      attacker.front.packet(sound);
+      await attacker.strike();
+      assert.deepEqual(
+        attacker.front.txResponses().map(({ status }) => status),
+        [ERROR, ERROR, OKAY],
+      );
+      if (heard === by.heard) assert.deepEqual(heard, [sound]);
+    }));
+
   test('XSA-432: packets of as many slots as can be, shorter than the header area, back to back', () =>
     scene(302, async ({ attacker, by, heard }) => {
       for (let round = 0; round < 20; round++) {
@@ -585,6 +600,9 @@ describe('netback and a hostile frontend: resources', () => {
         path.dom0.irqs.counts
           .filter(({ name }) => name.startsWith(attacker.vif.dev.name))
           .reduce((sum, { count }) => sum + count, 0);
+      // It has done something once.
+      attacker.front.postRx(4);
+      await attacker.strike();
       const before = runs();
       for (let i = 0; i < 20_000; i++) {
         for (let k = 0; k < 5; k++) attacker.front.kick();
