@@ -211,6 +211,31 @@ for (const version of [4, 6] as const) {
   });
 }
 
+test('padding behind the IP packet is no payload of a segment', () => {
+  const kernel = new TestKernel();
+  const payload = Uint8Array.from({ length: 3000 }, (_, i) => i & 255);
+  const bytes = Uint8Array.from([...buildFrame({ payload }), ...Array(50).fill(0xee)]);
+  const list = segmentPacket(gsoPacket(kernel, bytes, 1000, { linear: 100 }), kernel.net.packets);
+  const segments = collect(kernel, list);
+  assert.deepEqual(Buffer.concat(segments.map(each => each.subarray(54))), Buffer.from(payload));
+  releaseList(list);
+});
+
+test('without memory for all segments, or the whole of a packet in a page, nothing is sent and nothing kept', () => {
+  const kernel = new TestKernel({ pages: 64 });
+  const { net, memory } = kernel;
+  const bytes = buildFrame({ payload: new Uint8Array(6000) });
+  const long = kernel.packet(bytes, { linear: 100 });
+  assert.equal(validateXmit(long, { features: 0, gsoMaxSize: 65536 }, net.packets, net.materialiser), null);
+  const packet = gsoPacket(kernel, bytes, 1000, { linear: 100 });
+  assert.throws(() => {
+    for (;;) memory.allocPage();
+  });
+  // A page has room for a few packets.
+  assert.equal(segmentPacket(packet, net.packets), null);
+  assert.equal(net.packets.used + net.pages.used, 0);
+});
+
 test('a GSO packet without a checksum to be completed is cut, whatever the device can', () => {
   const kernel = new TestKernel();
   const { net } = kernel;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { PACKET_LINEAR_MAX, type Packet } from '../../src/net/packet.js';
+import { FRAGMENT_LOCAL, PACKET_LINEAR_MAX, type Packet } from '../../src/net/packet.js';
 import { PagePool } from '../../src/net/page-pool.js';
 import { TestKernel } from './kernel.js';
 
@@ -182,6 +182,38 @@ test('without memory for another packet the data path drops, and leaves nothing 
   packet.release();
   for (const other of others) other.release();
   assert.equal(net.packets.used, 0);
+});
+
+test('who others still need is not done with when some of its data has come home', () => {
+  for (const small of [true, false]) {
+    const kernel = new TestKernel();
+    const { net } = kernel;
+    let told = 0;
+    const bytes = bytesOf(small ? 300 : 3000);
+    const packet = kernel.packet(bytes, { linear: 64, foreign: true });
+    packet.owner = { packetDone: () => told++ };
+    if (!small) {
+      const index = net.pages.alloc();
+      const page = net.pages.pages[index];
+      packet.memory.u8.fill(7, page * 4096, page * 4096 + 1000);
+      packet.pool = net.pages;
+      packet.addFragment(FRAGMENT_LOCAL, page, 0, 1000, index);
+    }
+    const all = kernel.bytes(packet);
+    packet.hold();
+    const copy = net.materialiser.share(packet)!;
+    // The grants are still what the other one has, …
+    assert.ok(net.materialiser.materialiseOne(packet));
+    assert.equal(told, 0);
+    packet.release();
+    // … and a page of its own.
+    assert.ok(net.materialiser.materialiseOne(copy));
+    assert.deepEqual(kernel.bytes(copy), all);
+    assert.equal(copy.parent === null, small);
+    copy.release();
+    assert.equal(told, 1);
+    assert.equal(net.packets.used + net.pages.used, 0);
+  }
 });
 
 test('a packet that comes back to its pool is as good as new', () => {

@@ -109,6 +109,17 @@ test('segments that find the queue full are kept in front, none is lost or sent 
   );
   assert.deepEqual(sent[7], frame(77));
   assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
+
+  // Those that are left when it goes down are let go of.
+  device.priv.room = 2;
+  const another = kernel.packet(buildFrame({ payload }), { linear: 100 });
+  setupChecksum(another, true, kernel.net.materialiser);
+  another.gsoType = GSO_TCPV4;
+  another.gsoSize = 1000;
+  device.xmit(another);
+  assert.equal(device.txQueues[0].length, 5);
+  device.close();
+  assert.equal(kernel.net.pages.used + kernel.net.packets.used, 0);
 });
 
 test('a driver that throws loses that packet, and no other', () => {
