@@ -85,6 +85,7 @@ export class Netback {
   waitingFor(): string | null {
     const { vif, xbdev } = this;
     if (this.fatalReason !== '') return `disabled: ${this.fatalReason}`;
+    if (vif?.connected && !vif.dev.running) return `connected, but ${vif.name} is down`;
     if (vif?.connected && !vif.carrier) return `connected, without carrier: ${xbdev.nodename}/carrier is 0`;
     if (vif !== null && vif.stalledQueues > 0) return 'stalled: the guest posts no rx requests';
     if (vif?.connected && xbdev.state !== XenbusState.Connected) {

@@ -506,6 +506,7 @@ export class Netfront implements QueueDevice {
     if (xbdev.state === XenbusState.Closed && xbdev.otherendState === XenbusState.Unknown) {
       return `waiting for the backend (domain ${xbdev.otherendId}) to come back at ${xbdev.otherend}`;
     }
+    if (this.connected && !this.dev.running) return `connected, but ${this.dev.name} is down`;
     if (this.connected && this.linkDown !== null) return `connected, without carrier: ${this.linkDown}`;
     if (this.connected && this.timedOut !== null) return this.unanswered(this.timedOut);
     return null;

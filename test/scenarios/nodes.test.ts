@@ -321,14 +321,19 @@ test('a device that was taken down stays so over reconnects, and gets and sends 
     await s.host.scheduler.runFor(10);
     return got.length;
   };
-  for (const device of [eth0, vif.dev as NetDevice]) {
+  for (const [device, end] of [
+    [eth0, front],
+    [vif.dev as NetDevice, back],
+  ] as const) {
     for (let round = 0; round < 2; round++) {
       device.close();
+      assert.equal(end(s).xbdev.waitingFor(), `connected, but ${device.name} is down`);
       assert.deepEqual([await send(eth0, peer), await send(peer, eth0)], [0, 0]);
       await reconnect(s);
       assert.equal(device.running, false);
       device.open();
       await s.host.scheduler.runFor(10);
+      assert.equal(end(s).xbdev.waitingFor(), null);
       assert.deepEqual([await send(eth0, peer), await send(peer, eth0)], [1, 1]);
     }
   }
