@@ -15,10 +15,17 @@ import {
 } from './packet.js';
 
 /**
- * The most packets that one is cut into: what 64 KiB are at 32 bytes a segment. A sender that asks for
- * more wants to make us work, since no TCP has such a segment size.
+ * Payload bytes of a segment, on average, in a packet that is cut into more than a few: no link has a smaller MTU than such
+ * segments need. Whoever asks for shorter ones wants to make us work: a page would be thousands of packets for each port of a
+ * bridge, and leave no room in their queues.
  */
-export const MAX_GSO_SEGMENTS = 2048;
+const SEGMENT_MIN = 240;
+const FEW_SEGMENTS = 16;
+
+/** The most packets that one with so many bytes of payload is cut into. */
+export function maxGsoSegments(payload: number): number {
+  return FEW_SEGMENTS + Math.floor(payload / SEGMENT_MIN);
+}
 
 const headers = new Headers();
 
@@ -48,7 +55,7 @@ function buildSegments(packet: Packet, packets: PacketPool): Packet | null {
   const payload = payloadEnd - headerLength;
   if (gsoSize === 0 || headerLength > PACKET_LINEAR_MAX) return null;
   const count = payload === 0 ? 1 : Math.ceil(payload / gsoSize);
-  if (count > MAX_GSO_SEGMENTS) return null;
+  if (count > maxGsoSegments(payload)) return null;
 
   const { u8 } = packet.memory;
   const { l3, l4, ipVersion } = headers;
