@@ -63,17 +63,17 @@ function unlessTakenBack<T>(
   name: string,
   destroyed: AbortSignal,
 ): Promise<T> {
-  return new Promise((resolve, reject) => {
+  const takenBack = new Promise<never>((_, reject) => {
     destroyed.addEventListener('abort', () => {
       if (take(file)) reject(new ToolstackError('ESRCH', `the domain ${name} was destroyed`));
     });
-    const answered = answer.catch(error => {
-      // It has no answer to give any more, and must not start the domain later, either.
-      take(file);
-      throw error;
-    });
-    answered.then(resolve, reject);
   });
+  const answered = answer.catch(error => {
+    // It has no answer to give any more, and must not start the domain later, either.
+    take(file);
+    throw error;
+  });
+  return Promise.race([takenBack, answered]);
 }
 
 /** Registers what the commands of a domain's life call. @param down ends the host */

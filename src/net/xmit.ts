@@ -42,8 +42,7 @@ export function passesAsItIs(packet: Packet, features: number): boolean {
 
 /**
  * Does in software what a device cannot do (validate_xmit_skb): cuts GSO packets, puts all data into the
- * linear part when there is no scatter-gather, completes partial checksums. Costs two tests when the
- * device can do what the packet asks for.
+ * linear part when there is no scatter-gather, completes partial checksums. Not needed for what `passesAsItIs`.
  *
  * Takes the caller's reference.
  * @returns the packets to send, linked by `next`, or null when the packet had to be dropped

@@ -330,12 +330,14 @@ export class Netfront implements QueueDevice {
 
   /** The backend is Connected, too. */
   async backendConnected(): Promise<void> {
+    const { hash } = this;
     const first = this.failures > 0;
     this.failures = 0;
     this.net.notifiers.call(NETDEV_NOTIFY_PEERS, this.dev as NetDevice);
     // Nothing waits for it: a backend may not answer.
     if (first && this.options.staticGrants) void this.mapGrants();
-    if (first && this.hash !== null) void this.restoreHash(this.hash);
+    // A backend that is connected to anew knows of no hash.
+    if (first && hash !== null) void this.ask('the hash', control => control.setHash(hash));
     if (this.connected) await this.reconfigure();
   }
 
@@ -346,11 +348,6 @@ export class Netfront implements QueueDevice {
     await this.ask('static grants', async control => {
       for (const queue of this.queues) await mapQueue(queue, control, trusted ? txPool : null);
     });
-  }
-
-  /** A backend that is connected to anew knows of no hash. */
-  private async restoreHash(hash: HashSettings): Promise<void> {
-    await this.ask('the hash', control => control.setHash(hash));
   }
 
   /** Asks the backend for something without which packets go, too. */
