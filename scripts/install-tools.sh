@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages whose programs the tests use, as far as they are missing. Needs root and apt;
-# without them it says what is missing, and the tests that need it skip with the same words.
+# Installs the Debian packages whose programs the tests use, or those of the programs that are named, as far as they are
+# missing. Needs root and apt; without them it says what is missing, and what needs it does without or is skipped.
 set -u
 declare -A package_of=(
   [ip]=iproute2 [ping]=iputils-ping [iperf3]=iperf3 [curl]=curl [tcpdump]=tcpdump [tshark]=tshark
@@ -10,8 +10,13 @@ declare -A package_of=(
 declare -A package_with=(
   [/usr/lib/xen-4.17/bin/xenstored]=xen-utils-4.17 [/usr/include/xenstore.h]=libxen-dev [/usr/include/stdlib.h]=libc6-dev
 )
+if [ $# -gt 0 ]; then package_with=(); else set -- "${!package_of[@]}"; fi
 missing=()
-for program in "${!package_of[@]}"; do
+for program; do
+  if [ -z "${package_of[$program]-}" ]; then
+    echo "usage: scripts/install-tools.sh [PROGRAM…], of: ${!package_of[*]}" >&2
+    exit 2
+  fi
   command -v "$program" >/dev/null 2>&1 || [ -x "/usr/sbin/$program" ] || missing+=("${package_of[$program]}")
 done
 for file in "${!package_with[@]}"; do
@@ -22,12 +27,20 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
   echo "not installed, and only root can do it with apt-get: ${missing[*]}" >&2
   exit 0
 fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq || exit 1
+
+# What apt says matters only when it fails.
+apt() {
+  local said
+  said=$(DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" 2>&1) && return
+  printf 'apt-get %s failed:\n%s\n' "$*" "$said" >&2
+  exit 1
+}
+echo "installing by apt-get: ${missing[*]}" >&2
+apt update
 available=()
 for package in "${missing[@]}"; do
   if apt-cache show "$package" >/dev/null 2>&1; then available+=("$package")
   else echo "no package $package in this distribution: the tests that need it are skipped" >&2
   fi
 done
-[ ${#available[@]} -eq 0 ] || apt-get install -y -qq --no-install-recommends "${available[@]}"
+[ ${#available[@]} -eq 0 ] || apt install -y --no-install-recommends "${available[@]}"

@@ -1,4 +1,4 @@
-// Installs the dependencies when they are not those of the lock file, then compiles.
+// Installs the dependencies when they are not those of the lock file, and programs that are missing; then compiles.
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -17,6 +17,15 @@ export function run(command, args, options = {}) {
 
 function installed() {
   return existsSync(installedLock) && readFileSync(installedLock).equals(readFileSync(lock));
+}
+
+/**
+ * Has root on Debian install programs that are missing. It goes on without those that cannot be had.
+ * @param programs as scripts/install-tools.sh knows them; all of them when there are none
+ */
+export function installTools(...programs) {
+  if (process.env.PVNET_NO_INSTALL) return;
+  spawnSync('bash', ['scripts/install-tools.sh', ...programs], { cwd: root, stdio: 'inherit' });
 }
 
 export function setUp() {

@@ -2,13 +2,14 @@
 import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { commandLine } from './arguments.mjs';
-import { root, run, setUp } from './setup.mjs';
+import { installTools, root, run, setUp } from './setup.mjs';
 
 const USAGE = `usage: npm test [-- PART…]
 Sets up, and runs the tests of test/, or those whose path has one of the parts in it: npm test -- netback/ gro
 `;
 const { names: filters } = commandLine(USAGE, {}, null);
 rmSync(join(root, 'dist/test'), { recursive: true, force: true });
+installTools();
 setUp();
 const files = readdirSync(join(root, 'dist/test'), { recursive: true })
   .filter(name => name.endsWith('.test.js'))

@@ -34,6 +34,30 @@ export async function netnsTraffic(
   results: Results,
 ): Promise<void> {
   const { signal } = results;
+  if (await isInstalled('ping')) await netnsPings(guest1, results);
+  else print('  (ping is not installed: none are sent)');
+
+  await results.check(`TCP, ${TRANSFER_BYTES / 1e6} MB with a checksum`, async () => {
+    const { lines, kill } = await startReceiver(guest2, TRANSFER_PORT, signal);
+    try {
+      const sent = await sendTo(guest1, GUEST2, TRANSFER_PORT, TRANSFER_BYTES, signal);
+      const got = JSON.parse((await lines.next()).value ?? '{}') as TransferReport;
+      return tellTransfer(got, got.seconds, sent);
+    } finally {
+      kill();
+    }
+  });
+
+  if (await isInstalled('iperf3')) await netnsThroughput(host, [guest1, guest2], results);
+  else print('  (iperf3 is not installed: no throughput is measured)');
+}
+
+async function isInstalled(program: string): Promise<boolean> {
+  return (await runProgram(['sh', '-c', `command -v ${program}`])).status === 0;
+}
+
+async function netnsPings(guest1: HostedDomain, results: Results): Promise<void> {
+  const { signal } = results;
   for (const address of [GUEST2, GUEST2_V6]) {
     await results.check(`${PINGS} pings to ${address}`, async () => {
       // The first finds the neighbour, for which IPv6 may take a second after a link has come up.
@@ -47,22 +71,14 @@ export async function netnsTraffic(
       return `all answered, ${average[1]} ms on average`;
     });
   }
+}
 
-  await results.check(`TCP, ${TRANSFER_BYTES / 1e6} MB with a checksum`, async () => {
-    const { lines, kill } = await startReceiver(guest2, TRANSFER_PORT, signal);
-    try {
-      const sent = await sendTo(guest1, GUEST2, TRANSFER_PORT, TRANSFER_BYTES, signal);
-      const got = JSON.parse((await lines.next()).value ?? '{}') as TransferReport;
-      return tellTransfer(got, got.seconds, sent);
-    } finally {
-      kill();
-    }
-  });
-
-  if ((await runProgram(['sh', '-c', 'command -v iperf3'])).status !== 0) {
-    print('  (iperf3 is not installed: no throughput is measured)');
-    return;
-  }
+async function netnsThroughput(
+  host: Host,
+  [guest1, guest2]: HostedDomain[],
+  results: Results,
+): Promise<void> {
+  const { signal } = results;
   const { kill } = await startServer(
     inside(guest2, ['iperf3', '--server', '--forceflush']),
     'Server listening',

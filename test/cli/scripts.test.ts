@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { namespaceObstacle } from '../uplink/machine.js';
 
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 /** The programs behind npm's commands, and what each calls itself. */
@@ -40,7 +41,8 @@ test('npm start whose output nobody reads any more ends without a word, and leav
   mkdirSync(join(folder, 'taken'));
   const other = createServer().listen(join(folder, 'taken', 'c.sock'));
   t.after(() => other.close());
-  const env = { ...process.env, PVNET_SOCKET: join(folder, 'taken', 'c.sock'), TMPDIR: folder };
+  const PVNET_SOCKET = join(folder, 'taken', 'c.sock');
+  const env = { ...process.env, PVNET_SOCKET, PVNET_NO_INSTALL: '1', TMPDIR: folder };
   const argv = ['scripts/start.mjs', '--no-linux'];
   const child = spawn(process.execPath, argv, { cwd: root, env, stdio: ['ignore', 'pipe', 'pipe'] });
   t.after(() => void child.kill('SIGKILL'));
@@ -53,6 +55,28 @@ test('npm start whose output nobody reads any more ends without a word, and leav
   assert.equal(errors, '');
   assert.equal(status, 0);
   assert.deepEqual(readdirSync(folder), ['taken']);
+});
+
+test('npm start where ping and iperf3 are not installed shows the rest', {
+  skip: await namespaceObstacle(),
+}, t => {
+  const folder = mkdtempSync(join(tmpdir(), 'pvnet-scripts-'));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  mkdirSync(join(folder, 'bin'));
+  symlinkSync(process.execPath, join(folder, 'bin', 'node'));
+  for (const program of ['ip', 'nsenter', 'sh', 'unshare']) {
+    const found = ['/usr/sbin', '/usr/bin'].map(path => join(path, program)).find(existsSync);
+    if (found !== undefined) symlinkSync(found, join(folder, 'bin', program));
+  }
+  const env = { PATH: join(folder, 'bin'), PVNET_SOCKET: join(folder, 'c.sock'), PVNET_NO_INSTALL: '1' };
+  const argv = ['scripts/start.mjs', '--exit', '--no-linux'];
+  const { status, stdout, stderr } = spawnSync(process.execPath, argv, { cwd: root, env, encoding: 'utf8' });
+  assert.equal(stderr, '');
+  assert.equal(status, 0, stdout);
+  assert.match(
+    stdout,
+    /\(ping is not installed: none are sent\)\n {2}✓ TCP, 100 MB .*\n {2}\(iperf3 is not installed/,
+  );
 });
 
 test('what is named or has a value that cannot be is refused', () => {

@@ -5,8 +5,8 @@ import { once } from 'node:events';
 import { createReadStream, createWriteStream } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { namespaceObstacle, steeringObstacle } from '../uplink/machine.js';
-import { missingPrograms, PvnetUp } from './pvnet.js';
+import { missingPrograms, namespaceObstacle, steeringObstacle } from '../uplink/machine.js';
+import { PvnetUp } from './pvnet.js';
 
 const MB = 1 << 20;
 const programs = ['ip', 'ping', 'iperf3', 'curl', 'tcpdump', 'tshark', 'xenstore-ls', 'python3'];

@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -11,17 +11,6 @@ export interface Finished {
   status: number | null;
   stdout: string;
   stderr: string;
-}
-
-/** Names the programs that are not installed, for a test's `skip`; false when all are. */
-export function missingPrograms(...programs: string[]): string | false {
-  const missing = programs.filter(program => {
-    const env = { ...process.env, PATH: `${process.env['PATH']}:/usr/sbin:/sbin` };
-    return spawnSync('sh', ['-c', `command -v ${program}`], { env }).status !== 0;
-  });
-  return missing.length === 0
-    ? false
-    : `not installed: ${missing.join(', ')} (scripts/install-tools.sh installs them)`;
 }
 
 async function finish(child: ChildProcess): Promise<Finished> {

@@ -7,9 +7,10 @@ import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host, type HostedDomain } from '../../src/toolstack/host.js';
 import { parseVif } from '../../src/toolstack/vif-config.js';
 import { type Outcome, runProgram } from '../../src/uplink/namespace.js';
-import { namespaceObstacle } from '../uplink/machine.js';
+import { missingPrograms, namespaceObstacle } from '../uplink/machine.js';
 
 const skip = await namespaceObstacle();
+const noPing = missingPrograms('ping');
 const EXAMPLES = fileURLToPath(new URL('../../examples/', import.meta.url));
 
 async function start(t: TestContext): Promise<Host> {
@@ -49,7 +50,9 @@ describe('guests that are network namespaces', { skip }, () => {
     assert.equal((await run(a, 'cat', '/sys/class/net/eth0/carrier')).stdout, '1\n');
   });
 
-  test('ping each other and an echo guest, with small packets and fragmented ones', async t => {
+  test('ping each other and an echo guest, with small packets and fragmented ones', {
+    skip: noPing,
+  }, async t => {
     const host = await start(t);
     const a = await create(host, 'a', 'netns', 'ip=10.0.0.1 fd00::1');
     await create(host, 'b', 'netns', 'ip=10.0.0.2 fd00::2');
@@ -97,7 +100,7 @@ describe('guests that are network namespaces', { skip }, () => {
     assert.equal(host.dom0.net.byName('vif2.0')!.stats.txDropped, 0);
   });
 
-  test('ping a module that answers in its XDP program, without a packet', async t => {
+  test('ping a module that answers in its XDP program, without a packet', { skip: noPing }, async t => {
     const host = await start(t);
     const module = await create(host, 'x', 'module:./xdp-responder.js', 'ip=10.0.0.99');
     const a = await create(host, 'a', 'netns', 'ip=10.0.0.1');

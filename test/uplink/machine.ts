@@ -1,6 +1,18 @@
+import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { namespaceObstacle as findObstacle, NetworkNamespace } from '../../src/uplink/namespace.js';
+
+/** Names the programs that are not installed, for a test's `skip`; false when all are. */
+export function missingPrograms(...programs: string[]): string | false {
+  const missing = programs.filter(program => {
+    const env = { ...process.env, PATH: `${process.env['PATH']}:/usr/sbin:/sbin` };
+    return spawnSync('sh', ['-c', `command -v ${program}`], { env }).status !== 0;
+  });
+  return missing.length === 0
+    ? false
+    : `not installed: ${missing.join(', ')} (scripts/install-tools.sh installs them)`;
+}
 
 let answer: Promise<string | null> | null = null;
 
