@@ -1,7 +1,7 @@
 import { XENSTORE_ERROR, XENSTORE_PAYLOAD_MAX, XS, XS_HEADER_SIZE } from '../abi/xs-wire.js';
 import type { Scheduler, Timer } from '../platform/scheduler.js';
 import type { Domain } from './domains.js';
-import { latin1, putLatin1 } from './latin1.js';
+import { latin1, latin1Bytes, putLatin1 } from './latin1.js';
 import { get32, Output } from './output.js';
 import { domainPath } from './path.js';
 import type { Transaction } from './transaction.js';
@@ -9,6 +9,7 @@ import type { Transport } from './transport.js';
 import type { Value } from './value.js';
 import type { Watch, WatchOwner } from './watches.js';
 
+const OK = latin1Bytes('OK\0');
 /** Messages of one client that are handled before the others have their turn. */
 const MESSAGES_A_TURN = 128;
 /** Output that ends a client's turn, and that it must read before it is heard again. */
@@ -201,6 +202,12 @@ export class Connection implements WatchOwner {
   replyValue(value: Value): void {
     if (typeof value === 'string') this.replyText(value);
     else this.reply(value, 0, value.length);
+  }
+
+  /** Answers that it was done. @returns what a request that met no error does */
+  replyOk(): '' {
+    this.reply(OK, 0, OK.length);
+    return '';
   }
 
   replyText(text: string): void {

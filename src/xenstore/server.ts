@@ -1,32 +1,21 @@
-import { DOMID_SELF } from '../abi/xen.js';
-import {
-  parseXsdError,
-  XENSTORE_PAYLOAD_MAX,
-  XS,
-  XS_HEADER_SIZE,
-  XS_TYPE_COUNT,
-  xsTypeName,
-} from '../abi/xs-wire.js';
+import { XS, XS_HEADER_SIZE, XS_TYPE_COUNT, xsTypeName } from '../abi/xs-wire.js';
 import type { Memory } from '../platform/memory.js';
 import type { ByteStream } from '../platform/platform.js';
 import { type Scheduler, Task } from '../platform/scheduler.js';
 import { Connection, type ConnectionHost, watchKey } from './connection.js';
-import { control } from './control.js';
-import { type Domain, type DomainState, SUPPORTED_FEATURES } from './domains.js';
-import { latin1, latin1Bytes, printable } from './latin1.js';
+import type { Domain, DomainState } from './domains.js';
+import { latin1, printable } from './latin1.js';
 import { get32 } from './output.js';
-import { domainPath, hashPath, Path } from './path.js';
-import { parseDomid, stringEnd, strings } from './payload.js';
-import { formatPermission, PERM_READ, type Permissions, parsePermission } from './permissions.js';
-import { isExhausted, isQuotaName, QUOTA_NAMES, type Quotas, SOFT_MEMORY_DEFAULT } from './quota.js';
+import { hashPath, Path } from './path.js';
+import { stringEnd } from './payload.js';
+import { isExhausted, type Quotas, SOFT_MEMORY_DEFAULT } from './quota.js';
+import { Requests } from './requests.js';
 import { RightOfWay } from './right-of-way.js';
 import { RingTransport } from './ring-transport.js';
 import { type Outcome, Store } from './store.js';
-import { ACCESS, type Transaction } from './transaction.js';
+import type { Transaction } from './transaction.js';
 import { StreamTransport, type Transport } from './transport.js';
-import { listChildren } from './tree.js';
-import { takeValue } from './value.js';
-import { ANY_DEPTH, Watch } from './watches.js';
+import { Watch, watchBytes } from './watches.js';
 import { WriteRate } from './write-rate.js';
 
 /** A domain's ring page, mapped, and its event channel, bound. */
@@ -79,7 +68,6 @@ export interface XenStoreServerOptions {
   writeFile?: (path: string, text: string) => void;
 }
 
-const OK = latin1Bytes('OK\0');
 /** Nodes from which on the processor's caches do not hold them all. */
 const FAR = 20_000;
 /** Requests whose nodes are fetched together. */
@@ -109,6 +97,7 @@ export class XenStoreServer implements ConnectionHost {
   readonly #path: Path;
   readonly #rate: WriteRate;
   readonly #rightOfWay: RightOfWay;
+  readonly #requests: Requests;
   readonly #rings = new Map<number, { connection: Connection; transport: RingTransport; port: number }>();
   #dirty: Connection[] = [];
   #resuming: Connection[] = [];
@@ -132,6 +121,7 @@ export class XenStoreServer implements ConnectionHost {
     this.#path = new Path(this.store.salt);
     this.#rate = new WriteRate(() => this.scheduler.now());
     this.#rightOfWay = new RightOfWay(this.scheduler, connection => this.resumeLater(connection));
+    this.#requests = new Requests(this, this.#rate, this.#rightOfWay);
     this.#resumeTask = new Task('xenstored resume', () => this.#resume());
     this.#abandonTask = new Task('xenstored abandon', () => this.#cleanUp());
     this.store.ensure('/tool/xenstored');
@@ -168,7 +158,7 @@ export class XenStoreServer implements ConnectionHost {
     for (const domain of [...this.store.domains]) {
       if (domain.domid === 0) continue;
       const state = this.#host.domainState(domain.domid);
-      if (state === 'absent' || state === 'dying') this.#removeDomain(domain, true);
+      if (state === 'absent' || state === 'dying') this.removeDomain(domain);
       else if (state === 'shutdown' && domain.introduced && !domain.shutdown) {
         domain.shutdown = true;
         this.store.fireSpecial('@releaseDomain', domain.domid);
@@ -216,6 +206,11 @@ export class XenStoreServer implements ConnectionHost {
     return ring?.connection === connection ? ring : undefined;
   }
 
+  /** The connection that is a domain's ring page. */
+  connectionOf(domid: number): Connection | undefined {
+    return this.#rings.get(domid)?.connection;
+  }
+
   /** Serves a domain that the saved state says was served; undefined when it is gone. */
   takeUpRing(domid: number, port: number): Connection | undefined {
     try {
@@ -242,8 +237,9 @@ export class XenStoreServer implements ConnectionHost {
       if (tx === null) error = type < XS_TYPE_COUNT ? 'ENOENT' : 'ENOSYS';
     }
     if (error === '') {
-      if (this.#rightOfWay.isHeld && this.#mustYield(connection, tx, bytes, start, end)) return false;
-      error = this.#dispatch(connection, tx, bytes, start, end);
+      if (this.#rightOfWay.isHeld && this.#requests.mustYield(connection, tx, bytes, start, end))
+        return false;
+      error = this.#requests.dispatch(connection, tx, bytes, start, end);
     }
     this.requests++;
     if (this.isLogging) {
@@ -348,265 +344,20 @@ export class XenStoreServer implements ConnectionHost {
     this.flush();
   }
 
+  // ---------------------------------------------------- what connections and domains hold
+
   /** Watches, transactions and buffers: all that a connection holds. */
   #dropState(connection: Connection): void {
-    this.#resetWatches(connection);
+    this.resetWatches(connection);
     connection.reset();
   }
 
-  #resetWatches(connection: Connection): void {
-    for (const watch of connection.watches.values()) this.#removeWatch(connection, watch);
+  /** Ends its watches and transactions. */
+  resetWatches(connection: Connection): void {
+    for (const watch of connection.watches.values()) this.removeWatch(connection, watch);
     connection.watches.clear();
     for (const tx of connection.transactions.values()) this.#endTransaction(connection, tx);
     connection.transactions.clear();
-  }
-
-  #removeDomain(domain: Domain, tell: boolean): void {
-    const ring = this.#rings.get(domain.domid);
-    for (const connection of [...this.connections]) {
-      if (connection.domain === domain) connection.close();
-      else if (connection.target?.domid === domain.domid) connection.target = null;
-    }
-    this.store.removeOwned(domain);
-    this.store.domains.remove(domain);
-    if (ring !== undefined) {
-      this.#rings.delete(domain.domid);
-      this.#rate.remove(domain);
-    }
-    if (domain.introduced && tell) this.store.fireSpecial('@releaseDomain', domain.domid);
-  }
-
-  // ------------------------------------------------------------------- requests
-
-  #dispatch(
-    connection: Connection,
-    tx: Transaction | null,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): Outcome {
-    switch (connection.type) {
-      case XS.READ: {
-        if (!this.#onePath(connection, bytes, start, end)) return 'EINVAL';
-        const node = this.store.get(this.#path, connection, tx, PERM_READ, ACCESS.NODE);
-        if (node === null) return this.store.error;
-        connection.replyValue(node.value);
-        return '';
-      }
-      case XS.WRITE:
-        return this.#write(connection, tx, bytes, start, end);
-      case XS.DIRECTORY: {
-        if (!this.#onePath(connection, bytes, start, end)) return 'EINVAL';
-        const node = this.store.get(this.#path, connection, tx, PERM_READ, ACCESS.CHILDREN);
-        if (node === null) return this.store.error;
-        if (node.childBytes > XENSTORE_PAYLOAD_MAX) return 'E2BIG';
-        connection.reply(listChildren(node), 0, node.childBytes);
-        return '';
-      }
-      case XS.DIRECTORY_PART:
-        return this.#directoryPart(connection, tx, bytes, start, end);
-      case XS.GET_PERMS: {
-        if (!this.#onePath(connection, bytes, start, end, true)) return 'EINVAL';
-        const node = this.store.get(this.#path, connection, tx, PERM_READ, ACCESS.NODE);
-        if (node === null) return this.store.error;
-        connection.replyText(node.permissions.map(entry => `${formatPermission(entry)}\0`).join(''));
-        return '';
-      }
-      case XS.SET_PERMS:
-        return this.#setPermissions(connection, tx, bytes, start, end);
-      case XS.MKDIR: {
-        if (!this.#onePath(connection, bytes, start, end)) return 'EINVAL';
-        return this.#written(connection, tx, this.store.mkdir(this.#path, connection, tx));
-      }
-      case XS.RM: {
-        if (!this.#onePath(connection, bytes, start, end)) return 'EINVAL';
-        return this.#written(connection, tx, this.store.rm(this.#path, connection, tx));
-      }
-      case XS.WATCH:
-        return this.#watch(connection, bytes, start, end);
-      case XS.UNWATCH:
-        return this.#unwatch(connection, bytes, start, end);
-      case XS.RESET_WATCHES:
-        this.#resetWatches(connection);
-        return this.#ok(connection);
-      case XS.TRANSACTION_START:
-        return this.#startTransaction(connection, tx);
-      case XS.TRANSACTION_END:
-        return this.#transactionEnd(connection, tx, bytes, start, end);
-      case XS.GET_DOMAIN_PATH: {
-        const domid = this.#oneDomid(bytes, start, end);
-        if (domid < 0) return 'EINVAL';
-        connection.replyText(`${domainPath(domid)}\0`);
-        return '';
-      }
-      case XS.IS_DOMAIN_INTRODUCED: {
-        const domid = this.#oneDomid(bytes, start, end);
-        if (domid < 0) return 'EINVAL';
-        connection.replyText(domid === DOMID_SELF || this.isIntroduced(domid) ? 'T\0' : 'F\0');
-        return '';
-      }
-      case XS.GET_FEATURE:
-        return this.#getFeature(connection, bytes, start, end);
-      case XS.CONTROL:
-      case XS.INTRODUCE:
-      case XS.RELEASE:
-      case XS.RESUME:
-      case XS.SET_TARGET:
-      case XS.SET_FEATURE:
-      case XS.GET_QUOTA:
-      case XS.SET_QUOTA: {
-        if (!connection.privileged) return 'EACCES';
-        const words = strings(bytes, start, end);
-        return words === null ? 'EINVAL' : this.#privileged(connection, words);
-      }
-      default:
-        return 'ENOSYS';
-    }
-  }
-
-  #ok(connection: Connection): Outcome {
-    connection.reply(OK, 0, 3);
-    return '';
-  }
-
-  /** Acknowledges a change, and charges its domain when others' transactions may suffer from it. */
-  #written(connection: Connection, tx: Transaction | null, outcome: Outcome): Outcome {
-    if (outcome !== '') return outcome;
-    const { domain } = connection;
-    if (tx === null && domain !== null && !connection.privileged && this.store.openTransactions > 0) {
-      this.#rate.charge(domain);
-    }
-    if (domain !== null && !connection.privileged) this.#warnOfMemory(domain);
-    return this.#ok(connection);
-  }
-
-  /** Says once that a domain is above the soft limit, and again when it was below in between. */
-  #warnOfMemory(domain: Domain): void {
-    const isAbove = domain.usage.memory > this.softQuotas.memory;
-    if (isAbove && !domain.memoryWarned) {
-      this.log(`domain ${domain.domid} uses ${domain.usage.memory} bytes, more than the soft quota`);
-    }
-    domain.memoryWarned = isAbove;
-  }
-
-  /** The payload is one path and its NUL. */
-  #onePath(connection: Connection, bytes: Uint8Array, start: number, end: number, special = false): boolean {
-    return (
-      stringEnd(bytes, start, end) === end - 1 && this.#parse(connection, bytes, start, end - 1, special)
-    );
-  }
-
-  #parse(connection: Connection, bytes: Uint8Array, start: number, end: number, special: boolean): boolean {
-    let max = 0;
-    if (!connection.privileged && connection.domain !== null) {
-      max = this.store.quota(connection.domain, 'path-max');
-    }
-    return this.#path.parse(bytes, start, end, connection.home, special, max);
-  }
-
-  /** The payload is one domid and its NUL. @returns -1 when it is not */
-  #oneDomid(bytes: Uint8Array, start: number, end: number): number {
-    const words = strings(bytes, start, end);
-    return words?.length === 1 ? parseDomid(words[0]) : -1;
-  }
-
-  #write(
-    connection: Connection,
-    tx: Transaction | null,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): Outcome {
-    const stop = stringEnd(bytes, start, end);
-    if (stop < 0 || !this.#parse(connection, bytes, start, stop, false)) return 'EINVAL';
-    const value = takeValue(bytes, stop + 1, end);
-    return this.#written(connection, tx, this.store.write(this.#path, connection, tx, value));
-  }
-
-  /** A part of a listing that need not fit one message, and the generation that it belongs to. */
-  #directoryPart(
-    connection: Connection,
-    tx: Transaction | null,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): Outcome {
-    const words = strings(bytes, start, end);
-    if (words?.length !== 2 || !/^[0-9]{1,10}$/.test(words[1])) return 'EINVAL';
-    if (!this.#parse(connection, bytes, start, start + words[0].length, false)) return 'EINVAL';
-    const node = this.store.get(this.#path, connection, tx, PERM_READ, ACCESS.CHILDREN);
-    if (node === null) return this.store.error;
-    const offset = Number(words[1]);
-    const generation = latin1Bytes(`${node.childGeneration}\0`);
-    const listing = listChildren(node);
-    if (offset >= listing.length) {
-      // The empty name that ends a listing.
-      const last = new Uint8Array(generation.length + 1);
-      last.set(generation);
-      connection.reply(last, 0, last.length);
-      return '';
-    }
-    // Whole names only, as many as fit together with the empty one that ends the listing.
-    let stop = Math.min(listing.length, offset + XENSTORE_PAYLOAD_MAX - generation.length - 1);
-    const isLast = stop === listing.length;
-    if (!isLast) stop = listing.lastIndexOf(0, stop - 1) + 1;
-    if (stop <= offset) return 'EINVAL';
-    const part = new Uint8Array(generation.length + stop - offset + (isLast ? 1 : 0));
-    part.set(generation);
-    part.set(listing.subarray(offset, stop), generation.length);
-    connection.reply(part, 0, part.length);
-    return '';
-  }
-
-  #setPermissions(
-    connection: Connection,
-    tx: Transaction | null,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): Outcome {
-    const words = strings(bytes, start, end);
-    if (words === null || words.length < 2) return 'EINVAL';
-    if (!this.#parse(connection, bytes, start, start + words[0].length, true)) return 'EINVAL';
-    const permissions = [];
-    for (const word of words.slice(1)) {
-      const parsed = parsePermission(word);
-      if (parsed === null) return 'EINVAL';
-      permissions.push(this.store.permission(parsed.domid, parsed.access));
-    }
-    const outcome = this.store.setPermissions(
-      this.#path,
-      connection,
-      tx,
-      permissions as never as Permissions,
-    );
-    return this.#written(connection, tx, outcome);
-  }
-
-  #watch(connection: Connection, bytes: Uint8Array, start: number, end: number): Outcome {
-    const words = strings(bytes, start, end);
-    if (words === null || words.length < 2 || words.length > 3) return 'EINVAL';
-    if (!this.#parse(connection, bytes, start, start + words[0].length, true)) return 'EINVAL';
-    let depth = ANY_DEPTH;
-    if (words.length === 3 && words[2] !== '') {
-      if (!/^[0-9]{1,5}$/.test(words[2])) return 'EINVAL';
-      depth = Math.min(Number(words[2]), ANY_DEPTH);
-    }
-    const { domain } = connection;
-    if (!connection.privileged && domain !== null) {
-      if (isExhausted(this.store.quota(domain, 'watches'), domain.usage.watches)) return 'ENOSPC';
-      const limit = this.store.quota(domain, 'memory');
-      if (limit !== 0 && domain.usage.memory + watchBytes(words[0], words[1]) > limit) return 'ENOMEM';
-    }
-    const path = this.#path.toString();
-    const key = watchKey(path, words[1]);
-    if (connection.watches.has(key)) return 'EEXIST';
-    this.addWatch(connection, path, words[1], depth, this.#path.relative);
-    this.#ok(connection);
-    const watch = connection.watches.get(key)!;
-    const epath = latin1Bytes(path);
-    connection.watchEvent(watch, epath, 0, epath.length);
-    return '';
   }
 
   /** Registers a watch on an absolute path or special name, without a first event. */
@@ -622,19 +373,7 @@ export class XenStoreServer implements ConnectionHost {
     this.store.domains.use(domain, 'memory', watchBytes(path, token));
   }
 
-  #unwatch(connection: Connection, bytes: Uint8Array, start: number, end: number): Outcome {
-    const words = strings(bytes, start, end);
-    if (words === null || words.length < 2) return 'EINVAL';
-    if (!this.#parse(connection, bytes, start, start + words[0].length, true)) return 'EINVAL';
-    const key = watchKey(this.#path.toString(), words[1]);
-    const watch = connection.watches.get(key);
-    if (watch === undefined) return 'ENOENT';
-    connection.watches.delete(key);
-    this.#removeWatch(connection, watch);
-    return this.#ok(connection);
-  }
-
-  #removeWatch(connection: Connection, watch: Watch): void {
+  removeWatch(connection: Connection, watch: Watch): void {
     this.#path.set(watch.path);
     this.store.watches.remove(watch, this.#path);
     connection.forgetEvents(watch);
@@ -642,18 +381,6 @@ export class XenStoreServer implements ConnectionHost {
     if (domain === null) return;
     this.store.domains.use(domain, 'watches', -1);
     this.store.domains.use(domain, 'memory', -watchBytes(watch.path, watch.token));
-  }
-
-  #startTransaction(connection: Connection, tx: Transaction | null): Outcome {
-    if (tx !== null) return 'EBUSY';
-    const { domain } = connection;
-    if (!connection.privileged && domain !== null) {
-      if (isExhausted(this.store.quota(domain, 'transactions'), domain.usage.transactions)) return 'ENOSPC';
-    }
-    const id = this.beginTransaction(connection).id;
-    this.#rightOfWay.begin(connection);
-    connection.replyText(`${id}\0`);
-    return '';
   }
 
   /** @param id the number it had before, when a saved state is taken up */
@@ -670,190 +397,25 @@ export class XenStoreServer implements ConnectionHost {
     return tx;
   }
 
-  #transactionEnd(
-    connection: Connection,
-    tx: Transaction | null,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): Outcome {
-    if (end - start !== 2 || bytes[start + 1] !== 0) return 'EINVAL';
-    const commit = bytes[start] === 0x54;
-    if (!commit && bytes[start] !== 0x46) return 'EINVAL';
-    if (tx === null) return 'ENOENT';
-    connection.transactions.delete(tx.id);
-    const { domain } = connection;
-    if (domain !== null) this.store.domains.use(domain, 'transactions', -1);
-    if (!commit) {
-      this.store.abort(tx);
-      this.#rightOfWay.forget(connection);
-      return this.#ok(connection);
-    }
-    const others = this.store.openTransactions > 1;
-    const { outcome, conflict } = this.store.commit(tx, connection);
-    if (conflict !== undefined) this.#rightOfWay.lost(connection, conflict);
-    else this.#rightOfWay.won(connection);
-    if (outcome !== '') return outcome;
-    if (domain !== null && !connection.privileged && others && tx.changes.length > 0)
-      this.#rate.charge(domain);
-    return this.#ok(connection);
-  }
-
   #endTransaction(connection: Connection, tx: Transaction): void {
     this.store.abort(tx);
     this.#rightOfWay.forget(connection);
     if (connection.domain !== null) this.store.domains.use(connection.domain, 'transactions', -1);
   }
 
-  /** Whether a request changes what the holder of the right of way needs to stay. */
-  #mustYield(
-    connection: Connection,
-    tx: Transaction | null,
-    bytes: Uint8Array,
-    start: number,
-    end: number,
-  ): boolean {
-    const { type } = connection;
-    if (type === XS.TRANSACTION_END && tx !== null) {
-      return tx.changes.some(change => this.#rightOfWay.blocks(connection, change.path));
+  /** Serves a domain no longer, and removes what it owns. */
+  removeDomain(domain: Domain): void {
+    const ring = this.#rings.get(domain.domid);
+    for (const connection of [...this.connections]) {
+      if (connection.domain === domain) connection.close();
+      else if (connection.target?.domid === domain.domid) connection.target = null;
     }
-    if (tx !== null || (type !== XS.WRITE && type !== XS.MKDIR && type !== XS.RM && type !== XS.SET_PERMS)) {
-      return false;
+    this.store.removeOwned(domain);
+    this.store.domains.remove(domain);
+    if (ring !== undefined) {
+      this.#rings.delete(domain.domid);
+      this.#rate.remove(domain);
     }
-    const stop = stringEnd(bytes, start, end);
-    if (stop < 0 || !this.#parse(connection, bytes, start, stop, false)) return false;
-    return this.#rightOfWay.blocks(connection, this.#path.toString());
+    if (domain.introduced) this.store.fireSpecial('@releaseDomain', domain.domid);
   }
-
-  #getFeature(connection: Connection, bytes: Uint8Array, start: number, end: number): Outcome {
-    const words = strings(bytes, start, end);
-    if (words === null || words.length > 1) return 'EINVAL';
-    let features = SUPPORTED_FEATURES;
-    if (words.length === 1 && words[0] !== '') {
-      if (!connection.privileged) return 'EACCES';
-      const domain = this.#existing(words[0]);
-      if (typeof domain === 'string') return domain;
-      features = domain.features;
-    }
-    connection.replyText(`${features}\0`);
-    return '';
-  }
-
-  /** Requests of the control domain only. */
-  #privileged(connection: Connection, words: string[]): Outcome {
-    switch (connection.type) {
-      case XS.CONTROL: {
-        const answer = control(this, words);
-        if (answer.error !== undefined) return answer.error;
-        connection.replyText(answer.text);
-        return '';
-      }
-      case XS.INTRODUCE:
-        return this.#introduce(connection, words);
-      case XS.RELEASE: {
-        const domain = this.#introduced(words[0]);
-        if (typeof domain === 'string') return domain;
-        this.#removeDomain(domain, true);
-        return this.#ok(connection);
-      }
-      case XS.RESUME: {
-        const domain = this.#introduced(words[0]);
-        if (typeof domain === 'string') return domain;
-        domain.shutdown = false;
-        return this.#ok(connection);
-      }
-      case XS.SET_TARGET: {
-        if (words.length < 2) return 'EINVAL';
-        const from = this.#rings.get(parseDomid(words[0]));
-        const to = this.#rings.get(parseDomid(words[1]));
-        if (from === undefined || to === undefined) return 'ENOENT';
-        from.connection.target = { domid: to.connection.domid };
-        return this.#ok(connection);
-      }
-      case XS.SET_FEATURE:
-        return this.#setFeature(connection, words);
-      case XS.GET_QUOTA:
-        return this.#getQuota(connection, words);
-      default:
-        return this.#setQuota(connection, words);
-    }
-  }
-
-  #setFeature(connection: Connection, words: string[]): Outcome {
-    if (words.length !== 2 || !/^[0-9]{1,10}$/.test(words[1])) return 'EINVAL';
-    const features = Number(words[1]);
-    if (features & ~SUPPORTED_FEATURES || features > 0xffffffff) return 'EINVAL';
-    const domain = this.#existing(words[0]);
-    if (typeof domain === 'string') return domain;
-    if (domain.introduced) return 'EBUSY';
-    domain.features = features;
-    return this.#ok(connection);
-  }
-
-  /** The value of a quota, for one domain or by default; without words the names of all. */
-  #getQuota(connection: Connection, words: string[]): Outcome {
-    if (words.length === 0 || (words.length === 1 && words[0] === '')) {
-      connection.replyText(`${QUOTA_NAMES.join(' ')}\0`);
-      return '';
-    }
-    const name = words[words.length - 1];
-    if (words.length > 2 || !isQuotaName(name)) return 'EINVAL';
-    let value = this.store.quotas[name];
-    if (words.length === 2) {
-      const domain = this.#existing(words[0]);
-      if (typeof domain === 'string') return domain;
-      value = this.store.quota(domain, name);
-    }
-    connection.replyText(`${value}\0`);
-    return '';
-  }
-
-  #setQuota(connection: Connection, words: string[]): Outcome {
-    const [name, value] = words.slice(-2);
-    if (words.length < 2 || words.length > 3 || !isQuotaName(name) || !/^[0-9]{1,9}$/.test(value)) {
-      return 'EINVAL';
-    }
-    if (words.length === 2) this.store.quotas[name] = Number(value);
-    else {
-      const domain = this.#existing(words[0]);
-      if (typeof domain === 'string') return domain;
-      domain.quotas[name] = Number(value);
-    }
-    return this.#ok(connection);
-  }
-
-  #introduce(connection: Connection, words: string[]): Outcome {
-    if (words.length < 3) return 'EINVAL';
-    const domid = parseDomid(words[0]);
-    const port = Number(words[2]);
-    if (domid < 0 || !/^-?[0-9]{1,20}$/.test(words[1]) || !/^[0-9]{1,10}$/.test(words[2]) || port === 0) {
-      return 'EINVAL';
-    }
-    try {
-      this.introduce(domid, Number(words[1]), port);
-    } catch (error) {
-      this.log(`domain ${domid} cannot be introduced: ${(error as Error).message}`);
-      return parseXsdError((error as { code?: string }).code ?? '');
-    }
-    return this.#ok(connection);
-  }
-
-  /** The domain of this number, introduced or not, or the error to answer. */
-  #existing(word: string): Domain | 'EINVAL' | 'ENOENT' {
-    const domid = parseDomid(word);
-    return domid < 0 ? 'EINVAL' : (this.store.domains.find(domid) ?? 'ENOENT');
-  }
-
-  /** The domain of this number that is introduced, or the error to answer. */
-  #introduced(word: string | undefined): Domain | 'EINVAL' | 'ENOENT' {
-    const domid = parseDomid(word ?? '');
-    if (domid <= 0) return 'EINVAL';
-    const domain = this.store.domains.get(domid);
-    return domain?.introduced ? domain : 'ENOENT';
-  }
-}
-
-/** What a watch costs its domain's memory quota. */
-function watchBytes(path: string, token: string): number {
-  return 64 + path.length + token.length;
 }

@@ -146,3 +146,8 @@ export class Watches {
     for (const watch of this.#special.get(`${name}/${domid}`) ?? []) visit(watch);
   }
 }
+
+/** What a watch costs its domain's memory quota. */
+export function watchBytes(path: string, token: string): number {
+  return 64 + path.length + token.length;
+}
