@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } 
 import { availableParallelism, constants, cpus, loadavg, release } from 'node:os';
 import { join } from 'node:path';
 import { commandLine, wholeNumber } from '../scripts/arguments.mjs';
-import { root, setUp } from '../scripts/setup.mjs';
+import { installTools, root, setUp } from '../scripts/setup.mjs';
 import { CPU_OPTION, cpuOf, nextCpu } from './cpu.mjs';
 
 const SIZES = [64, 1500, 4096, 65535];
@@ -279,17 +279,15 @@ const PATH = [...process.env.PATH.split(':'), '/usr/sbin', '/sbin'];
 
 /** Switches that a user would pick instead. Those that are not installed are left out. */
 function switches() {
-  const wanted = {
-    vde: ['vde_switch', 'vde2'],
-    ovs: ['ovs-vswitchd', 'openvswitch-switch'],
-    socat: ['socat', 'socat'],
-  };
+  const wanted = { vde: 'vde_switch', ovs: 'ovs-vswitchd', socat: 'socat' };
   const contenders = {};
-  for (const [kind, [program, debianPackage]] of Object.entries(wanted)) {
+  for (const [kind, program] of Object.entries(wanted)) {
     if (PATH.some(folder => existsSync(join(folder, program)))) {
       contenders[kind] = () => tcpRun(kind, ['--no-tso', '--no-ping']);
     } else {
-      console.error(`${kind} is left out: there is no ${program} (apt-get install ${debianPackage})`);
+      console.error(
+        `${kind} is left out: there is no ${program} (scripts/install-tools.sh ${program} installs it)`,
+      );
     }
   }
   const comparisons = Object.keys(contenders).map(against => ({
@@ -311,6 +309,9 @@ const BENCHMARKS = {
   netdevice,
   switches,
 };
+
+/** Those that need programs of the machine's network. */
+const ON_TAPS = ['tcp', 'tcp-no-tso', 'switches'];
 
 const USAGE = `usage: npm run bench [-- NAME… --rounds N --cpu N --json]
 Names: ${Object.keys(BENCHMARKS).join(', ')}; without one, all of them (docs/performance.md says what they measure).
@@ -371,6 +372,10 @@ function print({ title, medians, ratios }, values) {
 }
 
 const { names, json, rounds, cpu } = parseArguments();
+installTools(
+  'cc',
+  ...(names.some(name => ON_TAPS.includes(name)) ? ['ip', 'ping', 'iperf3', 'ethtool'] : []),
+);
 setUp();
 takePrecedence();
 const machine = `${cpus()[0].model.trim()}, ${availableParallelism()} CPUs, Linux ${release()}, Node ${process.versions.node}, load ${loadavg()[0].toFixed(1)}`;

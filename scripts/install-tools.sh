@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests use, or those of the programs that are named, as far as they are
-# missing. Needs root and apt; without them it says what is missing, and what needs it does without or is skipped.
+# missing; what benchmarks compare with only when it is named. Needs root and apt; without them it says what is missing, and what needs it does without or is skipped.
 set -u
 declare -A package_of=(
   [ip]=iproute2 [ping]=iputils-ping [iperf3]=iperf3 [curl]=curl [tcpdump]=tcpdump [tshark]=tshark
@@ -11,6 +11,7 @@ declare -A package_with=(
   [/usr/lib/xen-4.17/bin/xenstored]=xen-utils-4.17 [/usr/include/xenstore.h]=libxen-dev [/usr/include/stdlib.h]=libc6-dev
 )
 if [ $# -gt 0 ]; then package_with=(); else set -- "${!package_of[@]}"; fi
+package_of+=([vde_switch]=vde2 [ovs-vswitchd]=openvswitch-switch [socat]=socat)
 missing=()
 for program; do
   if [ -z "${package_of[$program]-}" ]; then
