@@ -108,17 +108,14 @@ export class Netback {
         `the frontend of ${this.vif?.name} broke the protocol`,
       );
     };
-    this.vif = new Vif(
-      kernel.platform,
-      kernel.irqs,
-      kernel.net,
-      xbdev.otherendId,
+    this.vif = new Vif(kernel, {
+      domid: xbdev.otherendId,
       handle,
-      this.maxQueues,
       onFatal,
-      this.fastPathModule,
-      this.without,
-    );
+      maxQueues: this.maxQueues,
+      fastPathModule: this.fastPathModule,
+      without: this.without,
+    });
     this.vif.dev.setParent('xen-backend', xbdev.id, 'vif');
     await this.options.prepare?.(this.vif, xbdev);
     const carrier = `${xbdev.nodename}/carrier`;

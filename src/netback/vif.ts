@@ -1,5 +1,6 @@
 import { type ExtraInfos, RING_SIZES, XEN_NETIF_EXTRA_TYPE_MCAST_ADD } from '../abi/netif.js';
 import type { Irqs } from '../events/index.js';
+import type { Kernel } from '../kernel/kernel.js';
 import { offloadsWithout, type PeerOffloads, withoutUntaken } from '../kernel/peer-offloads.js';
 import { GSO_MAX_SIZE, type NetDevice, type NetDeviceOps, parseAddress } from '../net/device.js';
 import {
@@ -109,8 +110,34 @@ class VifOps implements NetDeviceOps<Vif> {
 
 const OPS = new VifOps();
 
+export interface VifOptions {
+  /** Of the guest. */
+  domid: number;
+  /** The number of its interface. */
+  handle: number;
+  /**
+   * What to do about a frontend that broke the protocol; called once a connection, from the data path, and so must put
+   * off whatever takes time.
+   */
+  onFatal: (reason: string) => void;
+  /** Queues that a frontend may ask for; 1 unless said otherwise. */
+  maxQueues?: number;
+  /** Code for packets that need nothing but checks and copies. */
+  fastPathModule?: FastPathModule | null;
+  /** What is not taken from the guest; of it, offloads and multicast-control count here. */
+  without?: ReadonlySet<NetbackFeature>;
+}
+
 /** The backend's end of one virtual interface: the device vif<domid>.<handle> and its queues. */
 export class Vif implements QueueVif, ControlTarget {
+  readonly platform: Platform;
+  readonly irqs: Irqs;
+  readonly net: Net;
+  readonly domid: number;
+  readonly handle: number;
+  readonly fastPathModule: FastPathModule | null;
+  private readonly onFatal: (reason: string) => void;
+  private readonly without: ReadonlySet<NetbackFeature>;
   readonly dev: NetDevice<Vif>;
   /** In the order of the frontend's numbers; none while disconnected. */
   readonly queues: Queue[] = [];
@@ -141,26 +168,17 @@ export class Vif implements QueueVif, ControlTarget {
   /** Queues whose guest has not posted rx requests for too long. */
   stalledQueues = 0;
 
-  /**
-   * Registers the device, without carrier.
-   * @param maxQueues queues that a frontend may ask for
-   * @param onFatal what to do about a frontend that broke the protocol; called once a connection, from
-   *   the data path, and so must put off whatever takes time
-   * @param fastPathModule code for packets that need nothing but checks and copies
-   * @param without what is not taken from the guest; of it, offloads and multicast-control count here
-   * @throws NetError as `register`
-   */
-  constructor(
-    readonly platform: Platform,
-    readonly irqs: Irqs,
-    readonly net: Net,
-    readonly domid: number,
-    readonly handle: number,
-    maxQueues: number,
-    private readonly onFatal: (reason: string) => void,
-    readonly fastPathModule: FastPathModule | null = null,
-    private readonly without: ReadonlySet<NetbackFeature> = new Set(),
-  ) {
+  /** Registers the device, without carrier. @throws NetError as `register` */
+  constructor({ platform, irqs, net }: Pick<Kernel, 'platform' | 'irqs' | 'net'>, options: VifOptions) {
+    const { domid, handle, onFatal, maxQueues = 1, fastPathModule = null, without = new Set() } = options;
+    this.platform = platform;
+    this.irqs = irqs;
+    this.net = net;
+    this.domid = domid;
+    this.handle = handle;
+    this.onFatal = onFatal;
+    this.fastPathModule = fastPathModule;
+    this.without = without;
     this.taken = offloadsWithout(without);
     const queues = { txQueues: maxQueues, rxQueues: maxQueues };
     this.dev = net.allocEtherdev<Vif>(`vif${domid}.${handle}`, OPS, { priv: this, ...queues });

@@ -56,9 +56,9 @@ export class NetbackFuzzer {
     private readonly targets: readonly (readonly number[])[],
   ) {
     this.domain = path.hypervisor.createDomain();
-    const { platform, irqs, net } = path.dom0;
+    const { domid } = this.domain;
     const onFatal = (reason: string) => this.fatal.push(reason);
-    this.vif = new Vif(platform, irqs, net, this.domain.domid, 0, 1, onFatal, path.fastPathModule);
+    this.vif = new Vif(path.dom0, { domid, handle: 0, onFatal, fastPathModule: path.fastPathModule });
     this.vif.dev.mtu = 9000;
     this.plain = path.fastPathModule !== null;
     path.bridge.addPort(this.vif.dev as NetDevice);

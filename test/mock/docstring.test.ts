@@ -17,9 +17,9 @@ function example(name: string): string {
 test('the example of HostileFrontend does what it says', async () => {
   const path = new DataPath(901);
   const { platform } = path.hypervisor.createDomain();
-  const { platform: backend, irqs, net } = path.dom0;
+  const { platform: backend } = path.dom0;
   const { domid } = platform;
-  const vif = new Vif(backend, irqs, net, domid, 0, 1, reason => assert.fail(reason));
+  const vif = new Vif(path.dom0, { domid, handle: 0, onFatal: reason => assert.fail(reason) });
   const connect = ({ txRef, rxRef, txPort, rxPort }: Publication) => {
     const [txRing, rxRing] = [txRef, rxRef].map(ref => backend.grants.map(domid, ref, false));
     vif.connect(ALL_FEATURES, [{ domid, txRing, rxRing, txPort, rxPort }]);

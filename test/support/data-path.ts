@@ -178,9 +178,9 @@ export class DataPath {
       granted,
     );
     dev.txPool = granted.pages;
-    const { platform, irqs, net } = this.dom0;
+    const { platform } = this.dom0;
     const onFatal = (reason: string) => fatal.push(reason);
-    const vif = new Vif(platform, irqs, net, domid, 0, 1, onFatal, this.fastPathModule);
+    const vif = new Vif(this.dom0, { domid, handle: 0, onFatal, fastPathModule: this.fastPathModule });
     if (options.mtu !== undefined) vif.dev.mtu = options.mtu;
     const { txRef, rxRef, txPort, rxPort } = queue.publication;
     let mappings: GrantMapping[] = [];

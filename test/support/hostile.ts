@@ -78,12 +78,14 @@ export class Attacker {
     } = {},
   ) {
     this.domain = path.hypervisor.createDomain(options.domain);
-    const { platform, irqs, net } = path.dom0;
-    const onFatal = (reason: string) => this.fatal.push(reason);
-    const { domid } = this.domain;
-    const { queues = 1 } = options;
-    const without = new Set(options.without);
-    this.vif = new Vif(platform, irqs, net, domid, 0, queues, onFatal, path.fastPathModule, without);
+    this.vif = new Vif(path.dom0, {
+      domid: this.domain.domid,
+      handle: 0,
+      onFatal: reason => this.fatal.push(reason),
+      maxQueues: options.queues,
+      fastPathModule: path.fastPathModule,
+      without: new Set(options.without),
+    });
     this.vif.dev.mtu = options.mtu ?? 9000;
     if (options.gro === false) this.vif.dev.wantedFeatures &= ~NETIF_F_GRO;
     path.bridge.addPort(this.vif.dev as NetDevice);
