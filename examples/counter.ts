@@ -1,4 +1,4 @@
-import type { ModuleContext, ModuleResult } from '../src/guests/module.js';
+import type { ModuleContext, ModuleResult } from 'pvnet/guests';
 
 /**
  * A guest of our own: guest = "module:./counter.js". It counts what arrives on its first network device by

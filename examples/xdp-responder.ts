@@ -1,5 +1,5 @@
-import type { ModuleContext, ModuleResult } from '../src/guests/module.js';
-import { XDP_DROP, XDP_TX, type XdpBuffs, XdpFrames } from '../src/net/xdp.js';
+import type { ModuleContext, ModuleResult } from 'pvnet/guests';
+import { XDP_DROP, XDP_TX, type XdpBuffs, XdpFrames } from 'pvnet/net';
 
 const ADDRESS = [10, 0, 0, 99];
 const ARP_LENGTH = 42;

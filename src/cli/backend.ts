@@ -1,8 +1,9 @@
+import { LinuxBackend } from '../linux/index.js';
 import { antispoof } from './antispoof.js';
-import { BackendDaemon } from './backend-daemon.js';
 import { type Command, UsageError } from './command.js';
 import { NETBACK_OPTIONS, readNetbackOptions } from './netback-options.js';
 import { defaultControlSocket, RpcRegistry, RpcServer } from './rpc.js';
+import { registerVifMethods } from './vif-methods.js';
 
 /** `pvnet backend`: serves other domains' vifs on a real Xen host. */
 export const BACKEND_COMMAND: Command = {
@@ -42,18 +43,28 @@ export const BACKEND_COMMAND: Command = {
         await antispoof(vif, device);
       };
     }
-    const daemon = await BackendDaemon.start({
+    const backend = await LinuxBackend.start({
       bridge: option('bridge'),
       match: options('match'),
       netback,
       log: line => void process.stderr.write(`${line}\n`),
     });
     const registry = new RpcRegistry();
-    daemon.registerMethods(registry);
+    registerMethods(registry, backend);
     const rpc = await RpcServer.listen(registry, option('socket') ?? defaultControlSocket());
     print(`pvnet backend: ready, control socket ${rpc.path}`);
-    await daemon.run();
+    await backend.run();
     await rpc.close();
     return 0;
   },
 };
+
+function registerMethods(registry: RpcRegistry, backend: LinuxBackend): void {
+  registry.register('vif-list', ({ domain }) => backend.vifList(domain));
+  registerVifMethods(
+    registry,
+    () => backend.vifs,
+    () => [{ vif: 'xen', counters: backend.xenCounters() }],
+  );
+  registry.register('interrupts', () => ({ text: backend.host.kernel.irqs.interrupts() }));
+}

@@ -1,4 +1,5 @@
 import { vifDevid, watchVifs } from '../guests/guest.js';
+import { openLinuxHost, untilEnded } from '../linux/index.js';
 import type { NetDevice } from '../net/device.js';
 import { formatAddress } from '../net/device.js';
 import { registerNetfront } from '../netfront/netfront.js';
@@ -6,7 +7,6 @@ import { runProgram } from '../uplink/namespace.js';
 import { openTap, type Tap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import type { Command } from './command.js';
-import { openLinuxHost, untilEnded } from './linux-host.js';
 import { NETFRONT_OPTIONS, readNetfrontOptions } from './netfront-options.js';
 
 /** What makes an interface of the face of a vif; %d is the vif's number. */

@@ -1,6 +1,7 @@
 import { rmdirSync, unlinkSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { nameProblem } from '../net/index.js';
+import { vifsOf } from '../netback/index.js';
 import { describeError } from '../platform/errors.js';
 import { readDomainFile, readText } from '../toolstack/domain-config.js';
 import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
@@ -24,7 +25,7 @@ import {
   RpcRegistry,
   RpcServer,
 } from './rpc.js';
-import { registerVifMethods, vifsOf } from './vif-methods.js';
+import { registerVifMethods } from './vif-methods.js';
 
 /** Where xenstored of a host listens: beside its control socket. */
 function xenstoredSocketOf(controlSocket: string): string {

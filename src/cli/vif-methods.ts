@@ -1,25 +1,10 @@
-import type { Net } from '../net/net.js';
-import { Vif } from '../netback/vif.js';
+import type { Vif } from '../netback/vif.js';
 import { CliError, type RpcRegistry } from './rpc.js';
 
 /** What `pvnet stats` tells of a vif. */
 export interface VifCounters {
   readonly vif: string;
   readonly counters: Readonly<Record<string, number>>;
-}
-
-/** The vifs that a kernel serves. */
-export function vifsOf(net: Net): Vif[] {
-  return Array.from(net.devices, ({ priv }) => priv).filter(priv => priv instanceof Vif);
-}
-
-/** The device's counters, the vif's own, and those of its queues together. */
-function countersOf(vif: Vif): VifCounters {
-  const counters: Record<string, number> = { ...vif.dev.stats, ...vif.stats };
-  for (const { stats } of vif.queues) {
-    for (const [key, value] of Object.entries(stats)) counters[key] = (counters[key] ?? 0) + value;
-  }
-  return { vif: vif.name, counters };
 }
 
 /** The rings of a vif: the indexes that the page holds, and ours; and how it hashes. */
@@ -49,7 +34,10 @@ export function registerVifMethods(
   vifs: () => Iterable<Vif>,
   more: () => VifCounters[] = () => [],
 ): void {
-  registry.register('stats', () => [...Array.from(vifs(), countersOf), ...more()]);
+  registry.register('stats', () => [
+    ...Array.from(vifs(), vif => ({ vif: vif.name, counters: vif.counters() })),
+    ...more(),
+  ]);
   registry.register('dump', () => ({ text: Array.from(vifs(), dumpOf).join('\n') }));
   registry.register('poke', ({ vif: name }) => {
     const vif = [...vifs()].find(each => each.name === name);

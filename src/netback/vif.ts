@@ -268,6 +268,15 @@ export class Vif implements QueueVif, ControlTarget {
     this.net.updateFeatures(this.dev as NetDevice);
   }
 
+  /** The counters of the device, of the vif, and of its queues together, by name, as `pvnet stats` shows them. */
+  counters(): Record<string, number> {
+    const counters: Record<string, number> = { ...this.dev.stats, ...this.stats };
+    for (const { stats } of this.queues) {
+      for (const [key, value] of Object.entries(stats)) counters[key] = (counters[key] ?? 0) + value;
+    }
+    return counters;
+  }
+
   /** The control ring and what was set by it, a line each; nothing without one. */
   dumpControl(): string[] {
     return this.control === null ? [] : [this.control.dump(), this.hash.dump()];
@@ -429,4 +438,9 @@ export class Vif implements QueueVif, ControlTarget {
     if (mtu > max) throw this.dev.error('EINVAL', `MTU ${mtu} is more than the ${max} that it can send`);
     this.cutMtu = null;
   }
+}
+
+/** The vifs that a kernel serves, as its devices stand in the list. */
+export function vifsOf(net: Net): Vif[] {
+  return Array.from(net.devices, ({ priv }) => priv).filter(priv => priv instanceof Vif);
 }

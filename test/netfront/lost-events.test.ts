@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { RpcRegistry } from '../../src/cli/rpc.js';
-import { registerVifMethods, vifsOf } from '../../src/cli/vif-methods.js';
+import { registerVifMethods } from '../../src/cli/vif-methods.js';
 import type { Net, NetDevice } from '../../src/net/index.js';
-import type { Vif } from '../../src/netback/index.js';
+import { type Vif, vifsOf } from '../../src/netback/index.js';
 import type { Netfront } from '../../src/netfront/index.js';
 import type { Domain } from '../../src/platform/sim/index.js';
 import { buildFrame } from '../net/frames.js';

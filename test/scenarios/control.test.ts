@@ -7,8 +7,8 @@ import {
   XenbusState,
 } from '../../src/abi/index.js';
 import { RpcRegistry } from '../../src/cli/rpc.js';
-import { registerVifMethods, vifsOf } from '../../src/cli/vif-methods.js';
-import { ControlRing, HashConfig, StaticGrants, type Vif } from '../../src/netback/index.js';
+import { registerVifMethods } from '../../src/cli/vif-methods.js';
+import { ControlRing, HashConfig, StaticGrants, type Vif, vifsOf } from '../../src/netback/index.js';
 import { Control } from '../../src/netfront/control.js';
 import { Netfront } from '../../src/netfront/index.js';
 import { PAGE_SHIFT } from '../../src/platform/index.js';

@@ -47,9 +47,11 @@ const files = [
   '-C',
   'dist',
   'src',
+  'examples',
 ];
 run('tar', ['-chf', join(share, 'pvnet.tar'), ...notNeeded, '-C', root, ...files]);
-const UNPACK = 'mkdir /tmp/pvnet && tar -xf pvnet.tar -C /tmp/pvnet && cd /tmp/pvnet';
+// The examples import the package by its name, whose exports are in dist.
+const UNPACK = 'mkdir /tmp/pvnet && tar -xf pvnet.tar -C /tmp/pvnet && cd /tmp/pvnet && ln -s . dist';
 
 const started = performance.now();
 

@@ -2,7 +2,7 @@
 // Prints a line of RESULT for each: whether the backend let go of it and the vif's neighbours still work is checked by
 // hostile.sh.
 import { execFileSync } from 'node:child_process';
-import { openLinuxHost } from '../../../src/cli/linux-host.js';
+import { openLinuxHost } from '../../../src/linux/index.js';
 import { HostileFrontend } from '../../../src/mock/index.js';
 
 const ATTACKS = {

@@ -49,6 +49,29 @@ check '… where nothing holds the guest to its address' bash -c "$(declare -f f
 reattached() { xl network-detach a1 0 && vif_gone a1 && xenlab-domu attach --name a1 $vif && until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
 check '… network-detach and network-attach' reattached
 
+own_backend() {
+	: > /tmp/own.out
+	node examples/backend.js lib >/tmp/own.out 2>>/tmp/backend.err & backend=$!
+	until_true 60 grep -q serving /tmp/own.out || return 1
+	ip link set lib master xenbr0 up
+}
+by_library() { stop_backend USR2; own_backend && until_true 60 ping -c 1 -W 1 10.77.0.2 && ping_guest 10.77.0.2; }
+check 'examples/backend.ts, a program that uses the library, takes the guest over' by_library
+connected() { [ "$(xenstore-read "/local/domain/0/backend/vif/$(xl domid a1)/0/state")" = 4 ]; }
+check '… as a port of its bridge, for which no script is run: the backend is Connected' until_true 60 connected
+iperf3 -s -D -p 23 >/dev/null
+no_telnet() { tcp a1 10.77.0.1 2 && ! guest a1 'iperf3 -c 10.77.0.1 -p 23 -t 1 --connect-timeout 3000'; }
+check '… its filter drops TCP to port 23 and nothing else' no_telnet
+counted() { until_true 60 grep '[1-9][0-9]* dropped' /tmp/own.out; tail -n 1 /tmp/own.out | grep '[1-9][0-9]* dropped'; }
+check '… and it prints its counters' counted
+second() {
+	local status; node examples/backend.js lib >/tmp/second.out 2>&1; status=$?
+	cat /tmp/second.out; [ $status = 1 ] && [ "$(wc -l </tmp/second.out)" = 1 ]
+}
+check 'a second one of the same bridge says why it cannot be, and ends' second
+again() { kill -USR2 $backend; wait $backend || return 1; own_backend && until_true 60 connected && until_true 60 ping -c 1 -W 1 10.77.0.2; }
+check 'SIGUSR2 ends it with status 0, and the next one goes on' again
+
 through_socket() { stop_backend USR2; start_backend --tap && until_true 60 ping -c 1 -W 1 10.77.0.2; }
 check 'through the socket again' through_socket
 lost() {

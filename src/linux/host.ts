@@ -9,17 +9,21 @@ import { connectXenStore } from '../xenstore/node/index.js';
 
 /** Drivers of ours in a real Xen domain, as a process of its user space. */
 export interface LinuxHost {
+  /** This domain: its number, pages, grants, event channels, and what was asked of Xen for them (`counts`). */
   readonly platform: LinuxPlatform;
+  /** What TAPs of this process are read by, too: `new TapPort(kernel.net, poller, openTap(name))` of `pvnet/uplink`. */
   readonly poller: Poller;
+  /** For `registerNetback` and `registerNetfront`; its `shutdown` lets go of all vifs. */
   readonly kernel: Kernel;
-  /** Lets go of Xen; the drivers have to be gone by then. */
+  /** Lets go of Xen, after `kernel.shutdown()`; nothing keeps the process alive then. */
   close(): void;
 }
 
 /**
- * Opens Xen's devices and connects to XenStore.
+ * Opens Xen's devices and connects to XenStore (`XENSTORED_PATH`, xenstored's socket or /dev/xen/xenbus). Needs root.
  * @param name what messages call the process
- * @throws ErrnoError that says what the machine lacks
+ * @param log gets a line, without its end, for each of what the drivers have to say
+ * @throws SystemError that says what the machine lacks; XenStoreError for what xenstored refuses
  */
 export async function openLinuxHost(name: string, log: (line: string) => void): Promise<LinuxHost> {
   checkXen();
@@ -31,40 +35,44 @@ export async function openLinuxHost(name: string, log: (line: string) => void): 
     onError: (error, task) => log(`${task}: ${describeError(error)}`),
   });
   const poller = new Poller(scheduler);
+  const opened: { close(): void }[] = [poller];
+  const close = (): void => {
+    for (const part of opened.splice(0).reverse()) part.close();
+  };
   try {
     const domid = await readDomid();
     const platform = new LinuxPlatform({ domid, scheduler, poller, openXenStore: connectXenStore, log });
+    opened.push(platform);
     const kernel = await bootKernel(platform, { name });
     await kernel.xenbus.ready;
-    return {
-      platform,
-      poller,
-      kernel,
-      close() {
-        platform.close();
-        poller.close();
-      },
-    };
+    return { platform, poller, kernel, close };
   } catch (error) {
-    poller.close();
+    close();
     throw error;
   }
 }
 
 /**
  * Waits until a signal asks the process to end, and for what is done about it then.
- * @throws SystemError ENOTCONN when the connection to xenstored ends before: the process has to be started anew then
+ * @throws SystemError ENOTCONN when the connection to xenstored ends before: the process has to end, and be started anew
  */
 export function untilEnded(
   xenbus: Xenbus,
   ends: Partial<Record<NodeJS.Signals, () => Promise<void>>>,
 ): Promise<void> {
-  return new Promise((resolve, reject) => {
+  const listeners = new Map<string, () => void>();
+  const ended = new Promise<void>((resolve, reject) => {
     xenbus.onLost = reason => {
       const meaning = 'no device can come or go without it; those that are connected wait for the next start';
       reject(new SystemError('ENOTCONN', `the connection to xenstored is lost (${reason}): ${meaning}`));
     };
-    for (const [signal, end] of Object.entries(ends)) process.on(signal, () => end().then(resolve, reject));
+    for (const [signal, end] of Object.entries(ends)) {
+      listeners.set(signal, () => void end().then(resolve, reject));
+    }
+  });
+  for (const [signal, listener] of listeners) process.on(signal, listener);
+  return ended.finally(() => {
+    for (const [signal, listener] of listeners) process.off(signal, listener);
   });
 }
 

@@ -4,7 +4,7 @@ import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
 import { NETDEV_REGISTER, NETDEV_UNREGISTER } from '../net/notifier.js';
 import { type NetbackOptions, registerNetback } from '../netback/netback.js';
-import { Vif } from '../netback/vif.js';
+import { Vif, vifsOf } from '../netback/vif.js';
 import type { VifInfo } from '../toolstack/host.js';
 import { publishedRings } from '../toolstack/published-rings.js';
 import { DEFAULT_SCRIPT } from '../toolstack/vif-config.js';
@@ -12,9 +12,7 @@ import { openTap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice } from '../xenbus/index.js';
-import { type LinuxHost, openLinuxHost, untilEnded } from './linux-host.js';
-import type { RpcRegistry } from './rpc.js';
-import { registerVifMethods, type VifCounters, vifsOf } from './vif-methods.js';
+import { type LinuxHost, openLinuxHost, untilEnded } from './host.js';
 import { matchesVif } from './vif-pattern.js';
 
 /** How long packets on their way are waited for when vifs are handed over. */
@@ -22,12 +20,17 @@ const DRAIN_MS = 1000;
 /** How long frontends have to close. */
 const CLOSE_MS = 5000;
 
-export interface BackendOptions {
-  /** The vifs are ports of this bridge of ours, and a TAP of the same name is its way to this machine. */
+export interface LinuxBackendOptions {
+  /**
+   * The vifs are ports of this bridge of ours, and a TAP of the same name is its way to this machine. Without it each vif is
+   * a TAP of its own, vif<domid>.<handle>.
+   */
   bridge?: string;
-  /** Vifs to serve, one match is enough; all when empty. See `matchesVif`. */
-  match: readonly string[];
-  netback?: NetbackOptions;
+  /** Vifs to serve, one match is enough; all when there are none. See `matchesVif`. */
+  match?: readonly string[];
+  /** `prepare` sees each vif before its guest does: there it gets its `filter`, a `sourceFilter`, or a rate. */
+  netback?: Omit<NetbackOptions, 'match'>;
+  /** Gets a line, without its end, for each of what there is to say. */
   log: (line: string) => void;
 }
 
@@ -35,23 +38,36 @@ export interface BackendOptions {
  * The backend of other domains' vifs in this domain's user space. Each vif is a port of a bridge of ours, or has
  * a TAP vif<domid>.<handle> on this machine, made before the toolstack's hotplug script asks for it.
  */
-export class BackendDaemon {
+export class LinuxBackend {
   private readonly faces = new Map<NetDevice, TapFace>();
   private bridge: Bridge | null = null;
   private uplink: TapPort | null = null;
   private stopping = false;
 
   private constructor(
-    private readonly host: LinuxHost,
-    private readonly options: BackendOptions,
+    readonly host: LinuxHost,
+    private readonly options: LinuxBackendOptions,
   ) {}
 
-  /** @throws ErrnoError that says what the machine lacks, or what is wrong with an option */
-  static async start(options: BackendOptions): Promise<BackendDaemon> {
+  /**
+   * Opens Xen, and serves vifs from then on: those that are there, and those that come.
+   * @throws as `openLinuxHost`, UplinkError for a TAP that cannot be had, NetError for a bridge's name
+   */
+  static async start(options: LinuxBackendOptions): Promise<LinuxBackend> {
     const host = await openLinuxHost('backend', options.log);
-    const daemon = new BackendDaemon(host, options);
-    await daemon.serve();
-    return daemon;
+    const backend = new LinuxBackend(host, options);
+    try {
+      await backend.serve();
+    } catch (error) {
+      await backend.finish();
+      throw error;
+    }
+    return backend;
+  }
+
+  /** The vifs that it serves, connected or not. Their `counters()` are what `pvnet stats` shows. */
+  get vifs(): Vif[] {
+    return vifsOf(this.net);
   }
 
   private get net() {
@@ -63,10 +79,11 @@ export class BackendDaemon {
     const { bridge: name, netback } = this.options;
     if (name !== undefined) {
       const tap = openTap(name);
-      this.bridge = new Bridge(this.net, name);
-      this.net.register(this.bridge);
-      this.bridge.open();
       this.uplink = new TapPort(this.net, poller, tap, 'uplink');
+      const bridge = new Bridge(this.net, name);
+      this.net.register(bridge);
+      this.bridge = bridge;
+      this.bridge.open();
       this.bridge.addPort(this.uplink.device);
       this.uplink.device.open();
     }
@@ -84,7 +101,7 @@ export class BackendDaemon {
   }
 
   private async isOurs(nodename: string): Promise<boolean> {
-    const { match } = this.options;
+    const { match = [] } = this.options;
     if (match.length === 0) return true;
     const { xs } = this.host.kernel.xenbus;
     const [, , domid, handle] = nodename.split('/');
@@ -138,6 +155,10 @@ export class BackendDaemon {
           continue;
         }
         this.options.log(`vif${domid}.${handle}: taking over in state ${xenbusStateName(state)}`);
+        // The one before took its interface along. A port of our bridge is none that a script would set up.
+        const hotplug = `${dir}/hotplug-status`;
+        if (this.bridge !== null && (await xs.readOptional(hotplug)) === '')
+          await xs.write(hotplug, 'connected');
         await xs.write(`${dir}/state`, String(XenbusState.Initialising));
         if (this.bridge === null) void this.rerunHotplug(dir, `vif${domid}.${handle}`);
       }
@@ -174,15 +195,14 @@ export class BackendDaemon {
     return true;
   }
 
-  private vifs(): Vif[] {
-    return vifsOf(this.net);
-  }
-
   private backendDevices(): XenbusDevice[] {
     return [...this.host.kernel.xenbus.backend.devices.values()].filter(device => device.driver !== null);
   }
 
-  /** Serves until a signal ends it. @throws as `untilEnded` */
+  /**
+   * Serves until a signal ends it: SIGTERM and SIGINT as `close` does, SIGUSR2 as `handOver`.
+   * @throws SystemError ENOTCONN when the connection to xenstored is lost: the process has to end, and be started anew
+   */
   run(): Promise<void> {
     const close = (): Promise<void> => this.close();
     return untilEnded(this.host.kernel.xenbus, {
@@ -208,7 +228,7 @@ export class BackendDaemon {
   async handOver(): Promise<void> {
     if (this.stopping) return;
     this.stopping = true;
-    const queues = this.vifs().flatMap(vif => vif.queues);
+    const queues = this.vifs.flatMap(vif => vif.queues);
     for (const queue of queues) queue.pause();
     const drained = await this.until(() => queues.every(queue => queue.inFlight === 0), DRAIN_MS);
     if (!drained) this.options.log('some packets were still on their way; their frontends may complain');
@@ -223,6 +243,7 @@ export class BackendDaemon {
     this.host.close();
   }
 
+  /** What `pvnet vif-list` shows. @param domain a domain's name or number; all when undefined */
   async vifList(domain?: string): Promise<VifInfo[]> {
     const { xs } = this.host.kernel.xenbus;
     const { domid: backendDomid } = this.host.platform;
@@ -250,11 +271,11 @@ export class BackendDaemon {
     return infos;
   }
 
-  /** Counters of this process's calls into Xen. */
-  private xenCounters(): VifCounters {
+  /** Counters of this process's calls into Xen, and what it holds of Xen. */
+  xenCounters(): Record<string, number> {
     const { grants, events, memory } = this.host.platform;
     const cpu = process.cpuUsage();
-    const counters = {
+    return {
       ...grants.counts,
       ...events.counts,
       grantsMapped: grants.mapped,
@@ -262,16 +283,5 @@ export class BackendDaemon {
       pages: memory.allocated,
       cpuMs: Math.round((cpu.user + cpu.system) / 1000),
     };
-    return { vif: 'xen', counters };
-  }
-
-  registerMethods(registry: RpcRegistry): void {
-    registry.register('vif-list', ({ domain }) => this.vifList(domain));
-    registerVifMethods(
-      registry,
-      () => this.vifs(),
-      () => [this.xenCounters()],
-    );
-    registry.register('interrupts', () => ({ text: this.host.kernel.irqs.interrupts() }));
   }
 }

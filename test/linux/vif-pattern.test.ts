@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { matchesVif } from '../../src/cli/vif-pattern.js';
+import { matchesVif } from '../../src/linux/index.js';
 
 const WEB = { vif: 'vif5.0', domain: 'web-1', bridge: 'xenbr0' };
 
