@@ -198,7 +198,8 @@ export class XenStoreClient extends NodeOperations {
   /**
    * Watches a path: an endless series of the paths that changed, the first of them the watched path
    * itself. A path that changes again before it was taken is not reported twice, so a slow reader loses
-   * nothing but repetitions. Ends with the loop that reads it (break, return), `close()` or the signal.
+   * nothing but repetitions. Ends with the loop that reads it (break, return) or `close()`; when the signal is aborted or the
+   * connection ends, the loop throws the signal's reason, or the XenStoreError.
    *
    * @example for await (const path of client.watch('/local/domain/5/state')) console.log(path);
    */
@@ -391,8 +392,9 @@ export class XenStoreClient extends NodeOperations {
     this.#pending.delete(id);
     if (type === XS.ERROR) {
       const code = parseXsdError(latin1(body).split('\0')[0]);
-      const what = `${xsTypeName(pending.type)} ${pending.subject()}`;
-      pending.reject(new XenStoreError(code, `${what}: ${reasons[code]}`));
+      const subject = pending.subject();
+      const why = code === 'EINVAL' && isBadPath(pending.type, subject) ? BAD_PATH : reasons[code];
+      pending.reject(new XenStoreError(code, `${xsTypeName(pending.type)} ${subject}: ${why}`));
     } else if (type !== pending.type) {
       const what = `${xsTypeName(type)} came in answer to ${xsTypeName(pending.type)}`;
       pending.reject(new XenStoreError('EIO', what));
@@ -437,6 +439,26 @@ const reasons: Readonly<Record<XsdErrorName, string>> = {
   E2BIG: 'it does not fit one message',
   EPERM: 'only the owner may do this',
 };
+
+/** Requests that begin with a path. */
+const OF_PATHS: ReadonlySet<number> = new Set([
+  XS.DIRECTORY,
+  XS.DIRECTORY_PART,
+  XS.READ,
+  XS.WRITE,
+  XS.MKDIR,
+  XS.RM,
+  XS.GET_PERMS,
+  XS.SET_PERMS,
+  XS.WATCH,
+  XS.UNWATCH,
+]);
+const BAD_PATH = 'it is no path: names of A-Z, a-z, 0-9, "-", "_" and "@" with one "/" between them';
+
+/** Of a refused request: whether its path is why (docs/misc/xenstore.txt). */
+function isBadPath(type: number, path: string): boolean {
+  return OF_PATHS.has(type) && !/^(\/|\/?[\w@-]+(\/[\w@-]+)*)$/.test(path);
+}
 
 /** The first string of a request, which is nearly always the path. */
 function subjectOf(body: Uint8Array): string {

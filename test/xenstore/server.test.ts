@@ -28,6 +28,24 @@ describe('requests', () => {
     );
   });
 
+  test('of a path that is none the client says what one is', async () => {
+    const lab = new Lab();
+    const xs = lab.client();
+    await lab.run(
+      (async () => {
+        await assert.rejects(xs.read('nope//x'), {
+          code: 'EINVAL',
+          message: /READ nope\/\/x: it is no path: names of /,
+        });
+        await assert.rejects(xs.watch('bad path'), {
+          code: 'EINVAL',
+          message: /WATCH bad path: it is no path/,
+        });
+        await assert.rejects(xs.rm('/'), { code: 'EINVAL', message: /RM \/: malformed, or not possible/ });
+      })(),
+    );
+  });
+
   test('a domain speaks over its ring, with relative paths', async () => {
     const lab = new Lab();
     const admin = lab.client();
