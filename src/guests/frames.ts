@@ -1,9 +1,11 @@
+import { partialChecksumFits, sumPacket } from '../net/checksum.js';
 import type { NetDevice } from '../net/device.js';
-import { FRAGMENT_LOCAL, PACKET_LINEAR_MAX, type Packet } from '../net/packet.js';
+import { CHECKSUM_PARTIAL, FRAGMENT_LOCAL, PACKET_LINEAR_MAX, type Packet } from '../net/packet.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
 
 /**
- * Copies a packet's bytes out. For guests that want a frame as an array; the data path never does.
+ * Copies a packet's bytes out, with a transport checksum that was left to whoever sends it on completed. For guests that want a
+ * frame as an array; the data path never does. A GSO packet is one frame of up to 65535 bytes and its header.
  * @returns null when the data could not be fetched
  */
 export function packetBytes(packet: Packet, device: NetDevice): Uint8Array | null {
@@ -16,6 +18,13 @@ export function packetBytes(packet: Packet, device: NetDevice): Uint8Array | nul
     const from = (packet.ref[i] << PAGE_SHIFT) + packet.offset[i];
     bytes.set(u8.subarray(from, from + packet.size[i]), at);
     at += packet.size[i];
+  }
+  if (packet.checksum === CHECKSUM_PARTIAL && partialChecksumFits(packet)) {
+    // Zero would say that there is none (RFC 768). Sums are in the order of the bytes in memory.
+    const sum = ~sumPacket(packet, packet.csumStart, packet.length) & 0xffff || 0xffff;
+    const field = packet.csumStart + packet.csumOffset;
+    bytes[field] = sum;
+    bytes[field + 1] = sum >>> 8;
   }
   return bytes;
 }

@@ -1,6 +1,13 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { framePacket } from '../../src/guests/frames.js';
+import { framePacket, packetBytes } from '../../src/guests/frames.js';
+import {
+  CHECKSUM_PARTIAL,
+  checksumIsRight,
+  Headers,
+  setupPartialChecksum,
+  writeIpv4Checksum,
+} from '../../src/net/index.js';
 import { PAGE_SIZE } from '../../src/platform/memory.js';
 import { TestKernel } from '../net/kernel.js';
 
@@ -14,6 +21,29 @@ describe('a packet of a frame', () => {
       assert.deepEqual(kernel.bytes(packet), frame);
       packet.release();
     }
+  });
+
+  test('comes out again with the checksum that its sender left to be completed, and is left as it was', () => {
+    const kernel = new TestKernel();
+    const device = kernel.device('eth0');
+    const data = Array.from({ length: 2 * PAGE_SIZE + 7 }, (_, i) => i * 5);
+    const length = 28 + data.length;
+    const ip = [0x45, 0, length >>> 8, length, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    const udp = [0, 7, 0, 7, (length - 20) >>> 8, length - 20, 0, 0];
+    const frame = Uint8Array.from([...new Uint8Array(12), 8, 0, ...ip, ...udp, ...data]);
+    const packet = framePacket(device, frame)!;
+    const headers = new Headers();
+    headers.parse(packet);
+    writeIpv4Checksum(packet, headers);
+    assert.ok(setupPartialChecksum(packet, headers, true));
+    const before = kernel.bytes(packet);
+    const copy = framePacket(device, packetBytes(packet, device)!)!;
+    headers.parse(copy);
+    assert.ok(checksumIsRight(copy, headers));
+    assert.notDeepEqual(kernel.bytes(copy), before);
+    assert.deepEqual([packet.checksum, kernel.bytes(packet)], [CHECKSUM_PARTIAL, before]);
+    packet.release();
+    copy.release();
   });
 
   test('is none where the domain has no memory for it, and nothing is written or kept then', () => {
