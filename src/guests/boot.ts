@@ -6,11 +6,14 @@ import type { VifConfig } from '../toolstack/vif-config.js';
 import type { Poller } from '../uplink/poller.js';
 import type { XenbusTrace } from '../xenbus/index.js';
 import type { Guest, GuestKind } from './guest.js';
+import type { GuestModule } from './module.js';
 
 export interface BootOptions {
   domain: Domain;
   kind: GuestKind;
   argument: string;
+  /** See `GuestSpec.module`. */
+  module?: GuestModule;
   vif(devid: number): VifConfig | undefined;
   poller(): Poller;
   readonly netfront?: NetfrontOptions;
@@ -46,7 +49,7 @@ const SHUTDOWN_REASONS: ReadonlyMap<string, 'poweroff' | 'reboot' | 'suspend'> =
  * stops the guest, closes its devices, and ends with that reason.
  */
 export async function bootGuest(options: BootOptions): Promise<BootedGuest & { kernel: Kernel }> {
-  const { domain, kind, argument, poller } = options;
+  const { domain, kind, argument, module, poller } = options;
   const { platform } = domain;
   const kernel = await bootKernel(platform, { name: domain.name, trace: options.trace });
   options.onKernel?.(kernel);
@@ -59,6 +62,7 @@ export async function bootGuest(options: BootOptions): Promise<BootedGuest & { k
     name: domain.name,
     kernel,
     argument,
+    module,
     vif: devid => options.vif(devid),
     poller,
     // Whether that worked is asked below.

@@ -4,6 +4,7 @@ import { NETDEV_CHANGE, NETDEV_REGISTER, NETDEV_UNREGISTER, NETDEV_UP } from '..
 import type { Netfront } from '../netfront/netfront.js';
 import type { VifConfig } from '../toolstack/vif-config.js';
 import type { Poller } from '../uplink/poller.js';
+import type { GuestModule } from './module.js';
 
 /** What a guest is made from. */
 export interface GuestOptions {
@@ -12,6 +13,8 @@ export interface GuestOptions {
   readonly kernel: Kernel;
   /** What is behind the colon of `guest = "kind:argument"`. */
   readonly argument: string;
+  /** Of a module that is a function of this program, and in no file. */
+  readonly module?: GuestModule;
   /** How the domain's file describes a vif; undefined for one that was attached in another way. */
   vif(devid: number): VifConfig | undefined;
   /** What reads the devices of the machine that we run on. */

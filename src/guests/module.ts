@@ -62,25 +62,24 @@ export async function importFile(path: string): Promise<Record<string, unknown>>
   return await import(pathToFileURL(path).href);
 }
 
-/** `guest = "module:./file.js"`: the user's code in a domain of its own. */
-export async function startModule(options: GuestOptions): Promise<Guest> {
-  const { kernel, argument } = options;
+async function loadModule({ name, kernel, argument }: GuestOptions): Promise<GuestModule> {
   let loaded: { default?: unknown };
   try {
     loaded = await running.run(kernel, () => importFile(argument));
   } catch (error) {
-    throw new ErrnoError(
-      'EINVAL',
-      `${options.name}: ${argument} cannot be loaded: ${(error as Error).message}`,
-    );
+    throw new ErrnoError('EINVAL', `${name}: ${argument} cannot be loaded: ${(error as Error).message}`);
   }
   if (typeof loaded.default !== 'function') {
     const right = 'export default function ({ device, log }) { … }';
-    throw new ErrnoError(
-      'EINVAL',
-      `${options.name}: ${argument} has no default export that is a function: ${right}`,
-    );
+    throw new ErrnoError('EINVAL', `${name}: ${argument} has no default export that is a function: ${right}`);
   }
+  return loaded.default as GuestModule;
+}
+
+/** `guest = "module:./file.js"`, or a function: the user's code in a domain of its own. */
+export async function startModule(options: GuestOptions): Promise<Guest> {
+  const { kernel, argument } = options;
+  const module = options.module ?? (await loadModule(options));
   const devices = new Map<number, NetDevice>();
   const waiting = new Map<number, ((device: NetDevice) => void)[]>();
   const unwatch = watchVifs(kernel, {
@@ -109,10 +108,11 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
       log: line => options.log(line),
       state: options.state,
     };
-    result = await running.run(kernel, () => (loaded.default as GuestModule)(context));
+    result = await running.run(kernel, () => module(context));
   } catch (error) {
     unwatch();
-    throw new ErrnoError('EIO', `${options.name}: ${argument} threw: ${(error as Error)?.message ?? error}`);
+    const what = argument === '' ? 'its module' : argument;
+    throw new ErrnoError('EIO', `${options.name}: ${what} threw: ${(error as Error)?.message ?? error}`);
   }
   const hooks: ModuleHooks = typeof result === 'function' ? { stop: result } : (result ?? {});
   return {

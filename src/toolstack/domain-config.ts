@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import type { GuestModule } from '../guests/module.js';
 import type { NetfrontOptions } from '../netfront/netfront.js';
 import { type ConfigSetting, type ConfigValue, parseConfigSyntax } from './config-syntax.js';
 import { ToolstackError } from './error.js';
@@ -11,6 +12,11 @@ export interface GuestSpec {
   readonly kind: string;
   /** What is behind the colon; a path is absolute. */
   readonly argument: string;
+  /**
+   * Of a guest of kind "module" whose `argument` is "": a function of this program in place of a file's default export. It is in
+   * no image that goes through JSON.
+   */
+  readonly module?: GuestModule;
 }
 
 /** What a guest of kind "linux" boots; what is left out comes from the cache. Paths are absolute. */

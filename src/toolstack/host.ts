@@ -203,7 +203,7 @@ export class Host {
     const kernel = kernelOfRunningModule();
     const guilty = [...this.domains].filter(({ domain, config: { guest } }) =>
       kernel === undefined
-        ? guest.kind === 'module' && isFromModule(error, guest.argument)
+        ? guest.kind === 'module' && guest.argument !== '' && isFromModule(error, guest.argument)
         : domain.platform === kernel.platform,
     );
     for (const { domain } of guilty) this.blame(domain, 'module', error);
@@ -399,6 +399,7 @@ export class Host {
               domain,
               kind: GUEST_KINDS[config.guest.kind],
               argument: config.guest.argument,
+              module: config.guest.module,
               vif: devid => hosted.vifs.get(devid)?.config,
               poller: this.poller,
               netfront: config.netfront,
@@ -911,6 +912,7 @@ export class Host {
     return front.waitingFor();
   }
 
+  /** What `pvnet vif-list` shows of a domain. */
   async vifList(hosted: HostedDomain): Promise<VifInfo[]> {
     const { xs } = this;
     const { domid } = hosted.domain;

@@ -150,6 +150,9 @@ const HOST = object({
 function checkConfig({ guest, memory, vifs, netfront, linux }: DomainImage['config'], where: string): void {
   const { kind, argument } = guest;
   whole(1, memoryMax(kind))(memory, `${where}: memory`);
+  if (kind === 'module' && argument === '') {
+    refuse(`${where}: guest`, 'its module was a function of the program that saved it, which no image holds');
+  }
   if (GUEST_ARGUMENTS[kind]) path(argument, `${where}: guest: argument`);
   else if (argument !== '') refuse(`${where}: guest: argument`, `a guest of kind "${kind}" takes none`);
   if (linux !== undefined && kind !== 'linux') refuse(`${where}: linux`, `the guest is of kind "${kind}"`);

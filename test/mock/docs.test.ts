@@ -13,9 +13,11 @@ function resolved(code: string): string {
   });
 }
 
-const text = readFileSync(new URL('docs/hostile-peers.md', root), 'utf8');
-for (const [, title, code] of text.matchAll(/^## (.*?)$.*?```js\n(.*?)```/gms)) {
-  test(`the example of "${title}" in docs/hostile-peers.md runs`, async () => {
-    await import(`data:text/javascript,${encodeURIComponent(resolved(code))}`);
-  });
+for (const name of ['docs/hostile-peers.md', 'docs/library.md']) {
+  const text = readFileSync(new URL(name, root), 'utf8');
+  for (const [, title, code] of text.matchAll(/^## (.*?)$.*?```js\n(.*?)```/gms)) {
+    test(`the example of "${title}" in ${name} runs`, async () => {
+      await import(`data:text/javascript,${encodeURIComponent(resolved(code))}`);
+    });
+  }
 }

@@ -64,6 +64,31 @@ before(async () => {
   text = await sample();
 });
 
+test('a module that is a function goes on after a reboot, and an image that went through JSON is refused', async t => {
+  const host = await start(t);
+  let runs = 0;
+  const module = () => {
+    runs++;
+    return { save: () => runs };
+  };
+  const guest = { kind: 'module', argument: '', module };
+  const hosted = await host.create({ ...parseDomain('name = "mine"', 'mine.cfg'), guest });
+  await host.shutdown(hosted, 'reboot');
+  while (runs < 2 || host.list().length < 2)
+    await new Promise(resolve => host.scheduler.after(1, () => resolve(0)));
+  const mine = host.find('mine');
+  while (mine.underWay !== null) await new Promise(resolve => host.scheduler.after(1, () => resolve(0)));
+  const image = await saveHost(host);
+  assert.equal(image.domains[0].guest, 2);
+  assert.throws(() => parseHostImage(JSON.stringify(image), 'image'), {
+    code: 'EINVAL',
+    message: /image: domains\[0\]: config: guest: its module was a function of the program that saved it/,
+  });
+  const other = await start(t);
+  await restoreHost(other, image);
+  assert.equal(runs, 3);
+});
+
 describe('a damaged or hostile image', () => {
   /** Something that is changed in the image, and what is said of it: behind "x.json: " for that of a host. */
   const inHost: [change: (image: Json) => void, message: string][] = [
