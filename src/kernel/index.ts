@@ -1,2 +1,3 @@
+export * from './driver-options.js';
 export * from './kernel.js';
 export * from './peer-offloads.js';

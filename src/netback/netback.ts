@@ -1,6 +1,7 @@
 import { ErrnoError } from '../abi/errno.js';
 import { XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
+import { checkDriverOptions } from '../kernel/driver-options.js';
 import type { Kernel } from '../kernel/kernel.js';
 import { featureNodes, peerHas, readPeerOffloads } from '../kernel/peer-offloads.js';
 import { GSO_TCPV4, GSO_TCPV6 } from '../net/packet.js';
@@ -447,7 +448,11 @@ export function netbackOf(device: XenbusDevice): Netback | undefined {
   return device.driverData instanceof Netback ? device.driverData : undefined;
 }
 
-/** Registers netback with a kernel's backend bus: it serves every vif whose backend is this domain. */
+/**
+ * Registers netback with a kernel's backend bus: it serves every vif whose backend is this domain.
+ * @throws ErrnoError EINVAL for options that cannot be; XenbusError EEXIST when it is registered already
+ */
 export async function registerNetback(kernel: Kernel, options: NetbackOptions = {}): Promise<void> {
+  checkDriverOptions('netback', options, NETBACK_FEATURES);
   await kernel.xenbus.registerBackend(netbackDriver(kernel, options));
 }

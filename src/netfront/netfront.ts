@@ -1,5 +1,6 @@
 import { RING_SIZES, XEN_NETIF_MAX_TX_SIZE, XEN_NETIF_MAX_XDP_HEADROOM } from '../abi/netif.js';
 import { XenbusState } from '../abi/xenbus-state.js';
+import { checkDriverOptions } from '../kernel/driver-options.js';
 import type { Kernel } from '../kernel/kernel.js';
 import {
   featureNodes,
@@ -37,7 +38,7 @@ import {
   type XsWatch,
 } from '../xenbus/index.js';
 import { Control, type HashSettings } from './control.js';
-import type { NetfrontFeature } from './features.js';
+import { NETFRONT_FEATURES, type NetfrontFeature } from './features.js';
 import { GrantedPool } from './granted-pool.js';
 import { isFilterable, MulticastFilterRequests } from './multicast.js';
 import { GRANTS_PER_QUEUE, Queue, type QueueDevice } from './queue.js';
@@ -836,7 +837,11 @@ export function netfrontDriver(kernel: Kernel, options: NetfrontOptions = {}): X
   };
 }
 
-/** Registers netfront with a kernel's frontend bus: each vif of the domain becomes an eth%d. */
+/**
+ * Registers netfront with a kernel's frontend bus: each vif of the domain becomes an eth%d.
+ * @throws ErrnoError EINVAL for options that cannot be; XenbusError EEXIST when it is registered already
+ */
 export async function registerNetfront(kernel: Kernel, options: NetfrontOptions = {}): Promise<void> {
+  checkDriverOptions('netfront', options, NETFRONT_FEATURES);
   await kernel.xenbus.registerFrontend(netfrontDriver(kernel, options));
 }

@@ -13,9 +13,9 @@ import { Hypervisor } from '../platform/sim/hypervisor.js';
 import { Poller } from '../uplink/poller.js';
 import { openTap } from '../uplink/tap.js';
 import { TapPort } from '../uplink/tap-port.js';
-import type { XenbusTrace } from '../xenbus/index.js';
+import type { XenbusDevice, XenbusTrace } from '../xenbus/index.js';
 import { streamPair, XenStoreClient } from '../xenstore/index.js';
-import type { DomainConfig } from './domain-config.js';
+import { type DomainConfig, GUEST_ARGUMENTS } from './domain-config.js';
 import { type DomainIdentity, removeDomain, writeDomain } from './domain-store.js';
 import { ToolstackError } from './error.js';
 import { hotplugOnline } from './hotplug.js';
@@ -161,6 +161,7 @@ export class Host {
   /** Names of domains that are being created. */
   private readonly creating = new Set<string>();
   private stopping = false;
+  private closing: Promise<void> | null = null;
 
   private constructor(
     readonly scheduler: EventLoopScheduler,
@@ -362,6 +363,11 @@ export class Host {
 
   private async build(config: DomainConfig, continued?: Continuation): Promise<HostedDomain> {
     const { hypervisor, xs } = this;
+    const { kind } = config.guest;
+    if (!Object.hasOwn(GUEST_ARGUMENTS, kind)) {
+      const there = Object.keys(GUEST_ARGUMENTS).join(', ');
+      throw new ToolstackError('EINVAL', `${config.name}: "${kind}" is no kind of guest; there are ${there}`);
+    }
     const machine = await MACHINE_KINDS[config.guest.kind]?.(config);
     let domain: Domain;
     try {
@@ -754,6 +760,10 @@ export class Host {
         `vif ${domid}.${devid}: the backend did not reach InitWait in ${INIT_TIMEOUT_MS / 1000} s (${why})`,
       );
     }
+    const refusal = driver === null ? this.backendOf(domid, devid)?.refusal : null;
+    if (refusal) {
+      throw new ToolstackError('ENODEV', `vif ${domid}.${devid}: netback does not serve it: ${refusal}`);
+    }
     vif.status = 'hotplug';
     if (driver === null) {
       vif.writing = this.online(vif, `vif${domid}.${devid}`);
@@ -893,6 +903,11 @@ export class Host {
     }
   }
 
+  /** The backend's end of a vif that domain 0 serves, once its bus has found it. */
+  private backendOf(domid: number, devid: number): XenbusDevice | undefined {
+    return this.dom0.xenbus.backend.devices.get(`backend/vif/${domid}/${devid}`);
+  }
+
   /** What a vif waits for, in words; null when it is connected. */
   waitingFor(hosted: HostedDomain, vif: AttachedVif): string | null {
     if (vif.status !== null) return vif.status;
@@ -901,7 +916,7 @@ export class Host {
     const { booted } = hosted;
     let wait: string | null = null;
     if (vif.backendDomid === 0) {
-      const back = this.dom0.xenbus.backend.devices.get(`backend/vif/${domid}/${vif.devid}`);
+      const back = this.backendOf(domid, vif.devid);
       if (back === undefined) return 'waiting for the backend bus to find it';
       wait = back.waitingFor();
     }
@@ -942,8 +957,13 @@ export class Host {
 
   // ----------------------------------------------------------------
 
-  /** Shuts everything down: domains in order, uplinks, xenstored. Nothing stays behind. */
-  async close(): Promise<void> {
+  /** Shuts everything down: domains in order, uplinks, xenstored. Nothing stays behind. Once is enough. */
+  close(): Promise<void> {
+    this.closing ??= this.closeOnce();
+    return this.closing;
+  }
+
+  private async closeOnce(): Promise<void> {
     this.stopping = true;
     await Promise.all(
       [...this.hosted.values()].map(async hosted => {

@@ -191,12 +191,14 @@ export class XenbusBus {
     }
     this.#stopWaiting(device);
     device.driver = driver;
+    device.refusal = null;
     this.xenbus.step(`probe ${device.id}`);
     this.xenbus.devicesChanged();
     try {
       await driver.probe(device, device.devicetype);
       await device.watchOtherend();
     } catch (error) {
+      device.refusal = asErrnoError(error).message;
       await device.error(error, `probing ${device.nodename}`);
       await this.#letGo(device, driver);
       await device.switchState(XenbusState.Closed);

@@ -42,6 +42,8 @@ export class XenbusDevice {
   gone = false;
   /** Why the driver cannot have the device yet; set by the bus. */
   blockedBy: string | null = null;
+  /** What its driver's `probe` threw; set by the bus. */
+  refusal: string | null = null;
   /** Odd while a state is being written. */
   #changes = 0;
   #serial: Promise<unknown> = Promise.resolve();
@@ -301,6 +303,7 @@ export class XenbusDevice {
     if (this.gone) return 'gone';
     if (this.blockedBy !== null) return this.blockedBy;
     if (this.driver === null) {
+      if (this.refusal !== null) return `not taken by its ${this.side} driver: ${this.refusal}`;
       if (this.state === XenbusState.Closed) return 'closed; waiting to be removed';
       return `waiting for a ${this.side} driver for ${this.devicetype} in domain ${this.platform.domid}`;
     }

@@ -40,6 +40,55 @@ async function tree(host: Host, path: string): Promise<string[]> {
   return [path, ...below.flat()];
 }
 
+describe('a program that asks for what cannot be', () => {
+  test('hears which option of a driver it is, and what would be right', async () => {
+    const start = (netback: object) => Host.start({ memoryBytes: 64 << 20, netback });
+    await assert.rejects(start({ maxQueues: 0 }), {
+      code: 'EINVAL',
+      message: 'EINVAL: netback: maxQueues: 0 is no whole number from 1 on',
+    });
+    await assert.rejects(start({ without: ['sg', 'gso'] }), {
+      code: 'EINVAL',
+      message: /netback: without: "gso" is no feature that can be left out; there are sg, gso-tcpv4, /,
+    });
+  });
+
+  test('hears of a kind of guest that there is none, and nothing is left of the domain', async t => {
+    const host = await start(t);
+    host.bridge('xenbr0');
+    const before = await holdings(host);
+    const guest = { kind: 'mine', argument: '' };
+    await assert.rejects(host.create({ ...echo('a'), guest }), {
+      code: 'EINVAL',
+      message: /a: "mine" is no kind of guest; there are echo, netns, module, linux/,
+    });
+    const options = { ...echo('a'), netfront: { maxQueues: 1.5 } };
+    await assert.rejects(host.create(options), { code: 'EINVAL', message: /netfront: maxQueues: 1\.5/ });
+    assert.deepEqual(await holdings(host), before);
+  });
+
+  test('hears what its own "prepare" threw, for which a vif is not served', async t => {
+    const netback = {
+      prepare() {
+        throw new Error('no filter for it');
+      },
+    };
+    const host = await Host.start({ memoryBytes: 64 << 20, netback });
+    t.after(() => host.close());
+    await assert.rejects(host.create(echo('a')), {
+      code: 'ENODEV',
+      message: /vif 1\.0: netback does not serve it: .*no filter for it/,
+    });
+  });
+
+  test('may close a host twice', async () => {
+    const host = await Host.start({ memoryBytes: 64 << 20 });
+    await host.create(echo('a'));
+    await Promise.all([host.close(), host.close()]);
+    await host.close();
+  });
+});
+
 describe('a host with echo guests', () => {
   test('answers pings across, over IPv4 and IPv6', async t => {
     const host = await start(t);
