@@ -7,7 +7,8 @@ import { registerVifMethods } from './vif-methods.js';
 
 /** `pvnet backend`: serves other domains' vifs on a real Xen host. */
 export const BACKEND_COMMAND: Command = {
-  usage: '[--bridge NAME | --tap] [--match PATTERN]… [--antispoof] [--filter FILE.js]',
+  usage:
+    '[--bridge NAME | --tap] [--match PATTERN]… [--antispoof] [--max-queues N] [--without FEATURE]… [--filter FILE.js]',
   summary: 'Serves the vifs of other domains on a real Xen host, in place of xen-netback.',
   details: [
     'Runs in dom0 or a driver domain, as root, without xen-netback. With --tap (the default) each vif is a TAP',

@@ -16,9 +16,10 @@ const DEFAULT_NAME = 'pvnet%d';
 export const FRONTEND_COMMAND: Command = {
   usage: '[--name NAME%d] [--max-queues N] [--without FEATURE]… [--static-grants]',
   summary: 'Drives this domain’s own vifs from user space, in place of xen-netfront.',
-  details:
-    'Each vif becomes a TAP with its MAC address. Needs root and /dev/xen/{evtchn,gntdev,gntalloc}; the kernel’s own ' +
+  details: [
+    'Each vif becomes a TAP with its MAC address. Needs root and /dev/xen/{evtchn,gntdev,gntalloc}; the kernel’s own',
     'xen-netfront must not have the vif. SIGTERM closes the vifs.',
+  ].join('\n'),
   options: {
     name: {
       type: 'string',

@@ -9,7 +9,7 @@ export { ClientTransaction } from './client-transaction.js';
 export type { Connection } from './connection.js';
 export type { DomainState } from './domains.js';
 export { XenStoreError } from './error.js';
-export type { RequestOptions } from './operations.js';
+export { NodeOperations, type RequestOptions } from './operations.js';
 export { Path } from './path.js';
 export { QUOTA_NAMES, QUOTAS, type QuotaName, type Quotas } from './quota.js';
 export { RingStream, type RingStreamOptions } from './ring-stream.js';
