@@ -31,3 +31,11 @@ test('each subpath that the documents name is one of the package', () => {
     }
   }
 });
+
+test('docs/library.md has a row for each subpath', () => {
+  const rows = read('docs/library.md').matchAll(/^\| (.*?) \|/gm);
+  const named = [...rows].flatMap(([, cell]) =>
+    [...cell.matchAll(/`pvnet(\/[a-z/]+)`/g)].map(([, path]) => `.${path}`),
+  );
+  assert.deepEqual(named.sort(), Object.keys(exports).sort());
+});
