@@ -1,5 +1,4 @@
-import { LinuxBackend } from '../linux/index.js';
-import { antispoof } from './antispoof.js';
+import { antispoof, LinuxBackend } from '../linux/index.js';
 import { type Command, UsageError } from './command.js';
 import { NETBACK_OPTIONS, readNetbackOptions } from './netback-options.js';
 import { defaultControlSocket, RpcRegistry, RpcServer } from './rpc.js';

@@ -43,6 +43,10 @@ export class LinuxBackend {
   private bridge: Bridge | null = null;
   private uplink: TapPort | null = null;
   private stopping = false;
+  private setFinished: () => void = () => {};
+  private readonly finished = new Promise<void>(resolve => {
+    this.setFinished = resolve;
+  });
 
   private constructor(
     readonly host: LinuxHost,
@@ -200,16 +204,13 @@ export class LinuxBackend {
   }
 
   /**
-   * Serves until a signal ends it: SIGTERM and SIGINT as `close` does, SIGUSR2 as `handOver`.
+   * Serves until a signal ends it, SIGTERM and SIGINT as `close` does, SIGUSR2 as `handOver`, or one of the two was called.
    * @throws SystemError ENOTCONN when the connection to xenstored is lost: the process has to end, and be started anew
    */
   run(): Promise<void> {
     const close = (): Promise<void> => this.close();
-    return untilEnded(this.host.kernel.xenbus, {
-      SIGTERM: close,
-      SIGINT: close,
-      SIGUSR2: () => this.handOver(),
-    });
+    const ends = { SIGTERM: close, SIGINT: close, SIGUSR2: () => this.handOver() };
+    return untilEnded(this.host.kernel.xenbus, ends, this.finished);
   }
 
   /** Closes every vif and waits for the frontends to let go: they have no network afterwards. */
@@ -241,6 +242,7 @@ export class LinuxBackend {
     await this.uplink?.close();
     if (this.bridge !== null) await this.net.unregister(this.bridge);
     this.host.close();
+    this.setFinished();
   }
 
   /** What `pvnet vif-list` shows. @param domain a domain's name or number; all when undefined */

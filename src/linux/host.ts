@@ -54,11 +54,13 @@ export async function openLinuxHost(name: string, log: (line: string) => void): 
 
 /**
  * Waits until a signal asks the process to end, and for what is done about it then.
+ * @param byItself resolves when it has ended without a signal
  * @throws SystemError ENOTCONN when the connection to xenstored ends before: the process has to end, and be started anew
  */
 export function untilEnded(
   xenbus: Xenbus,
   ends: Partial<Record<NodeJS.Signals, () => Promise<void>>>,
+  byItself?: Promise<void>,
 ): Promise<void> {
   const listeners = new Map<string, () => void>();
   const ended = new Promise<void>((resolve, reject) => {
@@ -66,6 +68,7 @@ export function untilEnded(
       const meaning = 'no device can come or go without it; those that are connected wait for the next start';
       reject(new SystemError('ENOTCONN', `the connection to xenstored is lost (${reason}): ${meaning}`));
     };
+    byItself?.then(resolve);
     for (const [signal, end] of Object.entries(ends)) {
       listeners.set(signal, () => void end().then(resolve, reject));
     }

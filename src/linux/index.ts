@@ -14,6 +14,7 @@ export {
   type ReadinessPoller,
   SystemError,
 } from '../platform/linux/index.js';
+export * from './antispoof.js';
 export * from './backend.js';
 export * from './host.js';
 export * from './vif-pattern.js';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { XenbusState } from '../../src/abi/index.js';
-import { antispoof } from '../../src/cli/antispoof.js';
+import { antispoof } from '../../src/linux/index.js';
 import type { Vif } from '../../src/netback/index.js';
 import { buildFrame, type TcpFrame } from '../net/frames.js';
 import { Host } from '../support/host.js';

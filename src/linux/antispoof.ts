@@ -6,7 +6,7 @@ import type { XenbusDevice } from '../xenbus/index.js';
 
 /**
  * Holds the guest of a vif to the addresses in the backend's directory: its `mac` and, if it has any, those in `ip`. libxl writes
- * both, and no key of its own for this.
+ * both, and no key of its own for this. It may be the `prepare` of a netback, or a part of one.
  * @throws ErrnoError EINVAL for addresses that are none: such a vif is not to be served
  */
 export async function antispoof(vif: Vif, { xs, nodename }: XenbusDevice): Promise<void> {
