@@ -31,8 +31,7 @@ export async function takeSnapshots(
       const giveUp = (): void => void host.destroy(hosted);
       if (signal?.aborted) giveUp();
       signal?.addEventListener('abort', giveUp);
-      await host.settled(hosted);
-      signal?.throwIfAborted();
+      await host.settled(hosted).finally(() => signal?.throwIfAborted());
       await host.suspend(hosted);
       keepSnapshot(config, await linuxOf(hosted.booted!.guest)!.save());
       signal?.removeEventListener('abort', giveUp);

@@ -4,7 +4,7 @@ import { nameProblem } from '../net/index.js';
 import { vifsOf } from '../netback/index.js';
 import { describeError } from '../platform/errors.js';
 import { readDomainFile, readText } from '../toolstack/domain-config.js';
-import { Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
+import { type AttachedVif, Host, type HostedDomain, type HostOptions } from '../toolstack/host.js';
 import { parseHostImage, restoreHost } from '../toolstack/save.js';
 import { parseAddresses } from '../toolstack/vif-config.js';
 import { runProgram } from '../uplink/namespace.js';
@@ -228,7 +228,7 @@ async function serve(name: string, invocation: Invocation, read: () => Populate)
       print(`uplink ${port.tap.name} on ${bridge}`);
     }
     for (const hosted of await populate(host)) {
-      const waiting = await host.settled(hosted);
+      const waiting = await settled(host, hosted);
       print(`domain ${hosted.domain.domid}: ${hosted.config.name}`);
       for (const vif of waiting) print(`  vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
     }
@@ -247,6 +247,16 @@ async function serve(name: string, invocation: Invocation, read: () => Populate)
   return status;
 }
 
+/** Those vifs of a domain that do not connect. One that somebody has destroyed has none, and the others go on. */
+async function settled(host: Host, hosted: HostedDomain): Promise<AttachedVif[]> {
+  try {
+    return await host.settled(hosted);
+  } catch (error) {
+    if (host.hasEnded(hosted)) return [];
+    throw error;
+  }
+}
+
 function readDomains(files: readonly string[]): Populate {
   const configs = files.map(readDomainFile);
   for (const config of configs) for (const note of config.ignored) process.stderr.write(`${note}\n`);
@@ -254,7 +264,7 @@ function readDomains(files: readonly string[]): Populate {
     const created: HostedDomain[] = [];
     for (const config of configs) {
       const hosted = await host.create(config);
-      await host.settled(hosted);
+      await settled(host, hosted);
       created.push(hosted);
     }
     return created;

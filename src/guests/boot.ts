@@ -17,6 +17,8 @@ export interface BootOptions {
   vif(devid: number): VifConfig | undefined;
   poller(): Poller;
   readonly netfront?: NetfrontOptions;
+  /** See `Kernel.destroyed`. */
+  readonly destroyed?: AbortSignal;
   trace?: XenbusTrace;
   /** What the guest continues; see `GuestOptions.state`. */
   state?: unknown;
@@ -49,9 +51,9 @@ const SHUTDOWN_REASONS: ReadonlyMap<string, 'poweroff' | 'reboot' | 'suspend'> =
  * stops the guest, closes its devices, and ends with that reason.
  */
 export async function bootGuest(options: BootOptions): Promise<BootedGuest & { kernel: Kernel }> {
-  const { domain, kind, argument, module, poller } = options;
+  const { domain, kind, argument, module, poller, trace, destroyed } = options;
   const { platform } = domain;
-  const kernel = await bootKernel(platform, { name: domain.name, trace: options.trace });
+  const kernel = await bootKernel(platform, { name: domain.name, trace, destroyed });
   options.onKernel?.(kernel);
   let registered: Promise<void> | null = null;
   const registerDrivers = () => {

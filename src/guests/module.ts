@@ -6,6 +6,7 @@ import type { Kernel } from '../kernel/kernel.js';
 import type { NetDevice } from '../net/device.js';
 import { describeError } from '../platform/errors.js';
 import type { Platform } from '../platform/platform.js';
+import { abortable } from '../xenstore/index.js';
 import { type Guest, type GuestOptions, watchVifs } from './guest.js';
 
 /** What the function of a guest module gets. */
@@ -15,7 +16,7 @@ export interface ModuleContext {
   /** The domain's view of Xen. */
   readonly platform: Platform;
   readonly kernel: Kernel;
-  /** Resolves with the network device of a vif when it is connected for the first time. */
+  /** Resolves with the network device of a vif when it is connected for the first time; rejects with ESRCH when the domain is destroyed before. */
   device(devid?: number): Promise<NetDevice>;
   /** One line for the domain's log (`pvnet dmesg`). */
   log(line: string): void;
@@ -103,7 +104,10 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
         if (known !== undefined) return Promise.resolve(known);
         // The module may await it before it returns.
         options.needDevices();
-        return new Promise(resolve => waiting.set(devid, [...(waiting.get(devid) ?? []), resolve]));
+        const came = new Promise<NetDevice>(resolve =>
+          waiting.set(devid, [...(waiting.get(devid) ?? []), resolve]),
+        );
+        return abortable(came, kernel.destroyed);
       },
       log: line => options.log(line),
       state: options.state,

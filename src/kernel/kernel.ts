@@ -4,6 +4,7 @@ import { Net } from '../net/net.js';
 import { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import type { Platform } from '../platform/platform.js';
 import { Xenbus, type XenbusTrace } from '../xenbus/index.js';
+import type { AbortSignalLike } from '../xenstore/index.js';
 
 export interface KernelOptions {
   /** What messages call the domain. */
@@ -12,6 +13,8 @@ export interface KernelOptions {
   trace?: XenbusTrace;
   /** Packets that the domain's stack may hold data of at a time, in pages; see `NetOptions.pageLimit`. */
   pageLimit?: number;
+  /** See `Kernel.destroyed`. */
+  destroyed?: AbortSignalLike;
 }
 
 /** One domain's kernel as its drivers see it: interrupts, XenBus, network devices. */
@@ -22,12 +25,15 @@ export class Kernel {
   readonly xenbus: Xenbus;
   /** Ends grants that a peer holds on to after their user has gone. */
   readonly reclaimer: GrantReclaimer;
+  /** Aborted when the domain is destroyed, after which nothing of it runs that could settle a promise; undefined where nobody tells. */
+  readonly destroyed: AbortSignalLike | undefined;
 
   constructor(
     readonly platform: Platform,
     options: KernelOptions,
   ) {
     this.name = options.name;
+    this.destroyed = options.destroyed;
     this.irqs = new Irqs(platform);
     const { scheduler, memory, grants } = platform;
     this.net = new Net({

@@ -37,6 +37,7 @@ import {
   type XenbusDriver,
   type XsWatch,
 } from '../xenbus/index.js';
+import { abortable } from '../xenstore/index.js';
 import { Control, type HashSettings } from './control.js';
 import { NETFRONT_FEATURES, type NetfrontFeature } from './features.js';
 import { GrantedPool } from './granted-pool.js';
@@ -417,9 +418,13 @@ export class Netfront implements QueueDevice {
    * Asks the backend to leave that many bytes before the data of each rx page, as an XDP program wants it. 0 for
    * none. Holds for later connections, too.
    * @throws EINVAL beyond 32767, EOPNOTSUPP for a backend that cannot, ENOTCONN when the connection ends before
-   *   the backend has answered
+   *   the backend has answered, what `Kernel.destroyed` says when the domain is destroyed before
    */
-  async setXdpHeadroom(bytes: number): Promise<void> {
+  setXdpHeadroom(bytes: number): Promise<void> {
+    return abortable(this.changeXdpHeadroom(bytes), this.kernel.destroyed);
+  }
+
+  private async changeXdpHeadroom(bytes: number): Promise<void> {
     const { xbdev, dev } = this;
     if (!Number.isInteger(bytes) || bytes < 0 || bytes > XEN_NETIF_MAX_XDP_HEADROOM) {
       throw dev.error('EINVAL', `an XDP headroom is 0 to ${XEN_NETIF_MAX_XDP_HEADROOM} bytes, not ${bytes}`);
@@ -460,9 +465,14 @@ export class Netfront implements QueueDevice {
   /**
    * Sets how the backend hashes packets to this guest and spreads them over its queues. Holds for later connections, too,
    * as far as their backends take it.
-   * @throws EOPNOTSUPP without a control ring, EINVAL when the backend refuses
+   * @throws EOPNOTSUPP without a control ring, EINVAL when the backend refuses, what `Kernel.destroyed` says when the domain is
+   *   destroyed before it has answered
    */
-  async setHash(settings: HashSettings): Promise<void> {
+  setHash(settings: HashSettings): Promise<void> {
+    return abortable(this.changeHash(settings), this.kernel.destroyed);
+  }
+
+  private async changeHash(settings: HashSettings): Promise<void> {
     if (this.control === null)
       throw this.dev.error('EOPNOTSUPP', 'there is no control ring with its backend');
     await this.control.setHash(settings);

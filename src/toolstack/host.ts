@@ -14,7 +14,7 @@ import { Poller } from '../uplink/poller.js';
 import { openTap } from '../uplink/tap.js';
 import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice, XenbusTrace } from '../xenbus/index.js';
-import { streamPair, XenStoreClient } from '../xenstore/index.js';
+import { abortable, streamPair, XenStoreClient } from '../xenstore/index.js';
 import { type DomainConfig, GUEST_ARGUMENTS } from './domain-config.js';
 import { type DomainIdentity, removeDomain, writeDomain } from './domain-store.js';
 import { ToolstackError } from './error.js';
@@ -87,6 +87,8 @@ export interface HostedDomain {
   booted: BootedGuest | null;
   /** What is being done with it that nothing else may come between, as in "being saved"; null when nothing is. */
   underWay: string | null;
+  /** Aborted, with an error that says so, when it is destroyed or ends by itself: nothing of it answers any more. */
+  readonly destroyed: AbortSignal;
 }
 
 /** What a domain continues that ran before: on another host, or until it was saved or rebooted. */
@@ -136,6 +138,10 @@ export interface DomainInfo {
   readonly vifs: number;
 }
 
+function destroyedError({ config }: HostedDomain): ToolstackError {
+  return new ToolstackError('ESRCH', `the domain ${config.name} was destroyed`);
+}
+
 /**
  * A simulated Xen host in this process: hypervisor, xenstored, domain 0 with netback and bridges, and what a
  * toolstack does with domains and their vifs.
@@ -151,6 +157,8 @@ export class Host {
   private pollerMade: Poller | null = null;
   /** Ends of domains that are under way, or over. */
   private readonly endings = new WeakMap<HostedDomain, Promise<void>>();
+  /** What aborts the `destroyed` of each domain. */
+  private readonly destroyers = new WeakMap<HostedDomain, AbortController>();
   /** Domains that come back when they have ended. */
   private readonly rebooting = new Set<HostedDomain>();
   /** Guests that are being started. */
@@ -202,6 +210,8 @@ export class Host {
    */
   moduleFailed(error: unknown): boolean {
     const kernel = kernelOfRunningModule();
+    // It was told of its end, and did not listen.
+    if (kernel?.destroyed?.aborted && kernel.destroyed.reason === error) return true;
     const guilty = [...this.domains].filter(({ domain, config: { guest } }) =>
       kernel === undefined
         ? guest.kind === 'module' && guest.argument !== '' && isFromModule(error, guest.argument)
@@ -383,6 +393,7 @@ export class Host {
     }
     const uuid = continued?.uuid ?? this.uuid();
     const identity = { domid: domain.domid, name: config.name, uuid, memoryMib: config.memory };
+    const destroyer = new AbortController();
     const hosted: HostedDomain = {
       domain,
       config,
@@ -390,7 +401,9 @@ export class Host {
       vifs: new Map(),
       booted: null,
       underWay: 'being created',
+      destroyed: destroyer.signal,
     };
+    this.destroyers.set(hosted, destroyer);
     this.hosted.set(domain.domid, hosted);
     try {
       await writeDomain(xs, identity);
@@ -411,6 +424,7 @@ export class Host {
               netfront: config.netfront,
               trace: this.options.trace,
               state,
+              destroyed: hosted.destroyed,
               onKernel: kernel => this.kernelCame(hosted, kernel),
             });
       await this.started(hosted, booting);
@@ -447,10 +461,18 @@ export class Host {
    * @param options.timeoutMs how long, 10 s by default
    * @param options.vif waits for this vif alone, while the domain has it
    * @returns those that are not
+   * @throws ToolstackError ESRCH when the domain is gone, or ends meanwhile
    */
-  async settled(
+  settled(
     hosted: HostedDomain,
     options: { timeoutMs?: number; vif?: AttachedVif } = {},
+  ): Promise<AttachedVif[]> {
+    return abortable(this.untilSettled(hosted, options), hosted.destroyed);
+  }
+
+  private async untilSettled(
+    hosted: HostedDomain,
+    options: { timeoutMs?: number; vif?: AttachedVif },
   ): Promise<AttachedVif[]> {
     const { timeoutMs = INIT_TIMEOUT_MS, vif: one } = options;
     // A machine takes its time to boot, and nothing can be said of its devices before.
@@ -460,7 +482,7 @@ export class Host {
       const vifs = [...hosted.vifs.values()].filter(vif => one === undefined || vif === one);
       const left = await this.unconnected(hosted, vifs);
       if (left.length === 0) await hosted.booted?.guest.settled();
-      if (left.length === 0 || this.scheduler.now() >= end) return left;
+      if (left.length === 0 || this.scheduler.now() >= end || this.hasEnded(hosted)) return left;
       await new Promise<void>(resolve => {
         const done = (): void => {
           for (const stop of stops) stop();
@@ -526,8 +548,7 @@ export class Host {
 
   /** @throws ToolstackError ESRCH for a domain that has ended */
   requireAlive(hosted: HostedDomain): void {
-    if (!this.hasEnded(hosted)) return;
-    throw new ToolstackError('ESRCH', `the domain ${hosted.config.name} was destroyed`);
+    if (this.hasEnded(hosted)) throw destroyedError(hosted);
   }
 
   /**
@@ -590,6 +611,7 @@ export class Host {
         throw error;
       });
       this.endings.set(hosted, ending);
+      this.destroyers.get(hosted)?.abort(destroyedError(hosted));
     }
     return ending;
   }

@@ -1,3 +1,4 @@
+import { abortable } from '../xenstore/index.js';
 import { shown } from './checks.js';
 import type { ConfigValue } from './config-syntax.js';
 import type { DomainConfig } from './domain-config.js';
@@ -112,7 +113,7 @@ async function suspendAndSave(host: Host, hosted: HostedDomain): Promise<DomainI
   const save = saverOf(host, hosted);
   await suspendDomain(host, hosted);
   try {
-    const image = { ...(await domainImage(host, hosted)), guest: await save() };
+    const image = { ...(await domainImage(host, hosted)), guest: await whileAlive(hosted, save) };
     host.requireAlive(hosted);
     return image;
   } catch (error) {
@@ -121,6 +122,11 @@ async function suspendAndSave(host: Host, hosted: HostedDomain): Promise<DomainI
     host.requireAlive(hosted);
     throw error;
   }
+}
+
+/** What a guest's `save` gives, which may be a module's; not longer than its domain is there. */
+function whileAlive({ destroyed }: HostedDomain, save: () => unknown): Promise<unknown> {
+  return abortable((async () => save())(), destroyed);
 }
 
 /** Lets a domain go on as if nothing had been, if it is still there. */
@@ -316,7 +322,7 @@ async function migrate(source: Host, hosted: HostedDomain, target: Host): Promis
         const domidNow = elsewhere(description.domid, domid);
         await restoreNodes(target.xs, `/local/domain/${domid}`, nodes, domidNow);
         source.requireAlive(hosted);
-        if (leave === undefined) return save!();
+        if (leave === undefined) return whileAlive(hosted, save!);
         const luggage = await leave();
         abandon = () => luggage.abandon();
         return luggage.state;
@@ -352,18 +358,11 @@ export function sendDomain(
 ): Promise<void> {
   return source.exclusively([hosted], 'being migrated', async () => {
     const image = await suspendAndSave(source, hosted);
-    const destroyed = new AbortController();
-    // A suspended one that is held changes in no other way.
-    const unlisten = source.hypervisor.onDomainChange(changed => {
-      if (changed === hosted.domain) destroyed.abort();
-    });
     try {
-      await send(image, destroyed.signal);
+      await send(image, hosted.destroyed);
     } catch (error) {
       await callOff(source, hosted);
       throw error;
-    } finally {
-      unlisten();
     }
     await source.destroy(hosted);
   });

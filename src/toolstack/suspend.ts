@@ -1,4 +1,6 @@
+import type { BootedGuest } from '../guests/index.js';
 import type { Domain } from '../platform/sim/domain.js';
+import { abortable } from '../xenstore/index.js';
 import { ToolstackError } from './error.js';
 import type { Host, HostedDomain } from './host.js';
 
@@ -61,11 +63,22 @@ export async function resumeDomain(
     throw new ToolstackError('EINVAL', `the domain ${config.name} is not suspended: it is ${domain.state}`);
   }
   const cancelled = options.cancelled === true || booted.kernel === null;
+  await abortable(goOn(host, hosted, booted.resume, cancelled), hosted.destroyed);
+}
+
+async function goOn(
+  host: Host,
+  hosted: HostedDomain,
+  resume: NonNullable<BootedGuest['resume']>,
+  cancelled: boolean,
+): Promise<void> {
+  const { domain } = hosted;
   // A domain that comes back has a fresh connection.
   if (!cancelled) {
     const gfn = host.hypervisor.frames.gfn[domain.storePage];
     await host.xs.introduce(domain.domid, gfn, domain.storePort);
   }
+  host.requireAlive(hosted);
   domain.resume();
-  await booted.resume(cancelled);
+  await resume(cancelled);
 }

@@ -11,17 +11,21 @@ export function throwIfAborted(signal: AbortSignalLike | undefined): void {
   if (signal?.aborted) throw signal.reason;
 }
 
-/** Settles as `promise` does, or rejects with the signal's reason when that comes first. */
+/**
+ * Settles as `promise` does, or rejects with the signal's reason when that comes first: for whoever does not listen that is
+ * no unhandled rejection.
+ */
 export function abortable<T>(promise: Promise<T>, signal: AbortSignalLike | undefined): Promise<T> {
   if (signal === undefined) return promise;
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(signal.reason);
-    if (signal.aborted) {
-      onAbort();
-      promise.catch(() => {});
-      return;
-    }
-    signal.addEventListener('abort', onAbort);
+  let onAbort = () => {};
+  const first = new Promise<T>((resolve, reject) => {
+    onAbort = () => {
+      reject(signal.reason);
+      first.catch(() => {});
+    };
     promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
   });
+  if (signal.aborted) onAbort();
+  else signal.addEventListener('abort', onAbort);
+  return first;
 }

@@ -1,4 +1,4 @@
-export type { AbortSignalLike } from './abort.js';
+export { type AbortSignalLike, abortable } from './abort.js';
 export {
   type TransactionOptions,
   type WatchOptions,

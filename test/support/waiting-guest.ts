@@ -2,6 +2,11 @@ import type { ModuleContext } from '../../src/guests/module.js';
 
 /** A module guest that goes no further before it has its device. */
 export default async function waiting({ device, log }: ModuleContext): Promise<void> {
-  const { name } = await device();
-  log(`it is ${name}`);
+  log('it waits');
+  try {
+    const { name } = await device();
+    log(`it is ${name}`);
+  } catch (error) {
+    log(`no device: ${(error as Error).message}`);
+  }
 }

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, type TestContext, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { addressBytes, linkLocalAddress } from '../../src/guests/echo-stack.js';
 import { sendFrame } from '../../src/guests/frames.js';
 import { NETIF_F_TSO, NETIF_F_TSO6 } from '../../src/net/index.js';
 import type { Vif } from '../../src/netback/index.js';
+import type { Netfront } from '../../src/netfront/index.js';
 import { parseDomain } from '../../src/toolstack/domain-config.js';
 import { Host, type HostedDomain } from '../../src/toolstack/host.js';
 import { parseHostImage, restoreHost, saveHost } from '../../src/toolstack/save.js';
@@ -18,6 +20,14 @@ async function start(t: TestContext): Promise<Host> {
   const host = await Host.start({ memoryBytes: 64 << 20 });
   t.after(() => host.close());
   return host;
+}
+
+const WAITING = fileURLToPath(new URL('../support/waiting-guest.js', import.meta.url));
+
+function netfront(host: Host, { config, domain }: HostedDomain): Netfront {
+  const device = host.kernelOf(config.name).kernel.xenbus.frontend.devices.get('device/vif/0');
+  assert.equal(domain.state, 'running');
+  return device!.driverData as Netfront;
 }
 
 /** What the host holds; the same before and after, or something leaked. */
@@ -440,6 +450,49 @@ describe('a host with echo guests', () => {
     await assert.rejects(host.create(echo('a')), /ESRCH: the domain a was destroyed$/);
     await destroyed;
     assert.deepEqual(await holdings(host), before);
+  });
+
+  test('lets nobody wait for a domain that is destroyed', async t => {
+    const lines: string[] = [];
+    const host = await Host.start({ memoryBytes: 64 << 20, onLog: (_, line) => lines.push(line) });
+    t.after(() => host.close());
+    const destroyed = /ESRCH: the domain a was destroyed$/;
+    const asked: ((a: HostedDomain) => Promise<unknown>)[] = [
+      a => host.settled(a),
+      a => netfront(host, a).setHash({ flags: 15, key: new Uint8Array(40) }),
+      a => netfront(host, a).setXdpHeadroom(256),
+      async a => {
+        const save = () => {
+          void host.destroy(a);
+          return new Promise(() => {});
+        };
+        Object.assign(a.booted!.guest, { save });
+        await saveHost(host);
+      },
+    ];
+    for (const ask of asked) {
+      const a = await host.create(echo('a'));
+      assert.deepEqual(await host.settled(a), []);
+      const answer = assert.rejects(ask(a), destroyed);
+      // Who does not listen hears nothing.
+      void netfront(host, a).setHash({ flags: 15, key: new Uint8Array(40) });
+      if (ask !== asked.at(-1)) await host.destroy(a);
+      await answer;
+      await host.destroy(a);
+      await assert.rejects(host.settled(a), destroyed);
+    }
+    const a = await host.create(echo('a'));
+    assert.deepEqual(await host.settled(a), []);
+    await host.suspend(a);
+    const resumed = assert.rejects(host.resume(a), destroyed);
+    await host.destroy(a);
+    await resumed;
+    const waiting = parseDomain(`name = "a"\nguest = "module:${WAITING}"`, 'a.cfg');
+    const created = assert.rejects(host.create(waiting), destroyed);
+    while (!lines.includes('it waits')) await new Promise(setImmediate);
+    await host.destroy(host.find('a'));
+    await created;
+    assert.ok(lines.includes('no device: ESRCH: the domain a was destroyed'), lines.join('\n'));
   });
 
   test('reboots a domain that is asked to', async t => {
