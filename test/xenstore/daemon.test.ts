@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFile, spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createConnection, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -44,6 +46,15 @@ async function until(done: () => boolean): Promise<void> {
   for (const end = Date.now() + 10_000; !done(); await sleep(20)) {
     assert.ok(Date.now() < end, 'it took more than 10 s');
   }
+}
+
+/** Connects so many clients that read nothing. */
+function connectMany(path: string, count: number): Promise<Socket[]> {
+  const one = (): Promise<Socket> =>
+    new Promise((resolve, reject) => {
+      const socket = createConnection(path, () => resolve(socket)).once('error', reject);
+    });
+  return Promise.all(Array.from({ length: count }, one));
 }
 
 /** A tool's output and status, ours and Debian's alike. */
@@ -106,6 +117,29 @@ describe('pvnet xenstored', () => {
       });
       assert.match(stderr, pattern);
       assert.notEqual(status, 0);
+    }
+  });
+
+  test('serves clients for whom there is no file descriptor once there is one', async () => {
+    const socket = join(folder, 'full');
+    const limited = ['-c', 'ulimit -n 128; exec "$@"', 'sh', process.execPath, main, 'xenstored'];
+    const child = spawn('sh', [...limited, '--socket', socket], { stdio: ['ignore', 'pipe', 'pipe'] });
+    let log = '';
+    child.stderr!.on('data', text => (log += text));
+    try {
+      await once(child.stdout!, 'data');
+      for (let times = 1; times <= 2; times++) {
+        const clients = await connectMany(socket, 150);
+        const last = new XenStoreClient(connectSocket(socket));
+        const answer = last.read('/tool');
+        await until(() => log.split('no file descriptor is left').length > times);
+        for (const client of clients) client.destroy();
+        assert.equal(await answer, '');
+        last.close();
+      }
+      assert.equal(log.split('\n').length, 3, log);
+    } finally {
+      await stop(child);
     }
   });
 

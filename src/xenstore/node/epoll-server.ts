@@ -20,6 +20,8 @@ import { type ListeningSocket, prepareSocket } from './socket-server.js';
 const CHUNK_BYTES = 1 << 14;
 /** How long to keep the event loop from its other work. */
 const SLICE_MS = 1;
+/** Without a file descriptor for another client, how long to wait for one. */
+const ACCEPT_RETRY_MS = 100;
 
 /**
  * Serves a UNIX socket with system calls of our own: one epoll instance for all clients, of which the
@@ -30,6 +32,9 @@ export class EpollServer implements ListeningSocket {
   readonly #epoll = new Epoll();
   readonly #clients = new Map<number, EpollTransport>();
   readonly #chunk = new CStruct(CHUNK_BYTES);
+  /** Runs while clients wait for file descriptors: the listening socket would be ready all the time. */
+  #retry: NodeJS.Timeout | null = null;
+  #saidFull = false;
   readonly #visit = (fd: number, events: number): void => this.#ready(fd, events);
 
   private constructor(
@@ -72,6 +77,7 @@ export class EpollServer implements ListeningSocket {
 
   async close(): Promise<void> {
     for (const { connection } of [...this.#clients.values()]) connection.close();
+    if (this.#retry !== null) clearTimeout(this.#retry);
     this.#epoll.close();
     closeFd(this.fd);
     // Somebody may have removed it already.
@@ -83,9 +89,27 @@ export class EpollServer implements ListeningSocket {
     while (this.#epoll.poll(this.#visit) > 0 && performance.now() < end);
   }
 
+  #accept(): void {
+    let client = accept(this.fd);
+    for (; client >= 0; client = accept(this.fd)) this.serve(client);
+    if (client !== BROKEN) {
+      this.#saidFull = false;
+      return;
+    }
+    if (!this.#saidFull) {
+      this.server.log(`no file descriptor is left for another client of ${this.path}: it waits for one`);
+    }
+    this.#saidFull = true;
+    this.#epoll.remove(this.fd);
+    this.#retry = setTimeout(() => {
+      this.#retry = null;
+      this.#epoll.add(this.fd, EPOLLIN);
+    }, ACCEPT_RETRY_MS);
+  }
+
   #ready(fd: number, events: number): void {
     if (fd === this.fd) {
-      for (let client = accept(fd); client >= 0; client = accept(fd)) this.serve(client);
+      this.#accept();
       return;
     }
     const client = this.#clients.get(fd);

@@ -89,9 +89,10 @@ export function listenUnix(path: string): number {
   return fd;
 }
 
-/** The next client, or a negative number when there is none (or no file descriptor left). */
+/** The next client, WOULD_BLOCK when there is none, or BROKEN without a file descriptor left for it: it is still there then. */
 export function accept(listener: number): number {
-  return c().accept4(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  const client = c().accept4(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  return client >= 0 ? client : failure();
 }
 
 export function closeFd(fd: number): void {
