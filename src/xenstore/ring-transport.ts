@@ -5,6 +5,8 @@ import type { MappedRing } from './server.js';
 import type { Transport } from './transport.js';
 
 const MASK = R.SIZE - 1;
+/** How often a ring is read before the others have their turn: its guest may fill it as fast, from another thread. */
+const READS_A_TURN = 2;
 
 export interface RingEvents {
   /** server_features for the domain to see. */
@@ -109,7 +111,11 @@ export class RingTransport implements Transport {
       this.#outputWaits = false;
       connection.drained();
     }
-    while (this.#ring !== null && !connection.ignored && connection.wantsInput) {
+    for (let reads = 0; this.#ring !== null && !connection.ignored && connection.wantsInput; reads++) {
+      if (reads === READS_A_TURN) {
+        this.scheduler.post(this.#task);
+        return;
+      }
       const length = this.#read();
       if (length === 0) return;
       connection.receive(this.#chunk, 0, length);

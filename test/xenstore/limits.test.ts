@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { XS, XS_HEADER_SIZE } from '../../src/abi/xs-wire.js';
+import { XENSTORE_RING as R, XS, XS_HEADER_SIZE } from '../../src/abi/xs-wire.js';
+import { Memory, PAGE_SIZE } from '../../src/platform/memory.js';
 import type { ByteStream } from '../../src/platform/platform.js';
 import { XenStoreClient } from '../../src/xenstore/index.js';
 import type { Transport } from '../../src/xenstore/transport.js';
@@ -27,7 +28,42 @@ async function ask(lab: Lab, stream: ByteStream, type: number, payload: string):
   return raw.take();
 }
 
+/** A ring whose guest, in another thread, takes all answers and asks again before the server has looked. */
+class BusyRing extends Memory {
+  fills = 0;
+  /** As long as the ring. */
+  private readonly requests = Buffer.concat(Array(32).fill(message(XS.READ, '/tool/xenstored\0')));
+
+  override load(field: number): number {
+    if (field === R.REQ_PROD && this.fills < 10_000) this.fill();
+    if (field === R.RSP_CONS) this.store(field, super.load(R.RSP_PROD));
+    return super.load(field);
+  }
+
+  private fill(): void {
+    const [prod, cons] = [super.load(R.REQ_PROD), super.load(R.REQ_CONS)];
+    if (prod !== cons) return;
+    this.fills++;
+    this.requests.forEach((byte, i) => {
+      this.u8[R.REQ + ((prod + i) & (R.SIZE - 1))] = byte;
+    });
+    this.store(R.REQ_PROD, (prod + this.requests.length) >>> 0);
+  }
+}
+
 describe('what a domain may cost', () => {
+  test('one whose ring is never empty leaves the others their turns', async () => {
+    const lab = new Lab();
+    const admin = lab.client();
+    const memory = new BusyRing(new SharedArrayBuffer(PAGE_SIZE));
+    const guest = Object.assign(lab.createDomain(5), { memory });
+    lab.server.introduce(5, 1, 1);
+    guest.notifyServer();
+    for (let i = 0; i < 20; i++) assert.equal(await lab.run(admin.read('/tool')), '');
+    assert.ok(memory.fills > 1 && memory.fills < 1000, `${memory.fills} times`);
+    lab.destroyDomain(5);
+  });
+
   test('who writes beside others’ transactions is slowed down, and nobody else', async () => {
     const { lab, admin, client } = await withDomain();
     const writes = async (client: XenStoreClient, path: string) => {
