@@ -9,8 +9,9 @@ import { Task, type Timer } from '../platform/scheduler.js';
 import { PacketQueue } from './packet-queue.js';
 import type { QueueStats, QueueVif } from './queue.js';
 import {
+  fitsFrontends,
   planRx,
-  RX_SLOTS_MAX,
+  RX_DATA_SLOTS_MAX,
   respondRx,
   respondRxError,
   rxChecksumFlags,
@@ -131,10 +132,8 @@ export class RxRing {
   enqueue(packet: Packet): void {
     // A sender's whole ring is forwarded in one go: what it brought may fill the queue before the task has run.
     if (this.full) this.run();
-    if (this.stopped || this.full || rxSlotsNeeded(packet, this.vif.xdpHeadroom) > RX_SLOTS_MAX) {
-      this.stats.rxQueueDrops++;
-      this.vif.dev.stats.txDropped++;
-      packet.release();
+    if (this.stopped || this.full) {
+      this.drop(packet);
       return;
     }
     this.waiting.push(packet);
@@ -142,6 +141,12 @@ export class RxRing {
     // What holds the queue may be that this has not been looked at yet.
     if (this.queue.stopped) this.run();
     else this.schedule();
+  }
+
+  private drop(packet: Packet): void {
+    this.stats.rxQueueDrops++;
+    this.vif.dev.stats.txDropped++;
+    packet.release();
   }
 
   private run(): void {
@@ -154,6 +159,12 @@ export class RxRing {
     for (let packet = waiting.head; packet !== null; packet = waiting.head) {
       const one = usual && packet.length <= PAGE_SIZE && packet.gsoType === GSO_NONE && packet.hashType < 0;
       const needed = one ? 1 : rxSlotsNeeded(packet, xdpHeadroom);
+      // Here, as the headroom may have grown while it waited.
+      if (needed > RX_DATA_SLOTS_MAX && !fitsFrontends(packet, xdpHeadroom)) {
+        waiting.shift();
+        this.drop(packet);
+        continue;
+      }
       if (needed > available) {
         available = this.available(needed);
         if (needed > available) break;

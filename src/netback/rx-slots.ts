@@ -25,9 +25,9 @@ import type { StaticGrants } from './static-grants.js';
  */
 
 /** Data slots that every frontend takes of a packet. A 64 KiB packet has 16, 17 with a VLAN tag. */
-const RX_DATA_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN;
+export const RX_DATA_SLOTS_MAX = XEN_NETIF_NR_SLOTS_MIN;
 /** Data slots and one for each of the three extra infos, of which GSO's can be a prefix. */
-export const RX_SLOTS_MAX = RX_DATA_SLOTS_MAX + 3;
+const RX_SLOTS_MAX = RX_DATA_SLOTS_MAX + 3;
 /** The headroom that pages really get at most: they must have room for data, too. The extra info tells it. */
 export const XDP_HEADROOM_MAX = PAGE_SIZE / 2;
 
@@ -63,6 +63,11 @@ function dataSlots(packet: Packet, headroom: number): number {
   const whole = wholeSlots(packet, room);
   if (whole > 0) return whole;
   return headroom === 0 ? (packet.length + PAGE_SIZE - 1) >>> PAGE_SHIFT : Math.ceil(packet.length / room);
+}
+
+/** Whether a packet's data is in no more slots than every frontend takes: with a large headroom there is little room in each. */
+export function fitsFrontends(packet: Packet, headroom: number): boolean {
+  return dataSlots(packet, headroom) <= RX_DATA_SLOTS_MAX;
 }
 
 /** rx requests that a packet takes: one for each page of data, and one for each extra info. */

@@ -12,6 +12,7 @@ import { CHECKSUM_PARTIAL, GSO_TCPV4, PacketPool } from '../../src/net/packet.js
 import { planRx, respondRx, rxSlotsNeeded } from '../../src/netback/rx-slots.js';
 import { CopyBatch, PAGE_SIZE } from '../../src/platform/index.js';
 import { plainMemory } from '../support/memory.js';
+import { RawPair } from '../support/raw-pair.js';
 
 test('the flags of a response are the rx ones, more_data on all data slots but the last', () => {
   const memory = plainMemory();
@@ -63,4 +64,31 @@ test('… but not when that takes more slots than frontends have room for', () =
   assert.equal(bytes.length, Math.ceil((128 + 19 * 2100) / 4096));
   assert.deepEqual(new Set(bytes.slice(0, -1)), new Set([4096]));
   assert.ok(copies > 20);
+});
+
+test('a packet that an XDP headroom leaves too little room for is dropped, also when it had waited before', async () => {
+  const pair = new RawPair(true);
+  const { sender, receiver } = pair;
+  for (const { vif } of [sender, receiver]) vif.dev.setMtu(65_000);
+  const { front, vif } = receiver;
+  const lengths = async (posted: number) => {
+    front.postRx(posted);
+    await pair.strike();
+    front.kick();
+    await pair.strike();
+    return front.rxPackets().map(({ bytes }) => bytes.length);
+  };
+  const most = 18 * (PAGE_SIZE - 1024);
+  const [fits, tooLong, short] = [most, most + 1, 1042].map(length => pair.frame(length - 42));
+  vif.setXdpHeadroom(1024);
+  for (const frame of [tooLong, fits, short]) sender.front.packet(frame);
+  assert.deepEqual(await lengths(18 + 1 + 2), [most, 1042]);
+  assert.equal(vif.dev.stats.txDropped, 1);
+  vif.setXdpHeadroom(0);
+  sender.front.packet(tooLong);
+  assert.deepEqual(await lengths(1), []);
+  vif.setXdpHeadroom(1024);
+  sender.front.packet(short);
+  assert.deepEqual(await lengths(40), [1042]);
+  assert.equal(vif.dev.stats.txDropped, 2);
 });
