@@ -51,6 +51,8 @@ interface IrqInfo {
   count: number;
   /** Spurious events in a row. */
   spurious: number;
+  /** The end of the last one is being delayed. */
+  delayed: boolean;
 }
 
 /** One line of /proc/interrupts, as data. */
@@ -233,12 +235,13 @@ export class Irqs {
 
   /**
    * The handler of a Lateeoi variant is done with the event, and the next may come (xen_irq_lateeoi). May be
-   * called later, from whatever does the work; nothing happens for an IRQ that was unbound or is not waited for.
+   * called later, from whatever does the work; nothing happens for an IRQ that was unbound or is not waited for, nor the second
+   * time for the same event, which must not end the delay of the first.
    * @param spurious there was nothing to do: each of these in a row doubles the delay until the next event
    */
   lateEoi(irq: number, spurious = false): void {
     const info = this.infos[irq - DYNIRQ_BASE];
-    if (!info || (info.maskReasons & MASK_EOI_PENDING) === 0) return;
+    if (!info || info.delayed || (info.maskReasons & MASK_EOI_PENDING) === 0) return;
     if (!spurious) {
       info.spurious = 0;
       this.unmaskFor(info, MASK_EOI_PENDING);
@@ -250,7 +253,9 @@ export class Irqs {
       return;
     }
     const delayMs = over > 10 ? MAX_EOI_DELAY_MS : Math.min(MAX_EOI_DELAY_MS, 1 << (over - 1));
+    info.delayed = true;
     this.platform.scheduler.after(delayMs, () => {
+      info.delayed = false;
       if (this.infos[irq - DYNIRQ_BASE] === info) this.unmaskFor(info, MASK_EOI_PENDING);
     });
   }
@@ -331,6 +336,7 @@ export class Irqs {
       deferred: false,
       count: 0,
       spurious: 0,
+      delayed: false,
     };
     this.infos[index] = info;
     this.evtchnToIrq[port] = irq;

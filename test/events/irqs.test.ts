@@ -256,6 +256,35 @@ for (const wordBits of [64, 32] as const) {
       await scheduler.runFor(2000);
     });
 
+    test('a second end of the same event does not end the delay of the first', async () => {
+      const { scheduler, a, b, irqs } = setup();
+      let runs = 0;
+      const { irq, port } = irqs.bindListeningPortToIrqhandlerLateeoi(b.domid, () => runs++, 'x');
+      const sender = b.platform.events.bindInterdomain(a.domid, port);
+      const event = async () => {
+        b.platform.events.notify(sender);
+        await scheduler.runReady();
+      };
+      for (let i = 0; i < 6; i++) {
+        await event();
+        irqs.lateEoi(irq, true);
+        await scheduler.runFor(i === 5 ? 0 : 100);
+      }
+      await event();
+      for (const spurious of [false, true]) {
+        irqs.lateEoi(irq, spurious);
+        await scheduler.runReady();
+        assert.equal(runs, 6);
+      }
+      const start = scheduler.now();
+      await scheduler.runUntil(() => runs === 7);
+      assert.equal(Math.round(scheduler.now() - start), 16);
+      irqs.lateEoi(irq, true);
+      await scheduler.runFor(31);
+      await event();
+      assert.equal(runs, 7, 'the next delay is twice as long');
+    });
+
     test('ENOSPC when no IRQ is left, and then no port is left open', () => {
       const { a, b } = setup();
       const irqs = new Irqs(a.platform, { nrDynirqs: 3 });
