@@ -1,9 +1,9 @@
-import { chmodSync, lstatSync, mkdirSync, unlinkSync } from 'node:fs';
+import { chmodSync, lstatSync } from 'node:fs';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { ERRNO, ErrnoError, type ErrnoName } from '../abi/errno.js';
-import { isListenedOn } from '../xenstore/node/socket-server.js';
+import { prepareSocket } from '../xenstore/node/socket-place.js';
 
 /**
  * The control socket's protocol: a line of JSON for each message.
@@ -17,8 +17,8 @@ export class CliError extends ErrnoError {}
 const REQUEST_MAX = 1 << 20;
 /** Bytes that may wait for a client that does not read; one that leaves more is hung up on. */
 const UNREAD_MAX = 64 << 20;
-/** sun_path. */
-const SOCKET_PATH_MAX = 107;
+/** What listens on a control socket. */
+export const CONTROL_SERVER = 'pvnet host';
 
 export interface CallContext {
   /** Sends something before the answer. */
@@ -74,38 +74,6 @@ export function requireOwn(folder: string): void {
   );
 }
 
-/** Makes a folder with those that it is in. @returns those that were made here, the innermost first */
-export function makeFolder(folder: string): string[] {
-  const outermost = mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const made: string[] = [];
-  if (outermost === undefined) return made;
-  for (let at = folder; at.length >= outermost.length; at = dirname(at)) made.push(at);
-  return made;
-}
-
-/**
- * Makes a place for a UNIX socket: its folder, and away with a socket that a host left which is gone.
- * @returns the folders that were made here: whoever leaves removes them again
- * @throws CliError EADDRINUSE when a host listens there
- */
-export async function prepareSocketPath(path: string): Promise<string[]> {
-  if (Buffer.byteLength(path) > SOCKET_PATH_MAX) {
-    throw new CliError('EINVAL', `${path}: the path of a UNIX socket has at most ${SOCKET_PATH_MAX} bytes`);
-  }
-  const made = makeFolder(dirname(path));
-  const found = lstatSync(path, { throwIfNoEntry: false });
-  if (found === undefined) return made;
-  if (!found.isSocket()) throw new CliError('EEXIST', `${path} is there and is no socket`);
-  if (await isListenedOn(path)) {
-    throw new CliError(
-      'EADDRINUSE',
-      `a pvnet host listens on ${path}; --socket gives this one another place`,
-    );
-  }
-  unlinkSync(path);
-  return made;
-}
-
 /** Calls `onLine` for each line that arrives; one that is longer than `longest` and has no end ends the connection. */
 function readLines(socket: Socket, longest: number, onLine: (line: string) => void): void {
   // What came of the line that has not ended. To put it together with each piece would take ever longer.
@@ -142,9 +110,9 @@ export class RpcServer {
     this.closed = new Promise(resolve => server.once('close', resolve));
   }
 
-  /** @throws CliError EADDRINUSE, EINVAL; the system's error when the folder is closed to us */
+  /** @throws XenStoreError as `prepareSocket` */
   static async listen(registry: RpcRegistry, path: string): Promise<RpcServer> {
-    await prepareSocketPath(path);
+    await prepareSocket(path, CONTROL_SERVER);
     const server = createServer({ allowHalfOpen: true });
     const rpc = new RpcServer(server, path);
     server.on('connection', socket => rpc.serve(registry, socket));

@@ -10,6 +10,7 @@ import { parseAddresses } from '../toolstack/vif-config.js';
 import { runProgram } from '../uplink/namespace.js';
 import { formatXenbusTrace } from '../xenbus/index.js';
 import { serveSocket } from '../xenstore/node/index.js';
+import { makeFolder, prepareSocket } from '../xenstore/node/socket-place.js';
 import { type Command, type Invocation, type OptionHelp, UsageError } from './command.js';
 import { registerConsoleMethods } from './console.js';
 import { DOMAIN_FILE_HELP } from './domain-commands.js';
@@ -17,14 +18,7 @@ import { registerHostMethods } from './host-methods.js';
 import { registerLifeMethods } from './life-methods.js';
 import { registerNetMethods } from './net-methods.js';
 import { NETBACK_OPTIONS, readNetbackOptions } from './netback-options.js';
-import {
-  CliError,
-  defaultControlSocket,
-  makeFolder,
-  prepareSocketPath,
-  RpcRegistry,
-  RpcServer,
-} from './rpc.js';
+import { CliError, CONTROL_SERVER, defaultControlSocket, RpcRegistry, RpcServer } from './rpc.js';
 import { registerVifMethods } from './vif-methods.js';
 
 /** Where xenstored of a host listens: beside its control socket. */
@@ -109,8 +103,13 @@ export async function startHost(options: {
 }): Promise<RunningHost> {
   const controlSocket = resolve(options.controlSocket ?? defaultControlSocket());
   const xenstoredSocket = resolve(options.xenstoredSocket ?? xenstoredSocketOf(controlSocket));
-  const folders = await prepareSocketPath(controlSocket);
-  folders.unshift(...makeFolder(dirname(xenstoredSocket)));
+  const folders = await prepareSocket(controlSocket, CONTROL_SERVER);
+  try {
+    folders.unshift(...makeFolder(dirname(xenstoredSocket)));
+  } catch (error) {
+    tidy([], folders);
+    throw error;
+  }
   const host = await Host.start({ onError: errorsOnce(), ...options.host });
   const registry = new RpcRegistry();
   let finish: () => void = () => {};

@@ -29,7 +29,7 @@ function folder(t: TestContext): string {
 
 function pvnet(cwd: string, ...args: string[]): { status: number | null; stdout: string; stderr: string } {
   const env = { ...process.env, PVNET_SOCKET: join(cwd, 'c.sock') };
-  return spawnSync(process.execPath, [MAIN, ...args], { cwd, env, encoding: 'utf8' });
+  return spawnSync(process.execPath, [MAIN, ...args], { cwd, env, encoding: 'utf8', timeout: 60_000 });
 }
 
 async function up(
@@ -118,6 +118,20 @@ describe('pvnet', () => {
     assert.match(stderr, /^pvnet up: EEXIST: .*file is there and is no socket/);
     assert.equal(status, 1);
     assert.deepEqual(readdirSync(cwd), ['file']);
+  });
+
+  test('a folder for a socket that cannot be made is said to be so', t => {
+    const cwd = folder(t);
+    for (const args of [
+      ['up', '--socket', '/proc/none/c.sock'],
+      ['up', '--socket', 'run/c.sock', '--xenstored', '/proc/none/xs.sock'],
+      ['xenstored', '--socket', '/proc/none/deep/xs.sock'],
+    ]) {
+      const { status, stderr } = pvnet(cwd, ...args);
+      assert.match(stderr, /: EIO: \/proc\/none cannot be made \(ENOENT\); --socket names another place\n$/);
+      assert.equal(status, 1);
+    }
+    assert.deepEqual(readdirSync(cwd), []);
   });
 
   test('a host whose output nobody reads any more leaves nothing behind', async t => {

@@ -14,7 +14,8 @@ import {
   send,
   WOULD_BLOCK,
 } from './socket-calls.js';
-import { type ListeningSocket, prepareSocket } from './socket-server.js';
+import { prepareSocket } from './socket-place.js';
+import type { ListeningSocket } from './socket-server.js';
 
 /** Taken from one client before the others have their turn. */
 const CHUNK_BYTES = 1 << 14;
@@ -49,7 +50,7 @@ export class EpollServer implements ListeningSocket {
 
   /** @throws XenStoreError as `listen` does */
   static async listen(server: XenStoreServer, path: string): Promise<EpollServer> {
-    await prepareSocket(path);
+    await prepareSocket(path, 'xenstored');
     const fd = listenUnix(path);
     chmodSync(path, 0o600);
     return new EpollServer(server, path, fd);

@@ -1,10 +1,9 @@
-import { chmodSync, lstatSync, mkdirSync, unlinkSync } from 'node:fs';
-import { createConnection, createServer, type Server, type Socket } from 'node:net';
-import { dirname } from 'node:path';
+import { chmodSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
 import type { Connection } from '../connection.js';
-import { XenStoreError } from '../error.js';
 import type { XenStoreServer } from '../server.js';
 import type { Transport } from '../transport.js';
+import { placeError, prepareSocket } from './socket-place.js';
 
 /** A socket that a `XenStoreServer` is served on. */
 export interface ListeningSocket {
@@ -52,10 +51,10 @@ class SocketTransport implements Transport {
 
 /**
  * Serves `server` on a UNIX socket, which only the user may open.
- * @throws XenStoreError EADDRINUSE when another server listens there, EACCES when the folder is closed to us
+ * @throws XenStoreError as `prepareSocket`
  */
 export async function listen(server: XenStoreServer, path: string): Promise<ListeningSocket> {
-  await prepareSocket(path);
+  await prepareSocket(path, 'xenstored');
   const sockets = new Set<Socket>();
   const listener: Server = createServer(socket => {
     sockets.add(socket);
@@ -64,7 +63,7 @@ export async function listen(server: XenStoreServer, path: string): Promise<List
     transport.serve(server.connect(transport));
   });
   await new Promise<void>((resolve, reject) => {
-    listener.once('error', (error: NodeJS.ErrnoException) => reject(listenError(error, path)));
+    listener.once('error', (error: NodeJS.ErrnoException) => reject(placeError(error, path)));
     listener.listen({ path, backlog: 512 }, resolve);
   });
   chmodSync(path, 0o600);
@@ -77,43 +76,4 @@ export async function listen(server: XenStoreServer, path: string): Promise<List
       });
     },
   };
-}
-
-/** Makes the folder, and removes a socket that its server left behind. */
-export async function prepareSocket(path: string): Promise<void> {
-  if (Buffer.byteLength(path) > 107) {
-    throw new XenStoreError('EINVAL', `${path}: the path of a UNIX socket has at most 107 bytes`);
-  }
-  try {
-    mkdirSync(dirname(path), { recursive: true });
-  } catch (error) {
-    throw listenError(error as NodeJS.ErrnoException, path);
-  }
-  const found = lstatSync(path, { throwIfNoEntry: false });
-  if (found === undefined) return;
-  if (!found.isSocket()) throw new XenStoreError('EEXIST', `${path} is there and is no socket`);
-  if (await isListenedOn(path)) throw new XenStoreError('EADDRINUSE', `another xenstored listens on ${path}`);
-  unlinkSync(path);
-}
-
-/** Whether somebody answers at a UNIX socket. */
-export function isListenedOn(path: string): Promise<boolean> {
-  return new Promise(resolve => {
-    const probe = createConnection({ path });
-    probe.once('connect', () => {
-      probe.destroy();
-      resolve(true);
-    });
-    probe.once('error', () => resolve(false));
-  });
-}
-
-function listenError(error: NodeJS.ErrnoException, path: string): XenStoreError {
-  if (error.code === 'EACCES' || error.code === 'EPERM') {
-    return new XenStoreError('EACCES', `no permission to make ${path}; --socket names another place`);
-  }
-  if (error.code === 'EADDRINUSE') {
-    return new XenStoreError('EADDRINUSE', `another xenstored listens on ${path}`);
-  }
-  return new XenStoreError('EIO', `${path}: ${error.message}`);
 }
