@@ -6,13 +6,14 @@ import { ToolstackError } from '../toolstack/error.js';
 import type { Host } from '../toolstack/host.js';
 import {
   type HostImage,
+  MayRunElsewhere,
   parseDomainImage,
   restoreDomain,
   sendDomain,
   storeHost,
   unsavedOf,
 } from '../toolstack/save.js';
-import { RpcClient, type RpcRegistry } from './rpc.js';
+import { type CallContext, ConnectionLost, RpcClient, type RpcRegistry } from './rpc.js';
 
 /** What the methods of a domain's life take and give. */
 export interface LifeMethods {
@@ -23,9 +24,9 @@ export interface LifeMethods {
   migrate: { params: { domain: string; to: string }; result: { domid: number; notes: string[] } };
   /**
    * What a host asks of the one that its domain moves to. The image, which can be large, is in a file: whoever removes that has
-   * the domain, so that it never runs at both.
+   * the domain, so that it never runs at both. An event tells that it runs, before its vifs are connected.
    */
-  receive: { params: { file: string }; result: { domid: number; notes: string[] } };
+  receive: { params: { file: string }; event: { domid: number }; result: { domid: number; notes: string[] } };
   'vif-carrier': { params: { domain: string; devid: number; up: boolean }; result: null };
 }
 
@@ -55,7 +56,7 @@ function take(file: string): boolean {
 
 /**
  * What the other host answers, unless the domain is destroyed here before that host has taken it.
- * @throws ToolstackError ESRCH then; what `answer` is rejected with
+ * @throws ToolstackError ESRCH then, MayRunElsewhere when it has taken it and is heard of no more; what `answer` is rejected with
  */
 function unlessTakenBack<T>(
   answer: Promise<T>,
@@ -70,17 +71,36 @@ function unlessTakenBack<T>(
   });
   const answered = answer.catch(error => {
     // It has no answer to give any more, and must not start the domain later, either.
-    take(file);
-    throw error;
+    if (take(file) || !(error instanceof ConnectionLost)) throw error;
+    const lost = `the connection was lost while ${name} started there: it stays suspended here`;
+    throw new MayRunElsewhere('ECONNRESET', `${lost}; destroy it if it runs there, or else resume it`);
   });
   return Promise.race([takenBack, answered]);
+}
+
+/** Has the other host take a domain. @returns what it says once that runs there, and what it has to say of it in the end */
+function startThere(
+  client: RpcClient,
+  file: string,
+): { runs: Promise<LifeMethods['receive']['event']>; notes: Promise<string[]> } {
+  let told: (event: unknown) => void = () => {};
+  const answer = client.call<LifeMethods['receive']['result']>('receive', { file }, event => told(event));
+  const runs = new Promise<LifeMethods['receive']['event']>((resolve, reject) => {
+    told = event => resolve(event as LifeMethods['receive']['event']);
+    answer.then(resolve, reject);
+  });
+  const notes = answer.then(
+    ({ notes }) => notes,
+    error => [String(error.message)],
+  );
+  return { runs, notes };
 }
 
 /** Registers what the commands of a domain's life call. @param down ends the host */
 export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () => void): void {
   const register = <N extends keyof LifeMethods>(
     name: N,
-    method: (params: LifeMethods[N]['params']) => Promise<LifeMethods[N]['result']>,
+    method: (params: LifeMethods[N]['params'], context: CallContext) => Promise<LifeMethods[N]['result']>,
   ): void => registry.register(name, method);
 
   register('suspend', async ({ domain }) => {
@@ -118,8 +138,9 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
       let domid = 0;
       await sendDomain(host, hosted, async (image, destroyed) => {
         writeFileSync(file, JSON.stringify(image), { mode: 0o600 });
-        const answer = client.call<LifeMethods['receive']['result']>('receive', { file });
-        ({ domid } = await unlessTakenBack(answer, file, hosted.config.name, destroyed));
+        const there = startThere(client, file);
+        ({ domid } = await unlessTakenBack(there.runs, file, hosted.config.name, destroyed));
+        notes.push(...(await there.notes));
       });
       return { domid, notes };
     } finally {
@@ -127,16 +148,19 @@ export function registerLifeMethods(registry: RpcRegistry, host: Host, down: () 
       rmSync(folder, { recursive: true, force: true });
     }
   });
-  register('receive', async ({ file }) => {
+  register('receive', async ({ file }, { emit }) => {
     const image = parseDomainImage(readFileSync(String(file), 'utf8'), String(file));
     const beforeStart = (): void => {
       if (take(String(file))) return;
       throw new ToolstackError('ESRCH', `the domain ${image.config.name} was destroyed where it came from`);
     };
     const hosted = await restoreDomain(host, image, { beforeStart });
+    const { domid } = hosted.domain;
+    const event: LifeMethods['receive']['event'] = { domid };
+    emit(event);
     const waiting = await host.settled(hosted);
     const notes = waiting.map(vif => `vif ${vif.devid}: ${host.waitingFor(hosted, vif)}`);
-    return { domid: hosted.domain.domid, notes };
+    return { domid, notes };
   });
   register('vif-carrier', async ({ domain, devid, up }) => {
     const hosted = host.find(domain);

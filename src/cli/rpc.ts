@@ -20,6 +20,9 @@ const UNREAD_MAX = 64 << 20;
 /** What listens on a control socket. */
 export const CONTROL_SERVER = 'pvnet host';
 
+/** The host went away before it answered: what it did of what it was asked is not known. */
+export class ConnectionLost extends CliError {}
+
 export interface CallContext {
   /** Sends something before the answer. */
   emit(event: unknown): void;
@@ -225,7 +228,7 @@ export class RpcClient {
     });
   }
 
-  /** @throws CliError as the host says; ECONNRESET when it went away meanwhile */
+  /** @throws CliError as the host says; ConnectionLost ECONNRESET when it went away meanwhile */
   call<T = unknown>(method: string, params: object = {}, onEvent?: (event: unknown) => void): Promise<T> {
     const id = this.nextId++;
     return new Promise<T>((resolve, reject) => {
@@ -241,7 +244,8 @@ export class RpcClient {
   private start(): void {
     this.socket.on('error', () => {});
     this.socket.on('close', () => {
-      for (const { reject } of this.calls.values()) reject(new CliError('ECONNRESET', 'the host went away'));
+      for (const { reject } of this.calls.values())
+        reject(new ConnectionLost('ECONNRESET', 'the host went away'));
       this.calls.clear();
     });
     // An answer is as long as what was asked for: a host has thousands of interfaces.

@@ -345,11 +345,14 @@ async function migrate(source: Host, hosted: HostedDomain, target: Host): Promis
   return moved;
 }
 
+/** What `send` throws when nobody here can know whether the domain runs where it was sent to. */
+export class MayRunElsewhere extends ToolstackError {}
+
 /**
  * Moves a domain to a host elsewhere.
  * @param send hands its image over and resolves when it runs there. Its signal is aborted when the domain is destroyed here:
  * it is not to start there any more
- * @throws ToolstackError as `saveDomain`, and what `send` throws; it runs on here then
+ * @throws ToolstackError as `saveDomain`, and what `send` throws; it runs on here then, but stays suspended after MayRunElsewhere
  */
 export function sendDomain(
   source: Host,
@@ -361,7 +364,7 @@ export function sendDomain(
     try {
       await send(image, hosted.destroyed);
     } catch (error) {
-      await callOff(source, hosted);
+      if (!(error instanceof MayRunElsewhere)) await callOff(source, hosted);
       throw error;
     }
     await source.destroy(hosted);

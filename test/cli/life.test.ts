@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync, unlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { type Method, RpcRegistry, RpcServer } from '../../src/cli/rpc.js';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 
@@ -35,6 +36,14 @@ class Machine {
       child.on('exit', () => reject(new Error(`pvnet ${args.join(' ')} ended: ${output}`)));
     });
     return { child, output };
+  }
+
+  /** As `run`, while this process does other things. @returns what it says of what went wrong */
+  migrate(domain: string, from: string, to: string): Promise<string> {
+    const argv = ['migrate', domain, '--to', join(this.cwd, to), '--socket', join(this.cwd, from)];
+    const child = spawn(process.execPath, [MAIN, ...argv], { stdio: ['ignore', 'ignore', 'pipe'] });
+    this.t.after(() => void child.kill('SIGKILL'));
+    return text(child.stderr);
   }
 
   run(socket: string, ...args: string[]): string {
@@ -98,10 +107,7 @@ test('a domain that is destroyed before the host that it moves to has taken it d
   writeFileSync(join(machine.cwd, 'a.cfg'), `name = "a"\nguest = "echo"\nvif = [ 'ip=10.0.0.1' ]\n`);
   const [, two] = await Promise.all([machine.start('1.sock', 'up', 'a.cfg'), machine.start('2.sock', 'up')]);
   two.child.kill('SIGSTOP');
-  const argv = ['migrate', 'a', '--to', join(machine.cwd, '2.sock'), '--socket', join(machine.cwd, '1.sock')];
-  const migrate = spawn(process.execPath, [MAIN, ...argv], { stdio: ['ignore', 'ignore', 'pipe'] });
-  t.after(() => void migrate.kill('SIGKILL'));
-  const said = text(migrate.stderr);
+  const said = machine.migrate('a', '1.sock', '2.sock');
   while (!/suspended/.test(machine.run('1.sock', 'list')));
   // Its image is on its way now.
   assert.match(machine.run('1.sock', 'suspend', 'a'), /EBUSY: the domain a is being migrated/);
@@ -110,4 +116,35 @@ test('a domain that is destroyed before the host that it moves to has taken it d
   two.child.kill('SIGCONT');
   assert.equal(await said, 'pvnet migrate: ESRCH: the domain a was destroyed\n');
   for (const socket of ['1.sock', '2.sock']) assert.doesNotMatch(machine.run(socket, 'list'), /^a /m);
+});
+
+test('a domain whose new host goes away goes on here, stays suspended, or is there, as that host had got', async t => {
+  const machine = new Machine(t);
+  writeFileSync(join(machine.cwd, 'a.cfg'), `name = "a"\nguest = "echo"\nvif = [ 'ip=10.0.0.1' ]\n`);
+  await machine.start('1.sock', 'up', 'a.cfg');
+  /** Moves the domain to a host that does so much, and then no more. */
+  const moveTo = async (receive: Method): Promise<string> => {
+    const registry = new RpcRegistry();
+    registry.register('receive', (params, context) => {
+      receive(params, context);
+      void server.close();
+      return new Promise(() => {});
+    });
+    const server = await RpcServer.listen(registry, join(machine.cwd, '2.sock'));
+    return machine.migrate('a', '1.sock', '2.sock');
+  };
+  assert.match(await moveTo(() => {}), /^pvnet migrate: ECONNRESET: the host went away\n$/);
+  assert.match(machine.run('1.sock', 'list'), /^a .* running +echo/m);
+  assert.match(
+    await moveTo(({ file }) => unlinkSync(file)),
+    /^pvnet migrate: ECONNRESET: the connection was lost while a started there: it stays suspended here; /,
+  );
+  assert.match(machine.run('1.sock', 'list'), /^a .* suspended +echo/m);
+  assert.equal(machine.run('1.sock', 'resume', 'a'), '');
+  const taken = await moveTo(({ file }, { emit }) => {
+    unlinkSync(file);
+    emit({ domid: 7 });
+  });
+  assert.equal(taken, '');
+  assert.doesNotMatch(machine.run('1.sock', 'list'), /^a /m);
 });
