@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process';
 import { parseXenbusState, XenbusState, xenbusStateName } from '../abi/xenbus-state.js';
 import { Bridge } from '../net/bridge.js';
 import type { NetDevice } from '../net/device.js';
@@ -7,12 +6,12 @@ import { type NetbackOptions, registerNetback } from '../netback/netback.js';
 import { Vif, vifsOf } from '../netback/vif.js';
 import type { VifInfo } from '../toolstack/host.js';
 import { publishedRings } from '../toolstack/published-rings.js';
-import { DEFAULT_SCRIPT } from '../toolstack/vif-config.js';
 import { openTap } from '../uplink/tap.js';
 import { TapFace } from '../uplink/tap-face.js';
 import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice } from '../xenbus/index.js';
 import { type LinuxHost, openLinuxHost, untilEnded } from './host.js';
+import { rerunHotplug } from './rerun-hotplug.js';
 import { matchesVif } from './vif-pattern.js';
 
 /** How long packets on their way are waited for when vifs are handed over. */
@@ -164,29 +163,10 @@ export class LinuxBackend {
         if (this.bridge !== null && (await xs.readOptional(hotplug)) === '')
           await xs.write(hotplug, 'connected');
         await xs.write(`${dir}/state`, String(XenbusState.Initialising));
-        if (this.bridge === null) void this.rerunHotplug(dir, `vif${domid}.${handle}`);
+        const vif = `vif${domid}.${handle}`;
+        if (this.bridge === null) void rerunHotplug(this.host.kernel, dir, vif, this.options.log);
       }
     }
-  }
-
-  /** The TAP is a new one, which the toolstack does not know of: does what its script did with the old one. */
-  private async rerunHotplug(dir: string, vif: string): Promise<void> {
-    const { xs } = this.host.kernel.xenbus;
-    const script = (await xs.readOptional(`${dir}/script`)) ?? DEFAULT_SCRIPT;
-    await this.until(() => this.net.byName(vif) !== undefined, DRAIN_MS);
-    const env = {
-      ...process.env,
-      script,
-      vif,
-      XENBUS_TYPE: 'vif',
-      XENBUS_PATH: dir,
-      XENBUS_BASE_PATH: 'backend',
-    };
-    const child = spawn(script, ['online', 'type_if=vif'], { env, stdio: ['ignore', 'ignore', 'inherit'] });
-    child.on('error', error => this.options.log(`${vif}: ${script}: ${error.message}`));
-    child.on('exit', code => {
-      if (code !== 0) this.options.log(`${vif}: ${script} online ended with status ${code}`);
-    });
   }
 
   /** @returns whether it came true in time */
