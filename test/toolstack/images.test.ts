@@ -381,6 +381,8 @@ const change = fc.record({
 /** Goes a way into the image, and changes what is there. */
 function mutate(image: Json, { way, what, value, name }: Of<typeof change>): void {
   let at = image;
+  // The generator may give the same object again, which must not get into itself.
+  const put = structuredClone(value);
   for (const step of way.slice(0, -1)) {
     const inner = Object.values(at).filter(each => typeof each === 'object' && each !== null);
     if (inner.length === 0) break;
@@ -388,12 +390,12 @@ function mutate(image: Json, { way, what, value, name }: Of<typeof change>): voi
   }
   const keys = Object.keys(at);
   const key = keys[(way.at(-1) ?? 0) % keys.length];
-  if (what === 0) at[name] = value;
+  if (what === 0) at[name] = put;
   else if (key === undefined) return;
   else if (what === 1 && !Array.isArray(at)) delete at[key];
   else if (what === 2 && Array.isArray(at)) at.push(at[Number(key)]);
   else if (what === 3 && Array.isArray(at)) at.splice(Number(key), 1);
-  else at[key] = value;
+  else at[key] = put;
 }
 
 test('however an image is changed, it is restored, or refused in one sentence without a trace', async t => {
