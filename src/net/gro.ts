@@ -1,5 +1,10 @@
 import { type Memory, PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
-import { setupPartialChecksum, validateChecksum, writeIpv4Checksum } from './checksum.js';
+import {
+  ipv4ChecksumIsRight,
+  setupPartialChecksum,
+  validateChecksum,
+  writeIpv4Checksum,
+} from './checksum.js';
 import { ETH_P_IP, Headers, IPPROTO_TCP, PARSED_L4, TCP_ACK, TCP_PSH } from './headers.js';
 import type { Packet } from './packet.js';
 import { CHECKSUM_NONE, FRAGMENT_LOCAL, GSO_NONE, GSO_TCPV4, GSO_TCPV6, MAX_FRAGMENTS } from './packet.js';
@@ -121,7 +126,9 @@ export class Gro {
     if (headers.l3 + headers.ipLength !== packet.length || packet.length === headers.length) return false;
     const flags = tcpFlags(packet);
     if ((flags & ~TCP_PSH) !== TCP_ACK) return false;
-    if (packet.checksum !== CHECKSUM_NONE) return true;
+    // What is put together gets a header of its own, which must not make up for a broken one.
+    if (packet.checksum !== CHECKSUM_NONE)
+      return headers.ipVersion !== 4 || ipv4ChecksumIsRight(packet, headers);
     return packet.isLocal && validateChecksum(packet, headers);
   }
 

@@ -18,7 +18,7 @@ export interface TcpFrame {
   destination?: readonly number[];
 }
 
-/** A frame whose checksums are all zero. */
+/** A frame whose transport's checksum is zero, and IPv4's header checksum right. */
 export function buildFrame(frame: TcpFrame): Uint8Array {
   const version = frame.version ?? 4;
   const out: number[] = [
@@ -66,7 +66,18 @@ export function buildFrame(frame: TcpFrame): Uint8Array {
   const bytes = new Uint8Array(out.length + frame.payload.length);
   bytes.set(out);
   bytes.set(frame.payload, out.length);
+  fillHeaderChecksum(bytes);
   return bytes;
+}
+
+/** Makes the IPv4 header's checksum right, if there is one. */
+export function fillHeaderChecksum(bytes: Uint8Array): void {
+  const { l3, version } = layout(bytes);
+  if (version !== 4) return;
+  bytes.fill(0, l3 + 10, l3 + 12);
+  const sum = ~referenceSum(bytes, l3, l3 + (bytes[l3] & 15) * 4);
+  bytes[l3 + 10] = (sum >> 8) & 255;
+  bytes[l3 + 11] = sum & 255;
 }
 
 /** The Internet checksum (RFC 1071), one big-endian word after another. */
