@@ -16,7 +16,10 @@ export interface ModuleContext {
   /** The domain's view of Xen. */
   readonly platform: Platform;
   readonly kernel: Kernel;
-  /** Resolves with the network device of a vif when it is connected for the first time; rejects with ESRCH when the domain is destroyed before. */
+  /**
+   * Resolves with the network device of a vif when it is connected for the first time. Rejects with ESRCH when the domain is destroyed
+   * while the module has not returned; later its `stop` tells it of the end.
+   */
   device(devid?: number): Promise<NetDevice>;
   /** One line for the domain's log (`pvnet dmesg`). */
   log(line: string): void;
@@ -93,6 +96,11 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
       for (const [devid, known] of devices) if (known === device) devices.delete(devid);
     },
   });
+  // One that has returned may have left its promises alone: rejected ones would be nobody's.
+  const starting = new AbortController();
+  const giveUp = () => starting.abort(kernel.destroyed?.reason);
+  if (kernel.destroyed?.aborted) giveUp();
+  kernel.destroyed?.addEventListener('abort', giveUp);
   let result: ModuleResult;
   try {
     const context: ModuleContext = {
@@ -107,7 +115,7 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
         const came = new Promise<NetDevice>(resolve =>
           waiting.set(devid, [...(waiting.get(devid) ?? []), resolve]),
         );
-        return abortable(came, kernel.destroyed);
+        return abortable(came, starting.signal);
       },
       log: line => options.log(line),
       state: options.state,
@@ -117,6 +125,8 @@ export async function startModule(options: GuestOptions): Promise<Guest> {
     unwatch();
     const what = argument === '' ? 'its module' : argument;
     throw new ErrnoError('EIO', `${options.name}: ${what} threw: ${(error as Error)?.message ?? error}`);
+  } finally {
+    kernel.destroyed?.removeEventListener('abort', giveUp);
   }
   const hooks: ModuleHooks = typeof result === 'function' ? { stop: result } : (result ?? {});
   return {

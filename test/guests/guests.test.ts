@@ -180,6 +180,9 @@ test('a module may await its device before it returns', { timeout: 20_000 }, asy
   const module = fileURLToPath(new URL('../support/waiting-guest.js', import.meta.url));
   const waiting = await create(host, 'waiting', `module:${module}`, 'ip=10.0.0.1');
   assert.ok(waiting.domain.dmesg.some(line => line.includes('it is eth0')));
+  // It still waits for another, and would not hear of a rejection.
+  await host.destroy(waiting);
+  await new Promise(setImmediate);
 });
 
 test('a guest that has started is stopped when its domain fails to boot all the same', async t => {

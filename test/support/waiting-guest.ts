@@ -6,6 +6,8 @@ export default async function waiting({ device, log }: ModuleContext): Promise<v
   try {
     const { name } = await device();
     log(`it is ${name}`);
+    // Nobody hears of it should this one never come.
+    void device(9).then(other => log(`and ${other.name}`));
   } catch (error) {
     log(`no device: ${(error as Error).message}`);
   }
