@@ -82,7 +82,8 @@ export class Control {
 
   /**
    * Sends a request. @param type one of XEN_NETIF_CTRL_TYPE
-   * @throws EBUSY when the ring is full, ENOTCONN when the connection ends before the answer
+   * @returns NOT_SUPPORTED when the connection ends before the answer
+   * @throws EBUSY when the ring is full, ENOTCONN when it is closed
    */
   request(type: number, a = 0, b = 0, c = 0): Promise<ControlResponse> {
     if (this.stopped) return Promise.reject(new ErrnoError('ENOTCONN', 'the control ring is closed'));
@@ -160,7 +161,13 @@ export class Control {
       throw new ErrnoError('EINVAL', `${bytes.length} bytes do not fit into a page`);
     const page = platform.memory.allocPage();
     platform.memory.memory.u8.set(bytes, page << PAGE_SHIFT);
-    const gref = platform.grants.grantAccess(backendId, page, true);
+    let gref: number;
+    try {
+      gref = platform.grants.grantAccess(backendId, page, true);
+    } catch (error) {
+      platform.memory.freePage(page);
+      throw error;
+    }
     try {
       await use(gref);
     } finally {

@@ -281,6 +281,18 @@ test('a control ring for which there is no event channel leaves nothing behind',
   assert.deepEqual([grants.allocated, guest.domain.pages], before);
 });
 
+test('a request that there is no grant left for keeps no page', async () => {
+  const { front, guest } = controlRing(7);
+  const { grants, memory } = guest.platform;
+  const page = memory.allocPage();
+  assert.throws(() => {
+    for (;;) grants.grantAccess(0, page, true);
+  }, /ENOSPC/);
+  const before = guest.domain.pages;
+  await assert.rejects(front.mapGrants(0, [8], true), /ENOSPC/);
+  assert.equal(guest.domain.pages, before);
+});
+
 test('a guest without an event channel left for a control ring connects all the same', async () => {
   const host = await Host.boot(62);
   const guest = await host.createGuest('a', { maxQueues: 8 });
