@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { chmodSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, closeSync, mkdtempSync, openSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, type TestContext, test } from 'node:test';
@@ -40,15 +40,23 @@ describe('a network namespace of our own', { skip }, () => {
   test('holds TAPs that come and go with our file descriptors', async t => {
     const namespace = await create(t);
     const links = async (): Promise<string> => (await namespace.run(['ip', '-br', 'link'])).stdout;
-    const first = await namespace.openTap('eth0');
-    const second = await namespace.openTap('eth1');
+    const [first, second] = await Promise.all([namespace.openTap('eth0'), namespace.openTap('eth1')]);
     assert.equal(first.name, 'eth0');
     first.setAddress(Uint8Array.of(0, 0x16, 0x3e, 1, 2, 3));
     assert.match(await links(), /eth0 .*00:16:3e:01:02:03/);
     second.close();
     assert.doesNotMatch(await links(), /eth1/);
     first.close();
+    const ours = () => readdirSync('/proc/self/fd').length;
+    const before = ours();
+    for (let i = 0; i < 3; i++) (await namespace.openTap('eth2')).close();
+    assert.equal(ours(), before);
     assert.doesNotMatch(await links(), /eth0/);
+    // A number that is somebody else's by now is not closed again.
+    const others = [openSync('/dev/null', 'r')];
+    while (others[others.length - 1] < first.fd) others.push(openSync('/dev/null', 'r'));
+    first.close();
+    for (const fd of others) closeSync(fd);
   });
 
   test('a TAP whose interface was deleted inside takes whatever it is told', async t => {
@@ -74,6 +82,7 @@ describe('a network namespace of our own', { skip }, () => {
       namespace.openTap('üüüüüüüü'),
       /"ü{8}" is no interface name: it has 16 bytes and may have 15/,
     );
+    (await namespace.openTap('eth0')).close();
   });
 
   test('the carrier is what the namespace sees', async t => {

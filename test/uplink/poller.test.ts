@@ -15,9 +15,17 @@ import {
 
 const skip = process.platform === 'linux' ? false : 'needs Linux';
 
+function openPipe(): number {
+  const folder = mkdtempSync(join(tmpdir(), 'pvnet-test-'));
+  const path = join(folder, 'pipe');
+  assert.equal(spawnSync('mkfifo', [path]).status, 0);
+  const fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
+  rmSync(folder, { recursive: true });
+  return fd;
+}
+
 /** A source whose frames are the bytes in a pipe. */
 class Pipe implements PollSource {
-  readonly fd: number;
   /** What each poll that took something took, and what it was asked for. */
   readonly polls: { count: number; budget: number }[] = [];
   looks = 0;
@@ -27,13 +35,7 @@ class Pipe implements PollSource {
   handle: PollHandle | null = null;
   private readonly buffer = Buffer.alloc(128);
 
-  constructor() {
-    const folder = mkdtempSync(join(tmpdir(), 'pvnet-test-'));
-    const path = join(folder, 'pipe');
-    assert.equal(spawnSync('mkfifo', [path]).status, 0);
-    this.fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
-    rmSync(folder, { recursive: true });
-  }
+  constructor(readonly fd = openPipe()) {}
 
   poll(budget: number): number {
     this.looks++;
@@ -154,6 +156,68 @@ describe('a poller', { skip, timeout: 20_000 }, () => {
     pipe.bring(1);
     await until(() => pipe.looks > 2);
     pipe.instead = null;
+    await until(() => pipe.taken === 1);
+  });
+
+  test('comes to a device that has a frame, however much another one brings', async t => {
+    const { pipes } = setUp(t, 2);
+    const [endless, other] = pipes;
+    endless.poll = budget => budget;
+    endless.handle!.wake();
+    await delay(5);
+    other.bring(1);
+    await until(() => other.taken === 1);
+  });
+
+  test('leaves a broken device alone until it is woken, and watches it again when it is whole', async t => {
+    const { poller } = setUp(t, 0);
+    const folder = mkdtempSync(join(tmpdir(), 'pvnet-test-'));
+    const path = join(folder, 'pipe');
+    assert.equal(spawnSync('mkfifo', [path]).status, 0);
+    const pipe = new Pipe(openSync(path, constants.O_RDONLY | constants.O_NONBLOCK));
+    let writer = openSync(path, constants.O_WRONLY);
+    // Its end is told again and again, and there is nothing to read.
+    closeSync(writer);
+    pipe.handle = poller.add(pipe);
+    await asleep(pipe);
+    writer = openSync(path, constants.O_WRONLY);
+    rmSync(folder, { recursive: true });
+    t.after(() => {
+      closeSync(writer);
+      closeSync(pipe.fd);
+    });
+    pipe.handle.wake();
+    for (let frame = 1; frame <= 2; frame++) {
+      writeSync(writer, Buffer.alloc(1));
+      await until(() => pipe.taken === frame);
+      await asleep(pipe);
+    }
+  });
+
+  test('that is closed looks at nothing, and lets go of its own file descriptors once', async t => {
+    const { poller, pipes } = setUp(t);
+    const [pipe] = pipes;
+    pipe.bring(1);
+    pipe.handle!.wake();
+    poller.close();
+    assert.equal(poller.size, 0);
+    pipe.handle!.wake();
+    pipe.handle!.remove();
+    await delay(5);
+    assert.equal(pipe.looks, 0);
+    // Gets the number that was the epoll's.
+    const fd = openSync('/dev/null', 'r');
+    poller.close();
+    closeSync(fd);
+  });
+
+  test('keeps a device whose file descriptor has the number of one that was removed', async t => {
+    const { poller, pipes } = setUp(t);
+    const [pipe] = pipes;
+    pipe.handle!.remove();
+    poller.add(pipe);
+    pipe.handle!.remove();
+    pipe.bring(1);
     await until(() => pipe.taken === 1);
   });
 
