@@ -16,6 +16,8 @@ import {
   GSO_NONE,
   GSO_TCPV4,
   GSO_TCPV6,
+  MAX_FRAGMENTS,
+  PACKET_LINEAR_MAX,
   type Packet,
 } from '../../src/net/packet.js';
 import { setupChecksum, validateXmit } from '../../src/net/xmit.js';
@@ -179,6 +181,71 @@ test('headers that are split over the head and fragments are pulled together', (
     assert.equal(net.packets.used, 0);
     assert.equal(net.pages.used, 0);
   }
+});
+
+/** A packet whose linear part is in a page of the pool, as drivers receive it, and the rest in fragments. */
+function inPage(kernel: TestKernel, bytes: Uint8Array, linear: number, sizes: number[] = []): Packet {
+  const { pages } = kernel.net;
+  const packet = kernel.packet(bytes.subarray(linear), { linear: 0, sizes });
+  const index = pages.alloc();
+  Object.assign(packet, { pool: pages, linearPoolIndex: index, data: pages.pages[index] * 4096, linear });
+  packet.length += linear;
+  packet.memory.u8.set(bytes.subarray(0, linear), packet.data);
+  return packet;
+}
+
+function asGso(packet: Packet, gsoType: number, gsoSize: number): Packet {
+  return Object.assign(packet, {
+    checksum: CHECKSUM_PARTIAL,
+    csumStart: 34,
+    csumOffset: 16,
+    gsoType,
+    gsoSize,
+  });
+}
+
+test('of a linear part that fills a page, segments have no more than their buffers hold', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  const payload = Uint8Array.from({ length: 6000 }, (_, i) => (i * 7) & 255);
+  const packet = asGso(inPage(kernel, buildFrame({ payload }), 4096), GSO_TCPV4, 1448);
+  const list = segmentPacket(packet, net.packets);
+  for (let p = list; p !== null; p = p.next) assert.ok(p.linear <= PACKET_LINEAR_MAX);
+  assert.deepEqual(Buffer.concat(collect(kernel, list).map(each => each.subarray(54))), Buffer.from(payload));
+  releaseList(list);
+  assert.equal(net.packets.used + net.pages.used, 0);
+});
+
+test('headers that are longer than a buffer, or data in more pieces than a packet has, are not cut', () => {
+  const kernel = new TestKernel();
+  const { net } = kernel;
+  // Options before each hop, of 488 bytes.
+  const extra = new Uint8Array(488);
+  extra.set([6, 60]);
+  const payload = new Uint8Array(3000);
+  const long = asGso(
+    inPage(kernel, buildFrame({ version: 6, firstHeader: 0, extra, payload }), 2000),
+    GSO_TCPV6,
+    1000,
+  );
+  assert.ok(segmentPacket(long, net.packets) === null);
+  const sizes = Array<number>(MAX_FRAGMENTS).fill(10);
+  const pieces = buildFrame({ payload: new Uint8Array(1000 - 54 + 10 * MAX_FRAGMENTS) });
+  const many = asGso(inPage(kernel, pieces, 1000, sizes), GSO_TCPV4, 2000);
+  assert.equal(many.fragments, MAX_FRAGMENTS);
+  assert.ok(segmentPacket(many, net.packets) === null);
+  assert.equal(net.packets.used + net.pages.used, 0);
+});
+
+test('a GSO packet without data is one segment', () => {
+  const kernel = new TestKernel();
+  const bytes = buildFrame({ payload: new Uint8Array(0) });
+  const list = segmentPacket(asGso(kernel.packet(bytes), GSO_TCPV4, 1000), kernel.net.packets);
+  assert.deepEqual(
+    collect(kernel, list).map(each => each.length),
+    [54],
+  );
+  releaseList(list);
 });
 
 /** A loose source route of one hop that is left, and a segment routing header. */
