@@ -4,6 +4,7 @@ import fc from 'fast-check';
 import { fillChecksums } from '../../src/net/checksum.js';
 import type { NetDevice } from '../../src/net/device.js';
 import { NETIF_F_HW_CSUM, NETIF_F_SG } from '../../src/net/features.js';
+import { Gro, type GroTarget } from '../../src/net/gro.js';
 import { releaseList, segmentPacket } from '../../src/net/gso.js';
 import { Headers } from '../../src/net/headers.js';
 import type { Napi } from '../../src/net/napi.js';
@@ -11,12 +12,15 @@ import {
   CHECKSUM_NONE,
   CHECKSUM_PARTIAL,
   CHECKSUM_UNNECESSARY,
+  FRAGMENT_LOCAL,
   GSO_NONE,
   GSO_TCPV4,
   GSO_TCPV6,
   type Packet,
 } from '../../src/net/packet.js';
+import { PagePool } from '../../src/net/page-pool.js';
 import { setupChecksum } from '../../src/net/xmit.js';
+import { PAGE_SIZE } from '../../src/platform/memory.js';
 import { buildFrame, fillHeaderChecksum, layout, type TcpFrame } from './frames.js';
 import { TestKernel } from './kernel.js';
 
@@ -173,6 +177,147 @@ test('GSO packets of a run become a longer one, until one ends with a short segm
     );
     assert.equal(kernel.net.packets.used + kernel.net.pages.used, 0);
   }
+});
+
+/** A packet as drivers receive it: `linear` bytes in a page of the pool, the rest in another one. */
+function inPages(kernel: TestKernel, pool: PagePool, frame: TcpFrame, linear: number): Packet {
+  const bytes = buildFrame(frame);
+  const packet = kernel.net.packets.get();
+  const page = (part: Uint8Array): [index: number, page: number] => {
+    const index = pool.alloc();
+    packet.memory.u8.set(part, pool.pages[index] * PAGE_SIZE);
+    return [index, pool.pages[index]];
+  };
+  const [linearPoolIndex, first] = page(bytes.subarray(0, linear));
+  Object.assign(packet, { pool, linearPoolIndex, data: first * PAGE_SIZE, linear, length: linear });
+  if (linear < bytes.length) {
+    const [index, rest] = page(bytes.subarray(linear));
+    packet.addFragment(FRAGMENT_LOCAL, rest, 0, bytes.length - linear, index);
+  }
+  setupChecksum(packet, true, kernel.net.materialiser);
+  return packet;
+}
+
+test('pages that a run is received in go back once each, to the pool that they are of', () => {
+  const { kernel, device, arrive } = setUp();
+  const pools = [new PagePool(kernel.memory, 32), new PagePool(kernel.memory, 32)];
+  let told = 0;
+  const owner = { packetDone: () => told++ };
+  const { rxHandler } = device;
+  device.rxHandler = (packet, dev) => {
+    assert.equal(told, 0, 'its data may go its way before');
+    rxHandler!(packet, dev);
+  };
+  for (const linears of [[1054], [54], [300], [1054, 54, 300]]) {
+    for (const count of [1, 2]) {
+      for (const owned of [false, true]) {
+        told = 0;
+        const frames = run(6, 1000);
+        const packets = frames.map((frame, n) =>
+          inPages(kernel, pools[n % count], frame, linears[n % linears.length]),
+        );
+        if (owned) for (const packet of packets) packet.owner = owner;
+        const { got, taken } = arrive(packets);
+        assert.equal(got.length, 1);
+        assert.deepEqual(
+          taken.map(bytes => bytes.slice(54)),
+          frames.map(({ payload }) => payload),
+        );
+        assert.equal(told, owned ? 6 : 0);
+        assert.deepEqual(
+          pools.map(({ used }) => used),
+          [0, 0],
+        );
+        assert.equal(kernel.net.packets.used, 0);
+      }
+    }
+  }
+});
+
+test('what others hold or keep alive, and what could not be fetched, stays as it is', () => {
+  const { kernel, arrive, make } = setUp();
+  const packets = run(3, 500).map(frame => make(frame));
+  packets[0].hold();
+  packets[2].failed = true;
+  const before = kernel.bytes(packets[0]);
+  assert.equal(arrive(packets).got.length, 3);
+  assert.deepEqual(kernel.bytes(packets[0]), before);
+  packets[0].release();
+  // Segments, whose data is the packet's that they were cut from.
+  const segments = [1000, 3000].flatMap((size, n) => {
+    const frame = { payload: new Uint8Array(size), sequence: n * 1000, id: n, flags: 0x10 };
+    const whole = Object.assign(make(frame, { linear: 54 }), { gsoType: GSO_TCPV4, gsoSize: 1000 });
+    const list: Packet[] = [];
+    for (let p = segmentPacket(whole, kernel.net.packets); p !== null; p = p.next) list.push(p);
+    return list;
+  });
+  const { taken } = arrive(segments);
+  assert.equal(taken.length, 4);
+  assert.equal(kernel.net.packets.used + kernel.net.pages.used, 0);
+});
+
+test('GSO packets become one only if it is cut into the same segments again', () => {
+  const { arrive, make } = setUp();
+  const gso = (size: number, gsoSize: number, more: Partial<TcpFrame>): Packet =>
+    Object.assign(make({ payload: new Uint8Array(size), flags: 0x10, ...more }, { linear: 54 }), {
+      gsoType: GSO_TCPV4,
+      gsoSize,
+    });
+  const lengths = ({ got }: ReturnType<typeof arrive>) => got.map(({ bytes }) => bytes.length - 54);
+  const other = [gso(2000, 1000, { sequence: 0 }), gso(3000, 1500, { sequence: 2000 })];
+  assert.deepEqual(lengths(arrive(other)), [2000, 3000], 'segments of another size');
+  const short = [gso(2500, 1000, { sequence: 0 }), gso(2000, 1000, { sequence: 2500 })];
+  assert.deepEqual(lengths(arrive(short)), [2500, 2000], 'a short one in the middle');
+  // Up to the longest that IP has, and not a byte more.
+  for (const [last, whole] of [
+    [495, [65_495]],
+    [496, [65_000, 496]],
+  ] as const) {
+    const long = [30_000, 30_000, 5000].map((size, n) => gso(size, 1000, { sequence: n * 30_000 }));
+    const end = make({ payload: new Uint8Array(last), sequence: 65_000, flags: 0x10 }, { linear: 54 });
+    assert.deepEqual(lengths(arrive([...long, end])), whole);
+  }
+});
+
+test('ids and sequence numbers count up over the ends of their ranges', () => {
+  const { arrive, make } = setUp();
+  for (const start of [0x7fffff00, 0x7ffff800, 0xffffff00]) {
+    let at = 0;
+    const packets = [1000, 2000, 1000, 1000].map(size => {
+      const id = (0xfffd + at / 1000) & 0xffff;
+      const sequence = (start + at) >>> 0;
+      const packet = make({ payload: new Uint8Array(size), id, sequence, flags: 0x10 }, { linear: 100 });
+      // It may be fragmented: its id counts.
+      const head = packet.memory.u8.subarray(packet.data, packet.data + packet.linear);
+      head[20] = 0;
+      fillHeaderChecksum(head);
+      if (size > 1000) Object.assign(packet, { gsoType: GSO_TCPV4, gsoSize: 1000 });
+      at += size;
+      return packet;
+    });
+    const { got, taken } = arrive(packets);
+    assert.equal(got.length, 1);
+    assert.deepEqual(
+      taken.map(bytes => (bytes[18] << 8) | bytes[19]),
+      [0xfffd, 0xfffe, 0xffff, 0, 1],
+    );
+  }
+});
+
+test('packets for one device are not put together with those for another', () => {
+  const { kernel, make } = setUp();
+  const gro = new Gro();
+  const got: number[] = [];
+  const target = (): GroTarget => ({
+    receive(packet) {
+      got.push(packet.length);
+      packet.release();
+    },
+  });
+  for (const frame of run(2, 500)) gro.receive(make(frame), target());
+  gro.flush();
+  assert.deepEqual(got, [554, 554]);
+  assert.equal(kernel.net.packets.used, 0);
 });
 
 test('what does not belong together stays apart, in its order', () => {
