@@ -77,29 +77,32 @@ for (const split of [true, false]) {
       victim.disconnect();
     });
 
-    test('tells it soon of requests that it asked for just when they were published', async () => {
-      const front = new Front(split);
-      const { victim, path } = front;
-      const { back } = victim;
-      await front.rest();
-      for (const ring of [back.tx, back.rx]) ring.reqEvent = ring.reqProd + 1000;
-      front.told();
-      front.send(2);
-      for (let i = 0; i < 4; i++) back.packet(front.frame(100));
-      back.push();
-      back.kickRx();
-      await path.scheduler.runReady();
-      const nobody = split ? [false, false] : [false];
-      const all = split ? [true, true] : [true];
-      assert.deepEqual(front.told(), nobody);
-      for (const ring of [back.tx, back.rx]) ring.reqEvent = ring.reqProd;
-      await path.scheduler.runFor(2 * SOON);
-      assert.deepEqual(front.told(), all);
-      await path.scheduler.runFor(1000);
-      assert.deepEqual(front.told(), nobody, 'once');
-      await front.runsNothing(1000);
-      victim.disconnect();
-    });
+    for (const asked of [[0], [1], [0, 1]]) {
+      const which = asked.map(ring => ['tx', 'rx'][ring]).join(' and ');
+      test(`tells it soon of ${which} requests that it asked for just when they were published`, async () => {
+        const front = new Front(split);
+        const { victim, path } = front;
+        const { back } = victim;
+        const rings = [back.tx, back.rx];
+        await front.rest();
+        for (const ring of rings) ring.reqEvent = ring.reqProd + 1000;
+        front.told();
+        front.send(2);
+        for (let i = 0; i < 4; i++) back.packet(front.frame(100));
+        back.push();
+        back.kickRx();
+        await path.scheduler.runReady();
+        const nobody = split ? [false, false] : [false];
+        assert.deepEqual(front.told(), nobody);
+        for (const ring of asked) rings[ring].reqEvent = rings[ring].reqProd;
+        await path.scheduler.runFor(2 * SOON);
+        assert.deepEqual(front.told(), split ? [asked.includes(0), asked.includes(1)] : [true]);
+        await path.scheduler.runFor(1000);
+        assert.deepEqual(front.told(), nobody, 'once');
+        await front.runsNothing(1000);
+        victim.disconnect();
+      });
+    }
 
     test('does not look after it has gone, or was broken', async () => {
       for (const how of ['gone', 'broken'] as const) {

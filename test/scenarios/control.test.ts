@@ -270,6 +270,38 @@ test('a control ring that goes away answers those who wait', async () => {
   await assert.rejects(front.request(T.GET_HASH_FLAGS), /ENOTCONN/);
 });
 
+test('ids of requests come again after 65535 of them, but for those that are not answered', async () => {
+  const { front, ask, path, broken } = controlRing(8);
+  const next = (id: number) => void Object.assign(front, { lastId: id - 1 });
+  next(0xffff);
+  for (let i = 0; i < 3; i++) assert.equal((await ask(T.GET_HASH_FLAGS)).status, STATUS.NOT_SUPPORTED);
+  next(7);
+  const first = front.request(T.GET_GREF_MAPPING_SIZE, 0);
+  next(7);
+  const second = front.request(T.GET_HASH_MAPPING_SIZE);
+  await path.settle();
+  assert.deepEqual([(await first).data, (await second).data], [768, 128]);
+  assert.deepEqual(broken, []);
+});
+
+test('grants for more than one list are all mapped, and what is longer than a page is not sent', async () => {
+  const { front, guest, path, staticGrants } = controlRing(9);
+  const { grants, memory } = guest.platform;
+  const grefs = Array.from({ length: 600 }, () => grants.grantAccess(0, memory.allocPage(), true));
+  const mapped = front.mapGrants(0, grefs, true);
+  for (let i = 0; i < 4; i++) await path.settle();
+  await mapped;
+  assert.equal(staticGrants[0].size, 600);
+  const { pages } = guest.domain;
+  const long = assert.rejects(
+    front.setHash({ flags: 15, key: new Uint8Array(4097) }),
+    /do not fit into a page/,
+  );
+  for (let i = 0; i < 4; i++) await path.settle();
+  await long;
+  assert.equal(guest.domain.pages, pages);
+});
+
 test('a control ring for which there is no event channel leaves nothing behind', () => {
   const guest = new DataPath(6).guest().dom;
   const { events, grants } = guest.platform;
