@@ -59,6 +59,20 @@ class Frontend {
     return posted;
   }
 
+  /** Receives packets of one slot, and keeps them, until no page is left to post. @returns them, one for each page */
+  async keepAll(): Promise<Packet[]> {
+    const { victim } = this;
+    const kept: Packet[] = [];
+    victim.dev.rxHandler = packet => kept.push(packet);
+    await this.bursts(4, 100);
+    while (this.posted > 0) {
+      victim.back.respondRx({ status: 100 });
+      await victim.strike();
+    }
+    assert.equal(kept.length, 2 * RING);
+    return kept;
+  }
+
   async end(): Promise<void> {
     const { victim, path } = this;
     assert.deepEqual(victim.broken, []);
@@ -142,16 +156,24 @@ for (const ringCode of [true, false]) {
       assert.equal(front.posted, RING);
     });
 
+    check('get back the pages of packets that there was no memory for', async front => {
+      const { domain, dom, dev } = front.victim;
+      const { packets } = dom.net;
+      const { maxPages } = domain.limits;
+      domain.limits.maxPages = domain.pages;
+      const held: Packet[] = [];
+      for (let packet = packets.tryGet(); packet !== null; packet = packets.tryGet()) held.push(packet);
+      await front.burst(100, 8);
+      await front.burst(5000, 4);
+      assert.deepEqual([dev.stats.rxErrors, dev.stats.rxPackets], [12, 0]);
+      domain.limits.maxPages = maxPages;
+      for (const packet of [...held, ...(await front.keepAll())]) packet.release();
+      await front.path.scheduler.runFor(100);
+    });
+
     check('are posted again a little later when all pages were in use', async front => {
       const { victim, path } = front;
-      const kept: Packet[] = [];
-      victim.dev.rxHandler = packet => kept.push(packet);
-      await front.bursts(4, 100);
-      while (front.posted > 0) {
-        victim.back.respondRx({ status: 100 });
-        await victim.strike();
-      }
-      assert.equal(kept.length, 2 * RING);
+      const kept = await front.keepAll();
       for (const packet of kept) packet.release();
       await path.scheduler.runFor(100);
       assert.ok(front.posted >= FEWEST);
