@@ -341,6 +341,25 @@ describe('the fast path leaves to TypeScript', () => {
   packet('a blank checksum behind headers that are not whole', pair => pair.frame(0).subarray(0, 40), {
     flags: BLANK,
   });
+  /** What is at these offsets of the frame instead: lengths that contradict each other. */
+  const contradictions: [what: string, more: object, octets: Record<number, number>][] = [
+    ['an IPv4 header of less than 20 bytes', {}, { 14: 0x44 }],
+    ['an IPv4 packet that is shorter than its header', {}, { 17: 19 }],
+    ['a UDP header that its IP packet ends in', {}, { 17: 27 }],
+    ['a TCP header that its IP packet ends in', TCP, { 17: 39 }],
+    ['TCP options that its IP packet ends in', TCP, { 17: 40, 46: 0x60 }],
+  ];
+  for (const [what, more, octets] of contradictions) {
+    packet(
+      `a blank checksum of ${what}`,
+      pair => {
+        const bytes = pair.frame(100, more);
+        for (const [at, octet] of Object.entries(octets)) bytes[Number(at)] = octet;
+        return bytes;
+      },
+      { flags: BLANK },
+    );
+  }
   packet(
     'a blank checksum beyond the part that is copied',
     pair =>
