@@ -175,7 +175,15 @@ export function writeIpv4Checksum(packet: Packet, headers: Headers): void {
 
 /** True when the IPv4 header's own checksum is right. */
 export function ipv4ChecksumIsRight(packet: Packet, headers: Headers): boolean {
-  return sumBytes(packet.memory, packet.data + headers.l3, headers.l3Length) === 0xffff;
+  const at = packet.data + headers.l3;
+  if (headers.l3Length !== 20 || (at & 1) !== 0) {
+    return sumBytes(packet.memory, at, headers.l3Length) === 0xffff;
+  }
+  // GRO asks it of every packet of a stream, and this takes half the time.
+  const { u16 } = packet.memory;
+  let sum = 0;
+  for (let i = at >>> 1, end = i + 10; i < end; i++) sum += u16[i];
+  return (sum & 0xffff) + (sum >>> 16) === 0xffff;
 }
 
 /**
