@@ -16,9 +16,10 @@ import { type BenchDomain, type BenchGuest, BenchHost, cpuSeconds } from './host
 /** CPU time for the compiler to settle. */
 const WARM_UP_MS = 1500;
 /** Each guest's pages are touched for the first time in these. */
-const WARM_UP_BURSTS = 4;
-/** The host counts as settled when nothing has run for so long; and how long to wait for that. */
+const WARM_UP_BURSTS = 8;
 const SETTLE_MS = 200;
+/** The host counts as settled when nothing has run for so long, as links that change are told of after up to 1 s (linkwatch). */
+const QUIET_MS = 1200;
 const SETTLE_MAX_MS = 20_000;
 const IDLE_MS = 1000;
 /** Vifs that come and go before anything is measured. */
@@ -94,7 +95,7 @@ async function idle(): Promise<Record<'settleSeconds' | 'tasks' | 'timers' | 'cp
   const start = performance.now();
   do {
     Object.assign(seen, { tasks: 0, timers: 0 });
-    await sleep(SETTLE_MS);
+    await sleep(QUIET_MS);
   } while (seen.tasks > 0 && performance.now() < start + SETTLE_MAX_MS);
   const settleSeconds = (performance.now() - start) / 1000;
   const before = cpuSeconds();
