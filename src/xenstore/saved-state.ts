@@ -182,14 +182,21 @@ function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: numbe
     for (let depth = path.count - 1; depth > 0; depth--) above.add(path.prefix(depth));
   }
   const removed: string[] = [];
+  // Nodes that were removed again, with the parent that came into being with them.
+  const passed = new Map<string, StoreNode>();
   for (const [text, flags] of tx.accesses()) {
     path.set(text);
     if (flags & ACCESS.SUBTREE) removed.push(text);
-    // Who takes it up would give it its parent's permissions.
-    if (flags & ACCESS.IMPLIED && (!above.has(text) || hasOwnPermissions(tx, path))) changed.add(text);
+    if (flags & ACCESS.IMPLIED && !changed.has(text)) {
+      const node = tx.tree.get(path);
+      // Who takes it up would give it its parent's permissions.
+      if (node === undefined || hasOwnPermissions(tx, path)) changed.add(text);
+      else if (!above.has(text)) passed.set(firstBelow(tx, text), node);
+    }
     if (changed.has(text) || flags === ACCESS.IMPLIED || flags === ACCESS.PARENT) continue;
     save(text, tx.tree.get(path), NODE_ACCESS.READ | whatWasRead(flags));
   }
+  for (const [text, parent] of passed) save(text, parent, NODE_ACCESS.WRITE);
   // What was removed and made anew has lost what was below it.
   for (const text of removed) save(text, undefined, 0);
   for (const text of [...changed].sort()) {
@@ -197,6 +204,11 @@ function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: numbe
     const node = tx.tree.get(path);
     if (node !== undefined) save(text, node, NODE_ACCESS.WRITE);
   }
+}
+
+/** The first change below a node that came into being by it. */
+function firstBelow(tx: Transaction, parent: string): string {
+  return tx.changes.find(({ path }) => path.startsWith(`${parent}/`))!.path;
 }
 
 /** What READ goes with, for these ACCESS flags. */

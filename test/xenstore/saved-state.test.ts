@@ -214,7 +214,18 @@ describe('a saved state', () => {
         assert.deepEqual(contents(after, false), contents(before, false));
         assert.deepEqual(after.server.store.check(), []);
       }),
-      { numRuns: 60 },
+      {
+        numRuns: Number(process.env['PVNET_SAVED_RUNS'] ?? 60),
+        examples: [
+          [
+            [
+              { kind: 'write', path: '/c', value: '', where: 'live' },
+              { kind: 'write', path: '/c/a', value: '', where: 'transaction' },
+              { kind: 'rm', path: '/c/a', value: '', where: 'transaction' },
+            ],
+          ],
+        ],
+      },
     );
   });
 
