@@ -41,6 +41,8 @@ export class Transaction {
   /** What they count against the domain's memory quota. */
   changeBytes = 0;
   readonly #accesses = new Map<string, Access>();
+  /** A path that had changed before a live update, if there was one. */
+  #stale: string | undefined;
   /** Nodes that the transaction adds to what each domain owns. */
   readonly nodeDeltas = new Map<number, number>();
 
@@ -75,7 +77,7 @@ export class Transaction {
 
   /** Makes the transaction look as if every node on `path` had been changed since (live update). */
   noteStale(path: string): void {
-    this.#accesses.set(path, { flags: STALE, permissions: null });
+    this.#stale = path;
   }
 
   addNodes(domid: number, count: number): void {
@@ -87,10 +89,11 @@ export class Transaction {
    * @param scratch to parse paths with
    */
   conflict(live: LiveTree, scratch: Path): string | undefined {
+    // Whatever it was that changed may be as it was again.
+    if (this.#stale !== undefined) return this.#stale;
     const { base, since } = this.tree;
     if (live.root === base) return undefined;
     for (const [text, access] of this.#accesses) {
-      if (access.flags & STALE) return text;
       scratch.set(text);
       const now = live.get(scratch);
       if (now !== undefined && now.epoch <= since) continue;
@@ -100,8 +103,6 @@ export class Transaction {
     return undefined;
   }
 }
-
-const STALE = 32;
 
 function differs(before: StoreNode | undefined, now: StoreNode | undefined, access: Access): boolean {
   const { flags } = access;

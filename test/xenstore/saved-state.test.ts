@@ -224,6 +224,14 @@ describe('a saved state', () => {
               { kind: 'rm', path: '/c/a', value: '', where: 'transaction' },
             ],
           ],
+          [
+            [
+              { kind: 'write', path: '/b/a', value: '', where: 'before' },
+              { kind: 'rm', path: '/b', value: '', where: 'transaction' },
+              { kind: 'write', path: '/b/b/a', value: '', where: 'live' },
+              { kind: 'rm', path: '/b/b', value: '', where: 'live' },
+            ],
+          ],
         ],
       },
     );
