@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages whose programs the tests use, or those of the programs that are named, as far as they are
-# missing; what benchmarks compare with only when it is named. Needs root and apt; without them it says what is missing, and what needs it does without or is skipped.
+# missing; what benchmarks compare with only when it is named. Needs root and apt; without them it says what is missing, and
+# what needs it does without or is skipped.
 set -u
 declare -A package_of=(
   [ip]=iproute2 [ping]=iputils-ping [iperf3]=iperf3 [curl]=curl [tcpdump]=tcpdump [tshark]=tshark

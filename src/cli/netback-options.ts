@@ -1,10 +1,10 @@
 import { resolve } from 'node:path';
 import { importFile } from '../guests/module.js';
+import { parseFeatures } from '../kernel/driver-options.js';
 import { NETBACK_FEATURES } from '../netback/features.js';
 import type { PacketFilter } from '../netback/filter.js';
 import { DEFAULT_MAX_QUEUES, type NetbackOptions } from '../netback/netback.js';
 import { MAX_QUEUES } from '../netfront/netfront.js';
-import { parseFeatures } from '../toolstack/netfront-config.js';
 import { type Invocation, type OptionHelp, parseNumber, UsageError } from './command.js';
 import { CliError } from './rpc.js';
 

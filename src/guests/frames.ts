@@ -1,4 +1,4 @@
-import { partialChecksumFits, sumPacket } from '../net/checksum.js';
+import { completedChecksum, partialChecksumFits } from '../net/checksum.js';
 import type { NetDevice } from '../net/device.js';
 import { CHECKSUM_PARTIAL, FRAGMENT_LOCAL, PACKET_LINEAR_MAX, type Packet } from '../net/packet.js';
 import { PAGE_SHIFT, PAGE_SIZE } from '../platform/memory.js';
@@ -20,8 +20,7 @@ export function packetBytes(packet: Packet, device: NetDevice): Uint8Array | nul
     at += packet.size[i];
   }
   if (packet.checksum === CHECKSUM_PARTIAL && partialChecksumFits(packet)) {
-    // Zero would say that there is none (RFC 768). Sums are in the order of the bytes in memory.
-    const sum = ~sumPacket(packet, packet.csumStart, packet.length) & 0xffff || 0xffff;
+    const sum = completedChecksum(packet);
     const field = packet.csumStart + packet.csumOffset;
     bytes[field] = sum;
     bytes[field + 1] = sum >>> 8;

@@ -4,9 +4,9 @@ import { pathToFileURL } from 'node:url';
 import { ErrnoError } from '../abi/errno.js';
 import type { Kernel } from '../kernel/kernel.js';
 import type { NetDevice } from '../net/device.js';
+import { abortable } from '../platform/abort.js';
 import { describeError } from '../platform/errors.js';
 import type { Platform } from '../platform/platform.js';
-import { abortable } from '../xenstore/index.js';
 import { type Guest, type GuestOptions, watchVifs } from './guest.js';
 
 /** What the function of a guest module gets. */

@@ -13,12 +13,19 @@ export function checkDriverOptions(
   if (!Number.isInteger(maxQueues) || maxQueues < 1) {
     throw new ErrnoError('EINVAL', `${driver}: maxQueues: ${maxQueues} is no whole number from 1 on`);
   }
-  for (const name of without) {
-    if (features.includes(name)) continue;
-    const there = features.join(', ');
-    throw new ErrnoError(
-      'EINVAL',
-      `${driver}: without: "${name}" is no feature that can be left out; there are ${there}`,
-    );
+  try {
+    parseFeatures(without, features);
+  } catch (error) {
+    throw new ErrnoError('EINVAL', `${driver}: without: ${(error as Error).message}`);
   }
+}
+
+/** Names of features that are to be left out. @throws Error that says which is none, and which there are */
+export function parseFeatures<F extends string>(names: readonly string[], known: readonly F[]): F[] {
+  for (const name of names) {
+    if (!known.includes(name as F)) {
+      throw new Error(`"${name}" is no feature that can be left out; there are ${known.join(', ')}`);
+    }
+  }
+  return names as F[];
 }

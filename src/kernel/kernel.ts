@@ -1,10 +1,10 @@
 import { Irqs } from '../events/index.js';
 import { createLoopback } from '../net/loopback.js';
 import { Net } from '../net/net.js';
+import type { AbortSignalLike } from '../platform/abort.js';
 import { GrantReclaimer } from '../platform/grant-reclaimer.js';
 import type { Platform } from '../platform/platform.js';
 import { Xenbus, type XenbusTrace } from '../xenbus/index.js';
-import type { AbortSignalLike } from '../xenstore/index.js';
 
 export interface KernelOptions {
   /** What messages call the domain. */

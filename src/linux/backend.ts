@@ -12,6 +12,7 @@ import { TapPort } from '../uplink/tap-port.js';
 import type { XenbusDevice } from '../xenbus/index.js';
 import { type LinuxHost, openLinuxHost, untilEnded } from './host.js';
 import { rerunHotplug } from './rerun-hotplug.js';
+import { until } from './until.js';
 import { matchesVif } from './vif-pattern.js';
 
 /** How long packets on their way are waited for when vifs are handed over. */
@@ -169,16 +170,6 @@ export class LinuxBackend {
     }
   }
 
-  /** @returns whether it came true in time */
-  private async until(done: () => boolean, timeoutMs: number): Promise<boolean> {
-    const end = performance.now() + timeoutMs;
-    while (!done()) {
-      if (performance.now() >= end) return false;
-      await new Promise(resolve => setTimeout(resolve, 5));
-    }
-    return true;
-  }
-
   private backendDevices(): XenbusDevice[] {
     return [...this.host.kernel.xenbus.backend.devices.values()].filter(device => device.driver !== null);
   }
@@ -201,7 +192,7 @@ export class LinuxBackend {
     for (const device of devices) await device.switchState(XenbusState.Closing);
     const closed = (device: XenbusDevice) =>
       device.gone || device.state === XenbusState.Closed || device.otherendState === XenbusState.Closed;
-    await this.until(() => devices.every(closed), CLOSE_MS);
+    await until(() => devices.every(closed), CLOSE_MS);
     await this.finish();
   }
 
@@ -211,7 +202,7 @@ export class LinuxBackend {
     this.stopping = true;
     const queues = this.vifs.flatMap(vif => vif.queues);
     for (const queue of queues) queue.pause();
-    const drained = await this.until(() => queues.every(queue => queue.inFlight === 0), DRAIN_MS);
+    const drained = await until(() => queues.every(queue => queue.inFlight === 0), DRAIN_MS);
     if (!drained) this.options.log('some packets were still on their way; their frontends may complain');
     await this.finish();
   }

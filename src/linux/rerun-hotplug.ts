@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Kernel } from '../kernel/kernel.js';
 import { DEFAULT_SCRIPT } from '../toolstack/vif-config.js';
+import { until } from './until.js';
 
 /** How long the new interface may take to appear. */
 const INTERFACE_MS = 1000;
@@ -12,27 +13,19 @@ const INTERFACE_MS = 1000;
  * @param dir the backend's directory
  */
 export async function rerunHotplug(
-  kernel: Kernel,
+  { net, xenbus }: Kernel,
   dir: string,
   vif: string,
   log: (line: string) => void,
 ): Promise<void> {
   try {
-    const script = (await kernel.xenbus.xs.readOptional(`${dir}/script`)) ?? DEFAULT_SCRIPT;
-    if (await interfaceCame(kernel, vif)) await run(script, dir, vif);
+    const script = (await xenbus.xs.readOptional(`${dir}/script`)) ?? DEFAULT_SCRIPT;
+    const came = await until(() => net.byName(vif) !== undefined, INTERFACE_MS);
+    if (came) await run(script, dir, vif);
     else log(`${vif}: it did not come: ${script} was not run`);
   } catch (error) {
     log(`${vif}: running its script again: ${(error as Error).message}`);
   }
-}
-
-async function interfaceCame({ net }: Kernel, vif: string): Promise<boolean> {
-  const end = performance.now() + INTERFACE_MS;
-  while (net.byName(vif) === undefined) {
-    if (performance.now() >= end) return false;
-    await new Promise(resolve => setTimeout(resolve, 5));
-  }
-  return true;
 }
 
 /** @throws Error when it cannot be run, or ends with a status */

@@ -219,16 +219,22 @@ export function partialChecksumFits(packet: Packet): boolean {
 }
 
 /**
- * Completes a partial checksum (skb_checksum_help). All data must be local, and the head the caller's to
- * change. A sum of zero is stored as 0xffff, since zero means "none" for UDP and both mean the same in TCP.
- * Padding behind the IP packet counts too, as for Linux: its sender must have zeroed it or left it out.
+ * What completes a partial checksum, its first byte lowest; all data must be local. A sum of zero is 0xffff, since zero means
+ * "none" for UDP and both mean the same in TCP.
+ */
+export function completedChecksum(packet: Packet): number {
+  return ~sumPacket(packet, packet.csumStart, packet.length) & 0xffff || 0xffff;
+}
+
+/**
+ * Completes a partial checksum (skb_checksum_help). All data must be local, and the head the caller's to change. Padding behind
+ * the IP packet counts too, as for Linux: its sender must have zeroed it or left it out.
  * @returns false, and changes nothing, when the checksum's place is not in the linear part
  */
 export function completeChecksum(packet: Packet): boolean {
   if (packet.checksum !== CHECKSUM_PARTIAL) return true;
   if (!partialChecksumFits(packet)) return false;
-  const sum = ~sumPacket(packet, packet.csumStart, packet.length) & 0xffff;
-  storeSum(packet, packet.csumStart + packet.csumOffset, sum === 0 ? 0xffff : sum);
+  storeSum(packet, packet.csumStart + packet.csumOffset, completedChecksum(packet));
   packet.checksum = CHECKSUM_NONE;
   return true;
 }

@@ -28,6 +28,7 @@ import { ethtoolQueueStats } from '../net/stats.js';
 import { netfrontRxbufAttributes } from '../net/sysfs.js';
 import { NETDEV_TX_OK } from '../net/tx-queue.js';
 import type { XdpFrames } from '../net/xdp.js';
+import { abortable } from '../platform/abort.js';
 import type { Timer } from '../platform/scheduler.js';
 import {
   isGone,
@@ -37,7 +38,6 @@ import {
   type XenbusDriver,
   type XsWatch,
 } from '../xenbus/index.js';
-import { abortable } from '../xenstore/index.js';
 import { Control, type HashSettings } from './control.js';
 import { NETFRONT_FEATURES, type NetfrontFeature } from './features.js';
 import { GrantedPool } from './granted-pool.js';

@@ -1,3 +1,4 @@
+export * from './abort.js';
 export * from './copy-batch.js';
 export * from './errors.js';
 export * from './grant-reclaimer.js';

@@ -1,3 +1,4 @@
+import { parseFeatures } from '../kernel/driver-options.js';
 import { NETFRONT_FEATURES } from '../netfront/features.js';
 import { MAX_QUEUES, type NetfrontOptions } from '../netfront/netfront.js';
 import { ToolstackError } from './error.js';
@@ -46,14 +47,4 @@ export function parseNetfront(text: string, where = 'netfront'): NetfrontOptions
     }
   }
   return options;
-}
-
-/** Names of features that are to be left out. @throws Error that says which is none, and which there are */
-export function parseFeatures<F extends string>(names: readonly string[], known: readonly F[]): F[] {
-  for (const name of names) {
-    if (!known.includes(name as F)) {
-      throw new Error(`"${name}" is no feature that can be left out; there are ${known.join(', ')}`);
-    }
-  }
-  return names as F[];
 }

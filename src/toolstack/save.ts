@@ -1,4 +1,4 @@
-import { abortable } from '../xenstore/index.js';
+import { abortable } from '../platform/abort.js';
 import { shown } from './checks.js';
 import type { ConfigValue } from './config-syntax.js';
 import type { DomainConfig } from './domain-config.js';

@@ -1,6 +1,6 @@
 import type { BootedGuest } from '../guests/index.js';
+import { abortable } from '../platform/abort.js';
 import type { Domain } from '../platform/sim/domain.js';
-import { abortable } from '../xenstore/index.js';
 import { ToolstackError } from './error.js';
 import type { Host, HostedDomain } from './host.js';
 

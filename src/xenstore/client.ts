@@ -6,9 +6,9 @@ import {
   type XsdErrorName,
   xsTypeName,
 } from '../abi/xs-wire.js';
+import { type AbortSignalLike, abortable, throwIfAborted } from '../platform/abort.js';
 import type { ByteStream } from '../platform/platform.js';
 import { type Scheduler, sleep } from '../platform/scheduler.js';
-import { type AbortSignalLike, abortable, throwIfAborted } from './abort.js';
 import { ClientTransaction } from './client-transaction.js';
 import { XenStoreError } from './error.js';
 import { latin1 } from './latin1.js';

@@ -1,4 +1,4 @@
-export { type AbortSignalLike, abortable } from './abort.js';
+export type { AbortSignalLike } from '../platform/abort.js';
 export {
   type TransactionOptions,
   type WatchOptions,

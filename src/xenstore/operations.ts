@@ -1,5 +1,5 @@
 import { XENSTORE_PAYLOAD_MAX, XS } from '../abi/xs-wire.js';
-import type { AbortSignalLike } from './abort.js';
+import type { AbortSignalLike } from '../platform/abort.js';
 import { XenStoreError } from './error.js';
 import { decodeText, encodeText } from './text.js';
 

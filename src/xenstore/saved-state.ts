@@ -174,12 +174,16 @@ function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: numbe
   const conflict = tx.conflict(tree, path);
   if (conflict !== undefined) save(conflict, undefined, NODE_ACCESS.STALE);
   const changed = new Set(tx.changes.map(change => change.path));
-  // Parents that come into being again with a node below them.
+  // Parents that come into being again with a node below them; and by parent, a node below that is not there any more.
   const above = new Set<string>();
+  const gone = new Map<string, string>();
   for (const text of changed) {
     path.set(text);
-    if (tx.tree.get(path) === undefined) continue;
-    for (let depth = path.count - 1; depth > 0; depth--) above.add(path.prefix(depth));
+    const isThere = tx.tree.get(path) !== undefined;
+    for (let depth = path.count - 1; depth > 0; depth--) {
+      if (isThere) above.add(path.prefix(depth));
+      else gone.set(path.prefix(depth), text);
+    }
   }
   const removed: string[] = [];
   // Nodes that were removed again, with the parent that came into being with them.
@@ -191,7 +195,7 @@ function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: numbe
       const node = tx.tree.get(path);
       // Who takes it up would give it its parent's permissions.
       if (node === undefined || hasOwnPermissions(tx, path)) changed.add(text);
-      else if (!above.has(text)) passed.set(firstBelow(tx, text), node);
+      else if (!above.has(text)) passed.set(gone.get(text)!, node);
     }
     if (changed.has(text) || flags === ACCESS.IMPLIED || flags === ACCESS.PARENT) continue;
     save(text, tx.tree.get(path), NODE_ACCESS.READ | whatWasRead(flags));
@@ -204,11 +208,6 @@ function saveTransaction(writer: StreamWriter, server: XenStoreServer, id: numbe
     const node = tx.tree.get(path);
     if (node !== undefined) save(text, node, NODE_ACCESS.WRITE);
   }
-}
-
-/** The first change below a node that came into being by it. */
-function firstBelow(tx: Transaction, parent: string): string {
-  return tx.changes.find(({ path }) => path.startsWith(`${parent}/`))!.path;
 }
 
 /** What READ goes with, for these ACCESS flags. */

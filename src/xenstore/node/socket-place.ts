@@ -42,7 +42,9 @@ export async function prepareSocket(path: string, server: string): Promise<strin
 export function makeFolder(folder: string): string[] {
   const missing: string[] = [];
   for (let at = resolve(folder); !isFolder(at); at = dirname(at)) missing.push(at);
-  return missing.reverse().filter(makeOne).reverse();
+  const made: string[] = [];
+  for (const each of missing.reverse()) if (makeOne(each)) made.unshift(each);
+  return made;
 }
 
 /** @returns false when somebody else has made it meanwhile */
